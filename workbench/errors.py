@@ -1,0 +1,36 @@
+"""The errors that a caller can tell apart.
+
+    WorkbenchError            anything the workbench raises on purpose; str() is the user's sentence
+    ├── BadInput              the request cannot be carried out as given; fix the input (exit code 2)
+    ├── ModelError            the model is missing, damaged or gave NaN; fix model or settings
+    │   └── OutOfMemory       a ModelError: the device ran out of memory; choose a smaller setting
+    ├── StoreError            history or export could not be read or written; nothing half-written
+    └── Cancelled             the user asked to stop; not a failure (exit code 130)
+
+Every message is one sentence that says what happened, with the value and the limit, and what to do.
+Numerics raise nothing but `Cancelled` (passed through from a callback) and `ModelError` (NaN).
+"""
+
+
+class WorkbenchError(Exception):
+    """Base of all deliberate errors; its text is fit to be shown to the user as it is."""
+
+
+class BadInput(WorkbenchError):
+    """The input is at fault; the text names the value, the limit and what to do."""
+
+
+class ModelError(WorkbenchError):
+    """The model is missing, of a wrong kind, damaged, or its numbers became NaN."""
+
+
+class OutOfMemory(ModelError):
+    """The device ran out of memory; the text names a smaller setting that fits."""
+
+
+class StoreError(WorkbenchError):
+    """History, export or import failed as a whole; what was there before is unchanged."""
+
+
+class Cancelled(WorkbenchError):
+    """The job was stopped by its user, within one step of the request."""
