@@ -1,0 +1,79 @@
+"""How a JSON file of the history is sealed, opened and brought up to date.
+
+Every file carries its format number and a checksum over all its other fields, so that a damaged or
+hand-edited one is noticed. The writer writes the current format only; readers exist for all: each
+`MIGRATIONS[n]` turns format n into n + 1 and is never changed again (frozen samples of every format
+lie in tests/data/formats/).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from workbench.errors import BadInput
+from workbench.keys import canonical, digest
+
+FORMAT = 1
+
+Migration = Callable[[dict[str, Any]], dict[str, Any]]
+MIGRATIONS: dict[int, Migration] = {}  # 1 is the first format there is
+
+
+def seal(data: Mapping[str, Any]) -> bytes:
+    """JSON bytes of `data` with the format number and the checksum.
+
+    Raises:
+        BadInput: when the data holds NaN or something that JSON does not know.
+    """
+    body = {**data, "format": FORMAT}
+    body.pop("check", None)
+    try:
+        body["check"] = digest(canonical(body))
+    except (ValueError, TypeError) as exc:
+        raise BadInput(f"This cannot be kept in the history: {exc}.") from exc
+    return json.dumps(body, ensure_ascii=False, sort_keys=True, indent=1).encode()
+
+
+def unseal(raw: bytes) -> dict[str, Any]:
+    """The data of a sealed file in today's format.
+
+    Raises:
+        BadInput: saying in which way the file cannot be read.
+    """
+    try:
+        data = json.loads(raw.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as exc:
+        raise BadInput(f"It is no JSON ({exc}).") from exc
+    if not isinstance(data, dict):
+        raise BadInput("It is no JSON object.")
+    version = data.get("format")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise BadInput(f"It names no format (found {version!r:.40}).")
+    if version > FORMAT:
+        raise BadInput(
+            f"It has format {version}, and this workbench reads up to {FORMAT}; "
+            "open it with a newer workbench."
+        )
+    check = data.pop("check", None)
+    try:
+        true = digest(canonical(data))
+    except ValueError as exc:  # infinite numbers, half a surrogate pair: not ours
+        raise BadInput(f"It holds what no file of ours holds ({exc}).") from exc
+    if check != true:
+        raise BadInput("It was changed or damaged after it was written (its checksum is wrong).")
+    return migrate(data)
+
+
+def migrate(data: dict[str, Any]) -> dict[str, Any]:
+    """Bring data of any past format to the current one, step by step."""
+    while data["format"] < FORMAT:
+        version = data["format"]
+        data = MIGRATIONS[version](data)
+        data["format"] = version + 1
+    return data
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
