@@ -1,0 +1,251 @@
+"""The registry, what is found on disk, fingerprints, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from workbench.errors import BadInput, ModelError
+from workbench.models import BUILTIN, ModelSpec, Registry, find_files, fingerprint
+from workbench.models.loading import load_parts
+
+CPU = torch.device("cpu")
+UNET = "unet/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+
+
+@pytest.fixture
+def copy(micro_sd: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(micro_sd, tmp_path / "model"))
+
+
+def spec_of(folder: Path, **more: str) -> ModelSpec:
+    return ModelSpec(name="mine", path=str(folder), **more)  # type: ignore[arg-type]
+
+
+def change(folder: Path, name: str, how: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / name)
+    how(tensors)
+    save_file(tensors, folder / name)
+
+
+def test_registry_resolves_names_and_paths(micro_sd: Path) -> None:
+    registry = Registry()
+    assert {"storybook", "sd15", "sd21", "sd21-base", "sdxl"} <= set(registry.names())
+    assert registry.resolve("sd15").hub == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert registry.resolve(str(micro_sd)).path == str(micro_sd.resolve())
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("sd99", BadInput, "choose one of: storybook"),
+        ("x\0y", BadInput, "There is no model"),
+        ("/no/such/folder", ModelError, "There is no model at"),
+        ("model.ckpt", ModelError, "is a pickle"),
+        ("some/where/unet.bin", ModelError, "is a pickle"),
+        ("gone.safetensors", ModelError, "There is no model at"),
+    ],
+)
+def test_unknown_models_are_named(name: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        Registry().resolve(name)
+
+
+def test_models_toml_round_trip(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    registry = Registry(file)
+    registry.add(
+        ModelSpec(name="comic", hub="a/b", title='Co"mic\u00e9 \U0001f600', native_size=640)
+    )
+    registry.add(ModelSpec(name="other", path="weights/x.safetensors", config="sd15"))
+    again = Registry(file)
+    assert again.resolve("comic") == registry.resolve("comic")
+    assert again.resolve("other").path == str((tmp_path / "weights/x.safetensors").resolve())
+    again.remove("comic")
+    assert "comic" not in Registry(file).names()
+    with pytest.raises(BadInput, match="built-in"):
+        registry.add(ModelSpec(name="sd15", hub="a/b"))
+    with pytest.raises(BadInput, match="of your own"):
+        registry.remove("sd15")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[comic", "cannot be read"),
+        ("comic = 3", "must be a table"),
+        ("[comic]\ncolour = 'red'", "does not know 'colour'"),
+        ("[comic]", "either 'path' or 'hub'"),
+        ("[comic]\nhub = 'a/b'\nnative_size = '512'", "must be of type int"),
+        ("[comic]\nhub = 'a/b'\nnative_size = 5", "64 to 4096"),
+        ("[comic]\nhub = 'a/b'\nprediction = 'x0'", "epsilon or v_prediction"),
+        ("[sdxl]\nhub = 'a/b'", "no name for a model"),
+    ],
+)
+def test_bad_models_toml_says_what(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(text)
+    with pytest.raises(BadInput, match=words):
+        Registry(file)
+
+
+def test_missing_hub_model_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for spec in BUILTIN:
+        if spec.hub:
+            with pytest.raises(ModelError, match=f"models download {spec.name}'"):
+                find_files(spec)
+
+
+def test_fault_24_every_damage_has_its_sentence(copy: Path) -> None:
+    first = {name: sorted(load_file(copy / name))[0] for name in (UNET, VAE, TEXT)}
+
+    def refuse(name: str, how: Callable[[dict[str, torch.Tensor]], object], words: str) -> None:
+        before = (copy / name).read_bytes()
+        change(copy, name, how)
+        with pytest.raises(ModelError, match=words):
+            load_parts(find_files(spec_of(copy)), CPU, torch.float32)
+        (copy / name).write_bytes(before)
+
+    for name in (UNET, VAE, TEXT):
+        key = first[name]
+        refuse(name, lambda t, k=key: t.pop(k), "lacks .*" + key.split(".")[-1])  # type: ignore[misc]
+        refuse(name, lambda t: t.update(foo=torch.zeros(1)), "should not.* foo")
+        refuse(name, lambda t, k=key: t.update({k: torch.zeros(3, 5)}), "shape")  # type: ignore[misc]
+        refuse(name, lambda t, k=key: t[k].view(-1)[:1].fill_(torch.nan), "NaN or inf")  # type: ignore[misc]
+    load_parts(find_files(spec_of(copy)), CPU, torch.float32)
+
+
+def test_fault_24_damaged_files(copy: Path) -> None:
+    weights = copy / UNET
+    raw = weights.read_bytes()
+    for cut, words in ((4, "no safetensors"), (200, "no safetensors"), (len(raw) - 9, "cut short")):
+        weights.write_bytes(raw[:cut])
+        with pytest.raises(ModelError, match=words):
+            load_parts(find_files(spec_of(copy)), CPU, torch.float32)
+    weights.write_bytes(raw)
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelError, match="is a pickle"):
+        find_files(spec_of(copy))
+    weights.with_suffix(".bin").unlink()
+    with pytest.raises(ModelError, match="lacks unet/diffusion"):
+        find_files(spec_of(copy))
+
+
+@pytest.mark.parametrize(
+    ("name", "change_to", "words"),
+    [
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline"),
+        ("model_index.json", {"_class_name": "StableDiffusionXLImg2ImgPipeline"}, "text_encoder_2"),
+        ("unet/config.json", {"in_channels": 9}, "9 channels"),
+        ("unet/config.json", {"_class_name": "UNet3D"}, "UNet3D"),
+        ("vae/config.json", None, "lacks vae/config.json"),
+        ("scheduler/scheduler_config.json", None, "lacks scheduler"),
+        ("tokenizer/vocab.json", None, "vocabulary"),
+    ],
+)
+def test_wrong_kinds_of_models(
+    copy: Path, name: str, change_to: dict[str, object], words: str
+) -> None:
+    if change_to is None:
+        (copy / name).unlink()
+    else:
+        data = json.loads((copy / name).read_text())
+        (copy / name).write_text(json.dumps(data | change_to))
+    with pytest.raises(ModelError, match=words):
+        find_files(spec_of(copy))
+
+
+@pytest.mark.parametrize(
+    ("name", "change_to", "words"),
+    [
+        ("unet/config.json", {"cross_attention_dim": 48}, "does not fit its configuration"),
+        ("vae/config.json", {"latent_channels": 8}, "does not fit its configuration"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "'sample'"),
+        ("text_encoder/config.json", {"architectures": ["T5"]}, "a T5 as text_encoder"),
+        ("vae/config.json", {"_class_name": "VQModel"}, "has a VQModel"),
+    ],
+)
+def test_configurations_that_do_not_fit(
+    copy: Path, name: str, change_to: dict[str, object], words: str
+) -> None:
+    data = json.loads((copy / name).read_text())
+    (copy / name).write_text(json.dumps(data | change_to))
+    with pytest.raises(ModelError, match=words):
+        load_parts(find_files(spec_of(copy)), CPU, torch.float32)
+
+
+def test_a_variant_is_found(copy: Path, micro_sd: Path) -> None:
+    for name in (UNET, VAE, TEXT):
+        tensors = {k: v.half() if v.is_floating_point() else v
+                   for k, v in load_file(copy / name).items()}  # fmt: skip
+        save_file(tensors, (copy / name).with_suffix(".fp16.safetensors"))
+        (copy / name).unlink()
+    files = find_files(spec_of(copy))
+    assert set(files.variants.values()) == {"fp16"}
+    parts = load_parts(files, CPU, torch.float32)
+    whole = load_parts(find_files(spec_of(micro_sd)), CPU, torch.float32)
+    for mine, theirs in zip(parts.unet.parameters(), whole.unet.parameters(), strict=True):
+        assert torch.equal(mine, theirs.half().float())
+
+
+def test_loaded_parts_are_frozen(micro_sd: Path) -> None:
+    parts = load_parts(find_files(spec_of(micro_sd)), CPU, torch.float32)
+    for module in parts.modules().values():
+        assert not module.training
+        assert not any(p.requires_grad for p in module.parameters())
+    assert len(parts.text_encoders) == len(parts.tokenizers) == 1
+
+
+def test_fingerprint_follows_what_is_computed(copy: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "sums.json"
+    first = fingerprint(find_files(spec_of(copy)), memory)
+    moved = Path(shutil.copytree(copy, tmp_path / "moved"))
+    assert fingerprint(find_files(spec_of(moved)), memory) == first
+    assert len(json.loads(memory.read_text())) == 6
+    config = json.loads((copy / "unet/config.json").read_text())
+    (copy / "unet/config.json").write_text(json.dumps(config | {"_diffusers_version": "9"}))
+    assert fingerprint(find_files(spec_of(copy)), memory) == first
+    assert fingerprint(find_files(spec_of(copy, prediction="v_prediction")), memory) != first
+    change(copy, UNET, lambda t: t["conv_in.bias"].add_(1))
+    assert fingerprint(find_files(spec_of(copy)), memory) != first
+
+
+def test_fingerprint_reads_each_file_once(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = tmp_path / "sums.json"
+    files = find_files(spec_of(copy))
+    first = fingerprint(files, memory)
+
+    def refuse(*_args: object) -> None:
+        raise AssertionError("a file was hashed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hashlib.file_digest", refuse)
+        assert fingerprint(files, memory) == first
+    memory.write_text("{ damaged")
+    assert fingerprint(files, memory) == first
+
+
+def test_another_autoencoder(copy: Path, micro_sd: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(micro_sd / "vae", tmp_path / "my-vae"))
+    change(own, "diffusion_pytorch_model.safetensors", lambda t: t["decoder.conv_out.bias"].add_(1))
+    shutil.rmtree(copy / "vae")
+    files = find_files(spec_of(copy, vae=str(own)))
+    parts = load_parts(files, CPU, torch.float32)
+    plain = load_parts(find_files(spec_of(micro_sd)), CPU, torch.float32)
+    assert torch.equal(parts.vae.decoder.conv_out.bias, plain.vae.decoder.conv_out.bias + 1)
+    assert fingerprint(files) != fingerprint(find_files(spec_of(micro_sd)))
+    with pytest.raises(ModelError, match="names the autoencoder"):
+        find_files(spec_of(copy, vae=str(tmp_path / "nowhere")))
