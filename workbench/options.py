@@ -7,7 +7,7 @@ three cannot disagree.
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -79,7 +79,7 @@ def check(obj: Any) -> None:
             continue
         wanted = "a whole number" if kind is int else "a number"
         good = isinstance(value, int) if kind is int else isinstance(value, (int, float))
-        if isinstance(value, bool) or not good or not math.isfinite(value):
+        if isinstance(value, bool) or not good or not abs(value) <= sys.float_info.max:
             raise BadInput(f"{where} is {value!r}; it must be {wanted} {range_text(opt)}.")
         if (opt.low is not None and value < opt.low) or (opt.high is not None and value > opt.high):
             raise BadInput(f"{where} is {value!r}; it must be {wanted} {range_text(opt)}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,8 +102,17 @@ class EditResult:
         try:
             rows = parts.get("trajectory", ())
             parts["trajectory"] = tuple(tuple(Point(x, y) for x, y in row) for row in rows)
-            for name in ("distances", "losses", "cached", "notices", "frames"):
-                parts[name] = tuple(parts.get(name, ()))
+            for name in ("distances", "losses"):
+                parts[name] = tuple(_number(v) for v in parts.get(name, ()))
+            for name in ("cached", "notices", "frames"):
+                parts[name] = tuple(_text(v) for v in parts.get(name, ()))
+            seconds = dict(parts.get("seconds", {})).items()
+            parts["seconds"] = {_text(k): _number(v) for k, v in seconds}
+            parts["iterations"] = int(_number(parts.get("iterations", 0)))
+            parts["change_outside_mask"] = _number(parts.get("change_outside_mask", 0.0))
+            parts["stop"] = _text(parts.get("stop", Stop.STEP_LIMIT.name))
+            if parts.get("strip") is not None:
+                _text(parts["strip"])
         except (TypeError, ValueError) as exc:
             raise BadInput(f"The edit result is damaged: {exc}.") from exc
         return cls(**parts)
@@ -157,10 +167,28 @@ class EditRecord:
                 status=JobState(data["status"]),
                 request=EditRequest.from_json(data["request"], strict=False),
                 result=EditResult.from_json(result) if result is not None else None,
-                error=data.get("error"),
+                error=None if data.get("error") is None else _text(data["error"]),
                 started=str(data.get("started", "")),
                 finished=str(data.get("finished", "")),
-                environment=dict(data.get("environment", {})),
+                environment={
+                    _text(k): _text(v) for k, v in dict(data.get("environment", {})).items()
+                },
             )
         except (KeyError, ValueError, TypeError) as exc:
             raise BadInput(f"The edit record is damaged: {exc}.") from exc
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value
+
+
+def _number(value: Any) -> float:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not abs(value) <= sys.float_info.max
+    ):
+        raise TypeError(f"{value!r:.40} is no finite number")
+    return value

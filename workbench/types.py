@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,11 @@ class Point:
         """Refuse what is no finite number."""
         for name in ("x", "y"):
             v = getattr(self, name)
-            if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v):
+            if (
+                isinstance(v, bool)
+                or not isinstance(v, (int, float))
+                or not abs(v) <= sys.float_info.max
+            ):
                 raise BadInput(f"Point.{name} is {v!r}; it must be a finite number of pixels.")
             object.__setattr__(self, name, float(v))
 
@@ -77,6 +82,10 @@ class ImageAsset:
     height: int
     name: str = "picture"
 
+    def __post_init__(self) -> None:
+        """Check the types; the pixels themselves are checked by the store."""
+        _check_asset(self, "image")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskAsset:
@@ -86,6 +95,20 @@ class MaskAsset:
     width: int
     height: int
 
+    def __post_init__(self) -> None:
+        """Check the types; the pixels themselves are checked by the store."""
+        _check_asset(self, "mask")
+
+
+def _check_asset(asset: ImageAsset | MaskAsset, what: str) -> None:
+    for name in ("id", "name"):
+        if not isinstance(getattr(asset, name, ""), str):
+            raise BadInput(f"The {what}'s {name} must be text.")
+    for name in ("width", "height"):
+        size = getattr(asset, name)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise BadInput(f"The {what}'s {name} is {size!r:.40}; it must be at least 1 px.")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
@@ -94,6 +117,12 @@ class ModelRef:
     name: str = "storybook"
     revision: str = ""
     fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the types."""
+        for name in ("name", "revision", "fingerprint"):
+            if not isinstance(getattr(self, name), str):
+                raise BadInput(f"The model's {name} must be text.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,6 +356,8 @@ class EditRequest:
             )
         if not isinstance(self.prompt, str):
             raise BadInput("The prompt must be text.")
+        if self.parent is not None and not isinstance(self.parent, str):
+            raise BadInput("The parent must be the id of an edit.")
         if len(self.prompt) > MAX_PROMPT:
             raise BadInput(
                 f"The prompt has {len(self.prompt)} characters; the limit is {MAX_PROMPT}."
@@ -369,7 +400,7 @@ class EditRequest:
             if name not in parts:
                 raise BadInput(f"The edit request lacks {name!r}.")
         for name, kind in _PARTS.items():
-            if parts.get(name) is not None:
+            if name in parts and not (name == "mask" and parts[name] is None):
                 try:
                     parts[name] = from_mapping(kind, parts[name], strict=strict)
                 except TypeError as exc:
