@@ -32,6 +32,7 @@ class Board:
         self._presence: Presence | None = None
         try:
             self._presence = Presence(self.folder)
+            self._presence.sweep()
             self._prune(keep)
         except OSError as exc:
             log.warning("the job board cannot be used (%s); jobs run without it", exc.strerror)

@@ -37,8 +37,8 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         """`path` names the lock's file; its folder must exist."""
-        self.path = path
         self._fd: int | None = None
+        self.path = path
 
     @property
     def held(self) -> bool:
@@ -81,6 +81,10 @@ class FileLock:
             self.path.unlink()
         os.close(fd)
 
+    def __del__(self) -> None:
+        """A forgotten lock must not stay held, nor its file handle open."""
+        self.release()
+
 
 class Presence:
     """Says to other processes that this one lives, by a lock that dies with it.
@@ -121,6 +125,11 @@ class Presence:
                 return host != self.host or process_exists(int(name.split("-")[0]))
             probe.release()
             return False
+
+    def sweep(self) -> None:
+        """Remove the lock files that dead processes left."""
+        for path in self.folder.glob("*.alive"):
+            self.lives(path.name, self.host)  # a free lock is removed by the look at it
 
     def close(self) -> None:
         """Let go; what this process left unfinished counts as interrupted from now on."""

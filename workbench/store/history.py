@@ -160,6 +160,7 @@ class Store:
                     found.append(name)
                     log.info("edit %s was interrupted", name)
             self._pending.remove(name)
+        self._presence.sweep()
         return found
 
     def pending(self) -> list[Pending]:
