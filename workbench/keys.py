@@ -12,12 +12,13 @@ import hashlib
 import json
 from typing import Any
 
-from workbench.types import EditRequest, InversionConfig, LoraConfig
+from workbench.types import EditRequest, GenerationConfig, InversionConfig, LoraConfig, LoraRef
 
 TAG = "wb1:"
 ALGO_LORA = 1
 ALGO_INVERT = 1
 ALGO_DRAG = 1
+ALGO_GENERATE = 1
 
 
 def canonical(data: Any) -> bytes:
@@ -66,12 +67,45 @@ def inversion_key(
     return key("inversion", ALGO_INVERT, image, model, lora, prompt, parts, working_size)
 
 
+def styled_model(model: str, style: LoraRef | None) -> str:
+    """Key of a model with a style LoRA stacked on it; all stages see it as another model."""
+    if style is None or style.weight == 0:
+        return model
+    return key("styled", model, style.id, style.weight)
+
+
+def generation_key(model: str, prompt: str, config: GenerationConfig) -> str:
+    """Key of a generated picture and its latents."""
+    return key("generation", ALGO_GENERATE, model, prompt, dataclasses.asdict(config))
+
+
+def adapter_key(request: EditRequest, image: str, model: str, working_size: int) -> str | None:
+    """Key of the LoRA that a request uses: trained on `image`, from a file, or None.
+
+    A generated picture needs none: the model made it.
+    """
+    if request.generation is not None:
+        return None
+    if request.lora_file is not None:
+        return key("lora file", request.lora_file.id, request.lora_file.weight)
+    return lora_key(image, model, request.prompt, request.lora, request.seed, working_size)
+
+
+def latent_key(request: EditRequest, image: str, model: str, working_size: int) -> str:
+    """Key of the noisy latent at which a request starts: inverted, or stored while generating."""
+    if request.generation is not None:
+        made = generation_key(model, request.prompt, request.generation)
+        return key("generated latent", made, dataclasses.asdict(request.inversion))
+    adapter = adapter_key(request, image, model, working_size)
+    return inversion_key(image, model, adapter, request.prompt, request.inversion, working_size)
+
+
 def edit_key(request: EditRequest) -> str:
     """Key of everything that affects the pixels of an edit: not names, not the parent."""
-    model = request.model.fingerprint or request.model.name
-    args = (request.image.id, model)
-    lora = lora_key(*args, request.prompt, request.lora, request.seed, request.working_size)
-    inv = inversion_key(*args, lora, request.prompt, request.inversion, request.working_size)
+    model = styled_model(request.model.fingerprint or request.model.name, request.style)
+    start = latent_key(request, request.image.id, model, request.working_size)
     mask = request.mask.id if request.mask else None
     pairs = [p.to_json() for p in request.pairs]
-    return key("edit", ALGO_DRAG, inv, mask, pairs, dataclasses.asdict(request.drag), request.seed)
+    drag = dataclasses.asdict(request.drag)
+    extra = [] if request.crop else ["whole"]
+    return key("edit", ALGO_DRAG, start, mask, pairs, drag, request.seed, *extra)

@@ -13,12 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from workbench.configs import METHODS, STRENGTHS, DragConfig, InversionConfig, LoraConfig
 from workbench.errors import BadInput
-from workbench.options import check, from_mapping, option
+from workbench.options import from_mapping
+from workbench.sources import GenerationConfig, LoraRef
+
+__all__ = [
+    "METHODS", "STRENGTHS", "DragConfig", "EditRequest", "GenerationConfig", "ImageAsset",
+    "InversionConfig", "LoraConfig", "LoraRef", "MaskAsset", "ModelRef", "Point", "PointPair",
+]  # fmt: skip
 
 MAX_PAIRS = 64
 MAX_PROMPT = 2000
-METHODS = ("dragdiffusion", "gooddrag", "warp", "auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,7 @@ class ImageAsset:
     width: int
     height: int
     name: str = "picture"
+    alpha: str | None = None  # id of its alpha channel, where it has one (PNG blob, 8 bit)
 
     def __post_init__(self) -> None:
         """Check the types; the pixels themselves are checked by the store."""
@@ -104,6 +111,8 @@ def _check_asset(asset: ImageAsset | MaskAsset, what: str) -> None:
     for name in ("id", "name"):
         if not isinstance(getattr(asset, name, ""), str):
             raise BadInput(f"The {what}'s {name} must be text.")
+    if not isinstance(getattr(asset, "alpha", None), (str, type(None))):
+        raise BadInput(f"The {what}'s alpha must be the id of a file.")
     for name in ("width", "height"):
         size = getattr(asset, name)
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -126,197 +135,6 @@ class ModelRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoraConfig:
-    """How the picture's LoRA is trained (ALGORITHM 2.10; defaults are DragDiffusion's)."""
-
-    steps: int = option(
-        80,
-        "Training steps; 0 trains none. More keeps the picture's identity better.",
-        low=0,
-        high=2000,
-    )
-    learning_rate: float = option(
-        5e-4, "Step size of AdamW on the LoRA weights.", low=1e-6, high=1e-1
-    )
-    rank: int = option(16, "LoRA rank: capacity of the adapter.", low=1, high=128)
-    batch_size: int = option(4, "Noised copies of the picture per step.", low=1, high=64)
-    accumulation: int = option(
-        1, "Gradient accumulation: batches per optimiser step.", low=1, high=64, advanced=True
-    )
-    resolution: int = option(
-        0,
-        "Training crop (short side); 0 takes the working size.",
-        low=0,
-        high=2048,
-        unit="px",
-        advanced=True,
-    )
-    weight_decay: float = option(1e-2, "AdamW weight decay.", low=0.0, high=1.0, advanced=True)
-
-    def __post_init__(self) -> None:
-        """Check all ranges."""
-        check(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InversionConfig:
-    """How the picture becomes a noisy latent (DDIM inversion, ALGORITHM 2.3)."""
-
-    steps: int = option(50, "DDIM steps of the whole schedule.", low=2, high=500)
-    strength: float = option(
-        0.7,
-        "How deep the picture is inverted (share of the steps): deeper moves more, keeps less.",
-        low=0.02,
-        high=1.0,
-    )
-    guidance: float = option(
-        1.0,
-        "Classifier-free guidance; above 1 only for generated pictures.",
-        low=1.0,
-        high=30.0,
-        advanced=True,
-    )
-
-    def __post_init__(self) -> None:
-        """Check all ranges."""
-        check(self)
-
-    @property
-    def inverted_steps(self) -> int:
-        """Number of steps that are inverted (Python's round-half-even, at least 1)."""
-        return max(1, min(self.steps, round(self.strength * self.steps)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DragConfig:
-    """How the latent is dragged. Radii and shifts are in feature-lattice pixels (half the image).
-
-    Use `DragConfig.preset(method, strength)`: each method has its own defaults.
-    """
-
-    method: str = option("dragdiffusion", "Drag method.", choices=METHODS)
-    steps: int = option(
-        80,
-        "Most motion-supervision steps (n_pix_steps); lower it if things moved too far.",
-        low=0,
-        high=2000,
-    )
-    learning_rate: float = option(0.01, "Step size of Adam on the latent.", low=1e-5, high=1.0)
-    mask_weight: float = option(
-        0.1, "Lambda: how strongly the unpainted part is held.", low=0.0, high=100.0
-    )
-    patch_radius: int = option(
-        1,
-        "Motion-supervision patch: (2r+1) x (2r+1) lattice pixels.",
-        low=0,
-        high=32,
-        advanced=True,
-    )
-    track_radius: int = option(
-        3, "Point-tracking window: (2r+1) x (2r+1) lattice pixels.", low=1, high=64, advanced=True
-    )
-    max_shift: float = option(
-        1.0,
-        "Longest shift of the patch per step (lattice pixels).",
-        low=0.1,
-        high=32.0,
-        advanced=True,
-    )
-    stop_distance: float = option(
-        2.0,
-        "A handle closer than this to its target has arrived (lattice pixels).",
-        low=0.0,
-        high=64.0,
-        advanced=True,
-    )
-    feature_block: int = option(
-        3, "Feature after up block (index - 1): 3 is up_blocks[2].", low=1, high=4, advanced=True
-    )
-    drag_rounds: int = option(
-        7,
-        "gooddrag: denoise steps that are preceded by a drag round.",
-        low=1,
-        high=200,
-        advanced=True,
-    )
-    trackings_per_round: int = option(
-        10, "gooddrag: point trackings per round.", low=1, high=200, advanced=True
-    )
-    updates_per_tracking: int = option(
-        3, "gooddrag: gradient steps between two trackings.", low=1, high=100, advanced=True
-    )
-    no_change_limit: int = option(
-        10,
-        "gooddrag: stop after so many trackings without motion.",
-        low=1,
-        high=1000,
-        advanced=True,
-    )
-    sharing_start_layer: int = option(
-        10,
-        "First of SD's 16 self-attentions that reads the original picture's keys and values.",
-        low=0,
-        high=16,
-        advanced=True,
-    )
-    sharing_start_step: int = option(
-        0, "First denoise step with shared attention.", low=0, high=500, advanced=True
-    )
-    composite: bool = option(True, "Put the untouched picture back outside the mask, exactly.")
-    feather: float = option(
-        3.0,
-        "Width of the blend inside the mask's edge.",
-        low=0.0,
-        high=64.0,
-        unit="px",
-        advanced=True,
-    )
-    parity: bool = option(
-        False,
-        "The reference's arithmetic to the letter (ties, empty mask, no compositing).",
-        advanced=True,
-    )
-
-    def __post_init__(self) -> None:
-        """Check all ranges."""
-        check(self)
-
-    @classmethod
-    def preset(cls, method: str = "dragdiffusion", strength: str = "normal") -> DragConfig:
-        """The method's own defaults; `strength` is gentle, normal or strong.
-
-        Raises:
-            BadInput: for a name that is not known.
-        """
-        if method not in METHODS:
-            raise BadInput(
-                f"There is no drag method {method!r}; choose one of: {', '.join(METHODS)}."
-            )
-        if strength not in STRENGTHS:
-            raise BadInput(
-                f"There is no preset {strength!r}; choose one of: {', '.join(STRENGTHS)}."
-            )
-        values = dict(_METHOD_DEFAULTS[method])
-        base = cls(method=method, **values)
-        return dataclasses.replace(base, steps=max(1, round(base.steps * STRENGTHS[strength])))
-
-
-STRENGTHS = {"gentle": 0.5, "normal": 1.0, "strong": 2.5}
-
-_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "dragdiffusion": {},
-    "gooddrag": {
-        "steps": 210, "learning_rate": 0.02, "mask_weight": 0.2, "patch_radius": 4,
-        "track_radius": 12, "max_shift": 4.0,
-    },
-    "warp": {"steps": 0},
-    "auto": {
-        "steps": 80, "learning_rate": 0.02, "patch_radius": 4, "track_radius": 12, "max_shift": 4.0,
-    },
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EditRequest:
     """Everything that one edit depends on. `keys.edit_key` hashes what affects pixels."""
 
@@ -330,6 +148,10 @@ class EditRequest:
     drag: DragConfig = field(default_factory=DragConfig)
     seed: int = 0
     working_size: int = 0  # longest side in px during the edit; 0 = the model's native size
+    crop: bool = True  # edit a big picture on a crop around its mask, at the model's native size
+    lora_file: LoraRef | None = None  # takes the place of the LoRA that would be trained
+    style: LoraRef | None = None  # stacked under the picture's LoRA
+    generation: GenerationConfig | None = None  # the picture was made so: its latents are used
     parent: str | None = None  # id of the edit whose result is this request's picture
 
     def __post_init__(self) -> None:
@@ -370,6 +192,8 @@ class EditRequest:
             raise BadInput(
                 f"The seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1."
             )
+        if not isinstance(self.crop, bool):
+            raise BadInput(f"The crop is {self.crop!r:.40}; it must be true or false.")
         size = self.working_size
         if (
             isinstance(size, bool)
@@ -400,7 +224,7 @@ class EditRequest:
             if name not in parts:
                 raise BadInput(f"The edit request lacks {name!r}.")
         for name, kind in _PARTS.items():
-            if name in parts and not (name == "mask" and parts[name] is None):
+            if name in parts and not (name in _OPTIONAL and parts[name] is None):
                 try:
                     parts[name] = from_mapping(kind, parts[name], strict=strict)
                 except TypeError as exc:
@@ -419,4 +243,8 @@ _PARTS: dict[str, type[Any]] = {
     "lora": LoraConfig,
     "inversion": InversionConfig,
     "drag": DragConfig,
+    "lora_file": LoraRef,
+    "style": LoraRef,
+    "generation": GenerationConfig,
 }
+_OPTIONAL = ("mask", "lora_file", "style", "generation")

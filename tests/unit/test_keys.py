@@ -15,9 +15,11 @@ from workbench.options import options_of
 from workbench.types import (
     DragConfig,
     EditRequest,
+    GenerationConfig,
     ImageAsset,
     InversionConfig,
     LoraConfig,
+    LoraRef,
     MaskAsset,
     ModelRef,
     Point,
@@ -128,6 +130,10 @@ CHANGES: dict[str, Any] = {
     "drag": DragConfig(steps=81),
     "seed": 8,
     "working_size": 512,
+    "crop": False,
+    "lora_file": LoraRef(id="wb1:" + "5" * 32),
+    "style": LoraRef(id="wb1:" + "5" * 32, weight=0.5),
+    "generation": GenerationConfig(seed=3),
 }
 SILENT: dict[str, Any] = {"parent": "01ARZ3NDEKTSV4RRFFQ69G5FAV"}
 
@@ -147,6 +153,32 @@ def test_what_affects_pixels_changes_the_key(name: str) -> None:
 def test_what_does_not_affect_pixels_leaves_the_key(name: str) -> None:
     changed = dataclasses.replace(REQUEST, **{name: SILENT[name]})
     assert keys.edit_key(changed) == keys.edit_key(REQUEST)
+
+
+@pytest.mark.parametrize("name", sorted(options_of(GenerationConfig)))
+def test_every_option_of_a_generation_changes_the_key(name: str) -> None:
+    value = {"negative_prompt": "x", "width": 64, "height": 64}.get(name)
+    first = GenerationConfig()
+    changed = value or other(GenerationConfig, name, getattr(first, name))
+    made = [
+        keys.edit_key(dataclasses.replace(REQUEST, generation=g))
+        for g in (first, dataclasses.replace(first, **{name: changed}))
+    ]
+    assert made[0] != made[1]
+
+
+@pytest.mark.parametrize("name", ["lora_file", "style"])
+def test_weight_of_a_lora_counts_and_its_name_does_not(name: str) -> None:
+    def made(**more: Any) -> str:
+        ref = LoraRef(id="wb1:" + "5" * 32, **more)
+        return keys.edit_key(dataclasses.replace(REQUEST, **{name: ref}))
+
+    assert made() == made(name="a pretty one") != made(weight=0.5)
+
+
+def test_a_style_of_no_weight_is_none() -> None:
+    style = LoraRef(id="wb1:" + "5" * 32, weight=0)
+    assert keys.edit_key(dataclasses.replace(REQUEST, style=style)) == keys.edit_key(REQUEST)
 
 
 def test_names_leave_the_key() -> None:

@@ -22,9 +22,11 @@ from workbench.types import (
     STRENGTHS,
     DragConfig,
     EditRequest,
+    GenerationConfig,
     ImageAsset,
     InversionConfig,
     LoraConfig,
+    LoraRef,
     MaskAsset,
     ModelRef,
     Point,
@@ -69,6 +71,10 @@ requests = st.builds(
     drag=configs(DragConfig),
     seed=st.integers(0, 2**63 - 1),
     working_size=st.just(0) | st.integers(64, 4096),
+    crop=st.booleans(),
+    lora_file=st.none() | st.builds(LoraRef, id=words, name=words, weight=st.floats(-4, 4)),
+    style=st.none() | st.builds(LoraRef, id=words, name=words, weight=st.floats(-4, 4)),
+    generation=st.none() | st.builds(GenerationConfig, negative_prompt=words, width=st.just(64)),
     parent=st.none() | words,
 )
 points = st.builds(Point, numbers, numbers)

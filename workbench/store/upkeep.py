@@ -41,10 +41,16 @@ class Verification:
 
 
 def references(record: EditRecord) -> dict[str, str]:
-    """Every stored picture that an edit needs: what it is -> its id."""
-    needed = {"picture": record.request.image.id}
-    if record.request.mask:
-        needed["mask"] = record.request.mask.id
+    """Every stored picture and file that an edit needs: what it is -> its id."""
+    request = record.request
+    needed = {"picture": request.image.id}
+    if request.mask:
+        needed["mask"] = request.mask.id
+    if request.image.alpha:
+        needed["alpha"] = request.image.alpha
+    for what, lora in (("LoRA", request.lora_file), ("style LoRA", request.style)):
+        if lora is not None:
+            needed[what] = lora.id
     if record.result:
         needed["result"] = record.result.image
         if record.result.strip:
