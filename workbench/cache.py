@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_LIMIT = 4 * 2**30
 _POLL = 0.1  # seconds between two looks at a lock that another holds
+_PATIENCE = 5.0  # seconds to wait for a database that another process is writing to
 _RETRY = 30.0  # seconds before a folder that could not be opened is tried again
 _ORPHAN_AGE = 24 * 3600.0
 _SETTINGS = {
@@ -74,7 +75,8 @@ class Cache:
         self.problem: str | None = None
         self._db = self.folder / "db"
         self._retry_at = 0.0
-        self._ready = False
+        self._disk: Any = None
+        self._suspect = False  # something was wrong inside: look through all of it when reopening
         self._setup = threading.Lock()
         self._keys: dict[str, tuple[threading.Lock, int]] = {}
         self._keys_guard = threading.Lock()
@@ -188,39 +190,39 @@ class Cache:
 
     @contextlib.contextmanager
     def _opened(self, what: str, key: str = "") -> Iterator[Any]:
-        """A diskcache for one operation, or None; takes care of every way in which it can fail.
+        """The diskcache for one operation, or None; takes care of every way in which it can fail.
 
-        It is opened and closed each time (2 ms against the seconds that an entry saves): no
-        connection outlives its thread, and a folder deleted or replaced meanwhile is noticed.
+        Its connection is closed each time (1 ms against the seconds that an entry saves): none
+        outlives its thread, and a folder deleted or replaced meanwhile is noticed.
         """
         disk = self._connect()
         try:
             yield disk
-        except (sqlite3.Error, diskcache.Timeout, OSError) as exc:
+        except Exception as exc:  # flipped bytes surface as UnicodeDecodeError, TypeError, ...
             log.warning("cache: could not %s %s(%s)", what, f"{key} " if key else "", _reason(exc))
             if _is_damage(exc):
-                self._ready = False
+                self._disk, self._suspect = None, True
         finally:
             if disk is not None:
                 with contextlib.suppress(sqlite3.Error):
                     disk.close()
 
     def _connect(self) -> Any:
-        if self._ready and not (self._db / diskcache.core.DBNAME).exists():
-            self._ready = False  # somebody removed the folder: make a new one
-        if not self._ready and time.monotonic() < self._retry_at:
+        if self._disk is not None and (self._db / diskcache.core.DBNAME).exists():
+            return self._disk
+        if time.monotonic() < self._retry_at:
             return None
         with self._setup:
             try:
-                disk = self._open_or_replace()
-            except (sqlite3.Error, diskcache.Timeout, OSError) as exc:
+                self._disk = self._open_or_replace()
+            except Exception as exc:
                 self._retry_at = time.monotonic() + _RETRY
-                self._ready = False
+                self._disk = None
                 self.problem = f"The cache in {self.folder.name}/ is off: {_reason(exc)}."
                 log.warning("%s Work goes on without it.", self.problem)
                 return None
-            self._ready, self.problem = True, None
-            return disk
+            self.problem, self._suspect = None, False
+            return self._disk
 
     def _open_or_replace(self) -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -254,10 +256,18 @@ class Cache:
             lock.release()
 
     def _open(self) -> Any:
-        """Open diskcache; the first time make its tables, later only connect."""
-        disk = diskcache.Cache(str(self._db), timeout=5, disk=BytesDisk, **_SETTINGS)
+        disk = diskcache.Cache(str(self._db), timeout=_PATIENCE, disk=BytesDisk, **_SETTINGS)
         disk.disk.most_bytes = max(self.limit_bytes, 2**20)
+        if self._suspect:
+            with contextlib.closing(self._read_only()) as con:
+                if con.execute("PRAGMA quick_check").fetchall() != [("ok",)]:
+                    raise Damaged("its pages are damaged")
+                con.execute("SELECT * FROM Cache").fetchall()
         return disk
+
+    def _read_only(self) -> sqlite3.Connection:
+        path = (self._db / diskcache.core.DBNAME).resolve().as_uri()
+        return sqlite3.connect(f"{path}?mode=ro", uri=True, timeout=_PATIENCE)
 
     def _rows(self, where: str = "", args: tuple[Any, ...] = ()) -> list[CacheEntry]:
         """The listing straight from the table: diskcache's own would decode keys."""
@@ -266,8 +276,7 @@ class Cache:
             if disk is None:
                 return rows
             sql = "SELECT key, tag, size, store_time, access_time FROM Cache WHERE raw = 1 "
-            path = (self._db / diskcache.core.DBNAME).resolve().as_uri()
-            with contextlib.closing(sqlite3.connect(f"{path}?mode=ro", uri=True, timeout=5)) as con:
+            with contextlib.closing(self._read_only()) as con:
                 found = con.execute(sql + where, args).fetchall()
             for key, tag, size, created, used in found:
                 numbers = all(isinstance(n, (int, float)) for n in (size, created, used))
@@ -290,10 +299,9 @@ class Cache:
 
     def _drop_orphans(self) -> None:
         """Remove value files that no row knows: a process killed between the two left them."""
-        if not self._ready:
+        if self._disk is None:
             return
-        path = (self._db / diskcache.core.DBNAME).resolve().as_uri()
-        with contextlib.closing(sqlite3.connect(f"{path}?mode=ro", uri=True, timeout=5)) as con:
+        with contextlib.closing(self._read_only()) as con:
             known = {name for (name,) in con.execute("SELECT filename FROM Cache")}
         for file in self._db.glob("??/??/*.val"):
             old = time.time() - file.lstat().st_mtime > _ORPHAN_AGE
