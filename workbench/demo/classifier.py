@@ -68,12 +68,12 @@ def labels(batch: list[Any], device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def train_classifier(
-    vae: Any, device: torch.device, seconds: float, seed: int = 0
+    vae: Any, device: torch.device, seconds: float, seed: int = 0, judged: int = 200
 ) -> tuple[Classifier, dict[str, Any]]:
     """Train for `seconds` of wall-clock time, a third of it spent on drawing scenes.
 
     Returns:
-        The classifier and its facts: scenes, steps, accuracy on 300 held-out round-trip scenes.
+        The classifier and its facts: scenes, steps, accuracy on `judged` held-out round-trip scenes.
     """
     from workbench.demo import scenes
 
@@ -116,9 +116,9 @@ def train_classifier(
         if steps % 20 == 0:
             synchronize(device)
     model.eval()
-    batch, true = held_out(300, device)
+    batch, true = held_out(judged, device)
     share = adherence(model, reconstruct(vae, true), batch)
-    facts = {"scenes": len(images), "steps": steps, "held_out_scenes": 300, **share}
+    facts = {"scenes": len(images), "steps": steps, "held_out_scenes": judged, **share}
     log.info("classifier: %s", facts)
     return model, facts
 

@@ -155,7 +155,7 @@ def evaluate(
     log.info("denoising loss by timestep: %s", losses)
 
     seconds = classifier_seconds or (60 if cuda else 300)
-    judge, judge_facts = train_classifier(vae, where, seconds, seed)
+    judge, judge_facts = train_classifier(vae, where, seconds, seed, scenes_count)
     asked = scenes.sample_batch(samples, PROMPT_SEED)
     drawn = draw_samples(
         pipeline, [s.caption for s in asked], steps=steps, guidance=guidance, seed=seed,

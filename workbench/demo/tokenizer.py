@@ -37,7 +37,7 @@ def learn_merges(captions: Iterable[str]) -> list[tuple[str, str]]:
         text = clip.normalizer.normalize_str(caption)
         found.update(piece for piece, _ in clip.pre_tokenizer.pre_tokenize_str(text))
     words = [[*word[:-1], word[-1] + WORD_END] for word in sorted(found)]
-    merges = []
+    merges: list[tuple[str, str]] = []
     while True:
         counts = Counter(pair for word in words for pair in pairwise(word))
         if not counts:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 EMA_DECAY = 0.999
 PROMPT_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
+JUDGED_ON_GPU, JUDGED_ON_CPU = 512, 32  # held-out scenes of the loss in the log
 CHECKPOINT = "unet.ckpt.safetensors"
 
 
@@ -138,7 +139,7 @@ def train_unet(
     weights = min_snr_weights(alphas)
     empty = encode(tokenizer, [""]).to(device)
     vae = load_vae(vae_folder(options), device)
-    judged = held_out_bank(512 if cuda else 32, vae, tokenizer, device)
+    judged = held_out_bank(JUDGED_ON_GPU if cuda else JUDGED_ON_CPU, vae, tokenizer, device)
     del vae
 
     def passes(noisy: Tensor, noise: Tensor, steps: Tensor, context: Tensor) -> Tensor:
@@ -211,6 +212,8 @@ def train_unet(
         if clock.here - saved > options.save_every:
             saved = clock.here
             learner.save(checkpoint, facts_now())
+    if learner.steps == first:
+        log.warning("unet: preparing used up the %.1f minutes; no step done", options.unet_minutes)
     facts = facts_now()
     learner.save(checkpoint, facts)
     with learner.ema.applied():

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 KL_WEIGHT = 1e-4  # on the mean over latent elements; about 1e-6 of the summed form per pixel scale
 EMA_DECAY = 0.999
+MEASURED_SCENES = 50  # held-out scenes of the PSNR that ends the stage
 RENDER_SHARE = 0.12  # of the stage's time goes into drawing new scenes
 
 
@@ -130,7 +131,7 @@ def train_vae(options: TrainOptions, device: torch.device) -> dict[str, Any]:
     """Train the autoencoder and write it to `work/vae` (float16, normalised).
 
     Returns:
-        What was done: steps, pictures, seconds, batch, rate, and the PSNR on 50 held-out scenes.
+        What was done: steps, pictures, seconds, batch, rate, precision.
     """
     cuda = device.type == "cuda"
     torch.manual_seed(options.seed)
@@ -193,7 +194,7 @@ def train_vae(options: TrainOptions, device: torch.device) -> dict[str, Any]:
         }
 
     shown, saved, every = clock.here, clock.here, 25 if cuda else 2
-    first = learner.steps
+    first, started = learner.steps, clock.here
     begun = clock.fraction if learner.cycle_steps == 0 else 0.0
     while not clock.over:
         if pool.seconds < RENDER_SHARE * clock.here:
@@ -211,12 +212,14 @@ def train_vae(options: TrainOptions, device: torch.device) -> dict[str, Any]:
             log.info(
                 "vae %.1f/%.1f min: step %d, %.0f pictures/s, pool %d, loss %.4f, latent noise %.3f",
                 shown / 60, options.vae_minutes, learner.steps,
-                (learner.steps - first) * batch_size / shown, pool.filled, value,
+                (learner.steps - first) * batch_size / (shown - started), pool.filled, value,
                 float((0.5 * logvar.detach()).exp().mean()),
             )  # fmt: skip
         if clock.here - saved > options.save_every:
             saved = clock.here
             learner.save(checkpoint, facts())
+    if learner.steps == first:
+        log.warning("vae: preparing used up the %.1f minutes; no step done", options.vae_minutes)
     learner.save(checkpoint, facts())
     return {
         "steps": learner.steps,
@@ -241,13 +244,13 @@ def export_vae(options: TrainOptions, device: torch.device, done: dict[str, Any]
     vae = vae.half().float()  # what will be loaded: measure and encode with exactly that
     scale = 1 / float(_sampled(vae, pool.pictures).std())
     vae.register_to_config(scaling_factor=scale)
-    _, true = held_out(50, device)
+    _, true = held_out(MEASURED_SCENES, device)
     decibels = psnr(reconstruct(vae, true), true)
     folder = options.work / "vae"
     vae.half().cpu().save_pretrained(folder)
-    done["psnr_50"] = round(float(decibels.mean()), 3)
+    done["psnr_db"] = round(float(decibels.mean()), 3)
     (folder / "training.json").write_text(json.dumps(done, indent=1))
-    log.info("vae: %.2f dB on 50 held-out scenes, scaling factor %.4f", done["psnr_50"], scale)
+    log.info("vae: %.2f dB on held-out scenes, scaling factor %.4f", done["psnr_db"], scale)
 
 
 def _sampled(vae: Any, pictures: Tensor) -> Tensor:
