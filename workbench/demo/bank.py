@@ -19,7 +19,8 @@ import torch
 from torch import Generator, Tensor
 
 from workbench.demo.config import HELD_OUT_SEED, SIZE, TrainOptions
-from workbench.demo.loop import read_tensors, synchronize
+from workbench.demo.device import synchronize
+from workbench.demo.loop import read_tensors
 from workbench.demo.tokenizer import build_tokenizer, encode, load_tokenizer, save_tokenizer
 from workbench.demo.vae_train import load_vae, render_seed
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from workbench.demo.config import SIZE
-from workbench.demo.loop import learning_rate_factor, synchronize
+from workbench.demo.device import synchronize
+from workbench.demo.loop import learning_rate_factor
 from workbench.demo.vae_train import held_out, reconstruct, render_seed
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from workbench.demo.bank import held_out_bank
 from workbench.demo.card import hardware, read_card, write_card
 from workbench.demo.classifier import adherence, train_classifier
 from workbench.demo.config import HELD_OUT_SEED
-from workbench.demo.loop import pick_device
+from workbench.demo.device import pick_device
 from workbench.demo.unet_train import denoising_losses
 from workbench.demo.vae_train import held_out, psnr, reconstruct
 from workbench.errors import BadInput

@@ -21,7 +21,8 @@ from workbench.demo import config
 from workbench.demo.bank import Bank, ensure_tokenizer, make_bank, vae_folder
 from workbench.demo.card import hardware, read_card, write_card
 from workbench.demo.config import TrainOptions
-from workbench.demo.loop import averaged_weights, pick_device, read_tensors
+from workbench.demo.device import pick_device
+from workbench.demo.loop import averaged_weights, read_tensors
 from workbench.demo.tokenizer import save_tokenizer
 from workbench.demo.unet_train import CHECKPOINT, train_unet
 from workbench.demo.vae_train import export_vae, train_vae

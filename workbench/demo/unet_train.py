@@ -15,13 +15,8 @@ from torch import Generator, Tensor
 from workbench.demo import config
 from workbench.demo.bank import Bank, ensure_tokenizer, held_out_bank, make_bank, vae_folder
 from workbench.demo.config import EVAL_LEVELS, TRAIN_TIMESTEPS, TrainOptions
-from workbench.demo.loop import (
-    Clock,
-    Learner,
-    choose_bf16,
-    compile_if_faster,
-    learning_rate_factor,
-)
+from workbench.demo.device import choose_bf16, compile_if_faster
+from workbench.demo.loop import Clock, Learner, learning_rate_factor
 from workbench.demo.tokenizer import encode
 from workbench.demo.vae_train import load_vae
 

@@ -20,15 +20,8 @@ from torch import Generator, Tensor
 
 from workbench.demo import augment, config
 from workbench.demo.config import HELD_OUT_SEED, SIZE, TrainOptions
-from workbench.demo.loop import (
-    Clock,
-    Learner,
-    averaged_weights,
-    choose_bf16,
-    compile_if_faster,
-    learning_rate_factor,
-    synchronize,
-)
+from workbench.demo.device import choose_bf16, compile_if_faster, synchronize
+from workbench.demo.loop import Clock, Learner, averaged_weights, learning_rate_factor
 
 log = logging.getLogger(__name__)
 
