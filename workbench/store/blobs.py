@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from workbench.errors import BadInput, StoreError
 from workbench.files import write_atomic
@@ -23,6 +23,14 @@ Kind = Literal["images", "masks", "blobs"]
 KINDS: tuple[Kind, ...] = ("images", "masks", "blobs")
 SUFFIXES = ("png", "jpg", "gif", "webp", "mp4", "json", "txt", "safetensors")  # never a pickle
 MOST_PIXELS = 64_000_000
+# What Pillow raises for bytes that are no picture, or one that is far too large.
+UNDECODABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 _HEX = re.compile(r"[0-9a-f]{32}")
 _FILE = re.compile(rf"wb1-([0-9a-f]{{32}})\.({'|'.join(SUFFIXES)})")
 
@@ -193,7 +201,7 @@ def decode_png(raw: bytes, mode: str) -> NDArray[np.uint8]:
             if image.width * image.height > MOST_PIXELS or image.mode != mode:
                 raise StoreError(f"A stored {mode} PNG is {image.size} {image.mode}.")
             return np.array(image, dtype=np.uint8)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as exc:
+    except UNDECODABLE as exc:
         raise StoreError(f"A stored PNG cannot be decoded ({exc}).") from exc
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MOST_BYTES = 32 * 2**20  # a record is some 10 kB; a larger "record" was not written by us
+_TICK = 100_000_000  # ns
 _FILE = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\.json")
 
 
@@ -33,7 +35,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class _Seen(Generic[T]):
-    stamp: tuple[int, int, int]
+    stamp: tuple[int, int, int] | None  # None: read too soon after its writing to be sure of it
     value: T | Unreadable
 
 
@@ -139,7 +141,10 @@ class JsonFolder(Generic[T]):
         stamp = (info.st_mtime_ns, info.st_size, info.st_ino)
         known = self._seen.get(name)
         if known is None or known.stamp != stamp:
-            known = _Seen(stamp, self._read(path, info.st_size))
+            # Two writes within one tick of the file system's clock have the same time, and an inode
+            # is soon used again: a file this young is read once more the next time (as git does).
+            young = abs(time.time_ns() - info.st_mtime_ns) < _TICK
+            known = _Seen(None if young else stamp, self._read(path, info.st_size))
             self._seen[name] = known
             if isinstance(known.value, Unreadable):
                 log.warning("%s cannot be read: %s", known.value.name, known.value.reason)
@@ -150,7 +155,7 @@ class JsonFolder(Generic[T]):
         if size > _MOST_BYTES:
             return Unreadable(where, f"It has {size} bytes; no file of ours is that large.")
         try:
-            return self._parse(path.stem, unseal(path.read_bytes()))
+            return self._parse(path.stem, unseal(path.read_bytes(), path.parent.name))
         except FileNotFoundError:
             raise
         except OSError as exc:

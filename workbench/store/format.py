@@ -3,7 +3,7 @@
 Every file carries its format number and a checksum over all its other fields, so that a damaged or
 hand-edited one is noticed. The writer writes the current format only; readers exist for all: each
 `MIGRATIONS[n]` turns format n into n + 1 and is never changed again (frozen samples of every format
-lie in tests/data/formats/).
+lie in tests/data/formats/). One number counts for all kinds of files.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 
 from workbench.errors import BadInput
 from workbench.keys import canonical, digest
+from workbench.records import RECORD_FORMAT
 
-FORMAT = 1
+FORMAT = RECORD_FORMAT
 
-Migration = Callable[[dict[str, Any]], dict[str, Any]]
+Migration = Callable[[str, dict[str, Any]], dict[str, Any]]  # (kind, data); kind: edits, notes, ...
 MIGRATIONS: dict[int, Migration] = {}  # 1 is the first format there is
 
 
@@ -36,8 +37,8 @@ def seal(data: Mapping[str, Any]) -> bytes:
     return json.dumps(body, ensure_ascii=False, sort_keys=True, indent=1).encode()
 
 
-def unseal(raw: bytes) -> dict[str, Any]:
-    """The data of a sealed file in today's format.
+def unseal(raw: bytes, kind: str) -> dict[str, Any]:
+    """The data of a sealed file in today's format; `kind` is the name of its folder.
 
     Raises:
         BadInput: saying in which way the file cannot be read.
@@ -63,14 +64,14 @@ def unseal(raw: bytes) -> dict[str, Any]:
         raise BadInput(f"It holds what no file of ours holds ({exc}).") from exc
     if check != true:
         raise BadInput("It was changed or damaged after it was written (its checksum is wrong).")
-    return migrate(data)
+    return migrate(kind, data)
 
 
-def migrate(data: dict[str, Any]) -> dict[str, Any]:
+def migrate(kind: str, data: dict[str, Any]) -> dict[str, Any]:
     """Bring data of any past format to the current one, step by step."""
     while data["format"] < FORMAT:
         version = data["format"]
-        data = MIGRATIONS[version](data)
+        data = MIGRATIONS[version](kind, data)
         data["format"] = version + 1
     return data
 

@@ -323,11 +323,11 @@ def _prepare(folder: Path, temp: Path) -> None:
             folder.chmod(0o700)
         for name in ("edits", "pending", "notes", "projects", "temp"):
             (folder / name).mkdir(exist_ok=True)
-        text = (folder / "FORMAT").read_text() if (folder / "FORMAT").exists() else ""
-    except (OSError, ValueError) as exc:
-        why = getattr(exc, "strerror", None) or exc
+        mark = folder / "FORMAT"
+        text = mark.read_bytes()[:100].decode("ascii", "replace") if mark.exists() else ""
+    except OSError as exc:
         raise StoreError(
-            f"The history folder {folder.name}/ cannot be used ({why}); "
+            f"The history folder {folder.name}/ cannot be used ({exc.strerror}); "
             "check its permissions, or choose another folder."
         ) from exc
     match = re.fullmatch(r"\s*([0-9]{1,9})\s*", text)

@@ -12,7 +12,7 @@ from PIL import Image
 from workbench.errors import StoreError
 from workbench.files import write_atomic
 from workbench.keys import digest
-from workbench.store.blobs import Blobs, is_id
+from workbench.store.blobs import UNDECODABLE, Blobs, is_id
 
 log = logging.getLogger(__name__)
 _CHECK = 16
@@ -64,7 +64,7 @@ class Thumbs:
         try:
             image = Image.open(io.BytesIO(self._blobs.blob(name_id)))
             image.load()
-        except (OSError, ValueError, SyntaxError) as exc:
+        except UNDECODABLE as exc:
             raise StoreError(f"The file {name_id} is no picture ({exc}).") from exc
         return image
 
