@@ -13,6 +13,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import settings
+
+# Speed is never what a test asserts: first calls import, and machines are shared.
+settings.register_profile("workbench", deadline=None)
+settings.load_profile("workbench")
 
 REPO = Path(__file__).resolve().parent.parent
 _LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
