@@ -44,8 +44,10 @@ class Board:
         body = {**line, "process": self._presence.name, "host": self._presence.host}
         try:
             raw = json.dumps(body, default=_left_out).encode()
-            if len(raw) > _MOST_BYTES:
-                raw = json.dumps({**body, "payload": None, "result": None}).encode()
+            for field in ("payload", "result"):  # too large a file would not be read again
+                if len(raw) > _MOST_BYTES:
+                    body[field] = None
+                    raw = json.dumps(body, default=_left_out).encode()
             path = self.folder / f"{line['id']}.json"
             write_atomic(path, raw, temp=self.folder / "temp", durable=False)
         except (StoreError, TypeError, ValueError) as exc:

@@ -1,0 +1,469 @@
+"""What only the thread executor has (queue, turns, several devices), the board and the estimates."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workbench.errors import BadInput, Cancelled
+from workbench.jobs import Board, CancelToken, Executor, InlineExecutor, Task, ThreadExecutor
+from workbench.jobtable import KEEP, MOST_POINTS, JobTable
+from workbench.records import JobState, StepInfo
+from workbench.ulid import UlidMaker
+
+
+class Gate:
+    """Work that waits to be let through, and remembers the order in which it was started."""
+
+    def __init__(self) -> None:
+        self.order: list[Any] = []
+        self.devices: list[str] = []
+        self.open = threading.Semaphore(0)
+        self.started = threading.Semaphore(0)
+
+    def run(self, task: Task) -> Any:
+        self.order.append(task.payload)
+        self.devices.append(task.device)
+        self.started.release()
+        while not self.open.acquire(timeout=0.005):
+            task.token.check()
+        return task.payload
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+def jobs(gate: Gate) -> Iterator[ThreadExecutor]:
+    jobs = ThreadExecutor(gate.run, limit=6)
+    yield jobs
+    jobs.close()
+
+
+def fill(jobs: Executor, gate: Gate, *names: str) -> list[str]:
+    """Block the worker with one job, then queue the others; owner = first letter."""
+    ids = [jobs.submit("edit", names[0], names[0][0])]
+    gate.started.acquire(timeout=10)
+    return ids + [jobs.submit("edit", n, n[0]) for n in names[1:]]
+
+
+def drain(jobs: Executor, gate: Gate, ids: list[str]) -> None:
+    for _ in ids:
+        gate.open.release()
+    for name in ids:
+        jobs.wait(name, 10)
+
+
+def test_owners_take_turns(jobs: ThreadExecutor, gate: Gate) -> None:
+    ids = fill(jobs, gate, "a0", "a1", "a2", "a3", "b1", "b2", "c1")
+    ahead = {j.payload: j.position for j in jobs.queue() if j.state is JobState.QUEUED}
+    assert ahead == {"a1": 0, "b1": 1, "c1": 2, "a2": 3, "b2": 4, "a3": 5}
+    assert next(j.payload for j in jobs.queue()) == "a0"
+    drain(jobs, gate, ids)
+    assert gate.order == ["a0", "a1", "b1", "c1", "a2", "b2", "a3"]
+
+
+def test_who_comes_later_waits_one_turn_only(jobs: ThreadExecutor, gate: Gate) -> None:
+    ids = fill(jobs, gate, "a0", "a1", "a2", "a3")
+    gate.open.release()
+    gate.started.acquire(timeout=10)  # a1 runs
+    ids.append(jobs.submit("edit", "b1", "b"))
+    assert jobs.snapshot(ids[-1]).position == 1
+    drain(jobs, gate, ids[1:])
+    assert gate.order == ["a0", "a1", "a2", "b1", "a3"]
+
+
+def test_fault_41_a_full_queue_says_so(jobs: ThreadExecutor, gate: Gate) -> None:
+    ids = fill(jobs, gate, *(f"a{i}" for i in range(7)))
+    with pytest.raises(BadInput, match="queue is full: 6 of 6 jobs are waiting"):
+        jobs.submit("edit", "one too many", "b")
+    jobs.cancel(ids[3])
+    ids.append(jobs.submit("edit", "fits again", "b"))
+    drain(jobs, gate, ids)
+    assert "one too many" not in gate.order
+    assert "a3" not in gate.order
+
+
+def test_fault_36_a_waiting_job_is_cancelled_at_once(jobs: ThreadExecutor, gate: Gate) -> None:
+    ids = fill(jobs, gate, "a0", "a1", "a2")
+    assert jobs.cancel(ids[1]) is JobState.CANCELLED
+    assert jobs.snapshot(ids[1]).state is JobState.CANCELLED
+    assert jobs.snapshot(ids[2]).position == 0
+    assert jobs.snapshot(ids[0]).state is JobState.RUNNING  # the right one only
+    drain(jobs, gate, ids)
+    assert gate.order == ["a0", "a2"]
+
+
+def test_fault_36_the_cancel_of_one_does_not_reach_the_next(
+    jobs: ThreadExecutor, gate: Gate
+) -> None:
+    """The token belongs to the job: a cancel that comes as a job ends must not hit its successor."""
+    for i in range(50):
+        first = jobs.submit("edit", i)
+        second = jobs.submit("edit", -i)
+        gate.started.acquire(timeout=10)
+        gate.open.release()
+        jobs.cancel(first)
+        gate.open.release()
+        ends = {jobs.wait(first, 10).state, JobState.DONE, JobState.CANCELLED}
+        assert ends == {JobState.DONE, JobState.CANCELLED}
+        while gate.started.acquire(timeout=0.001):
+            pass
+        assert jobs.wait(second, 10).state is JobState.DONE
+        while gate.open.acquire(blocking=False):
+            pass
+
+
+def test_several_devices_work_at_once(gate: Gate) -> None:
+    jobs = ThreadExecutor(gate.run, devices=("cuda:0", "cuda:1", "cuda:1"))
+    ids = [jobs.submit("edit", i) for i in range(3)]
+    for _ in ids:
+        assert gate.started.acquire(timeout=10)
+    assert sorted(gate.devices) == ["cuda:0", "cuda:1", "cuda:1"]
+    assert [j.position for j in jobs.queue()] == [None] * 3
+    drain(jobs, gate, ids)
+    jobs.close()
+
+
+def test_fault_39_the_dead_worker_is_replaced(gate: Gate) -> None:
+    def run(task: Task) -> Any:
+        if task.payload == "die":
+            raise SystemExit(9)
+        return gate.run(task)
+
+    jobs = ThreadExecutor(run)
+    before = jobs._threads[0]
+    dead = jobs.submit("edit", "die")
+    alive = jobs.submit("edit", "live")
+    gate.open.release()
+    assert jobs.wait(dead, 10).state is JobState.FAILED
+    assert jobs.wait(alive, 10).state is JobState.DONE
+    assert jobs._threads[0] is not before
+    before.join(10)
+    assert sum(t.name == "worker-0" and t.is_alive() for t in threading.enumerate()) == 1
+    jobs.close()
+    assert not jobs._threads[0].is_alive()
+
+
+def test_fault_42_workers_are_daemons_and_close_gives_up_on_one_that_hangs() -> None:
+    release = threading.Event()
+    started = threading.Event()
+
+    def deaf(_task: Task) -> None:
+        started.set()
+        release.wait(30)
+
+    jobs = ThreadExecutor(deaf)
+    running, waiting = jobs.submit("edit", 1), jobs.submit("edit", 2)
+    started.wait(10)
+    jobs.close(0.2)
+    assert jobs.snapshot(running).state is JobState.INTERRUPTED
+    assert jobs.snapshot(waiting).state is JobState.INTERRUPTED
+    assert jobs._threads[0].daemon
+    release.set()
+    jobs._threads[0].join(10)
+    assert jobs.snapshot(running).state is JobState.INTERRUPTED  # its late end changes nothing
+
+
+@pytest.mark.parametrize("stage", ["lora", "invert", "drag", "denoise"])
+def test_fault_36_cancelling_takes_less_than_two_steps(stage: str) -> None:
+    steps: list[tuple[str, int]] = []
+    reached, asked = threading.Event(), threading.Event()
+
+    def run(task: Task) -> None:
+        for name in ("lora", "invert", "drag", "denoise"):
+            for i in range(1, 6):
+                steps.append((name, i))
+                task.on_step(StepInfo(stage=name, step=i, total=5))
+                if (name, i) == (stage, 3):
+                    reached.set()
+                    asked.wait(10)
+
+    jobs = ThreadExecutor(run)
+    name = jobs.submit("edit", None)
+    reached.wait(10)
+    jobs.cancel(name)
+    assert jobs.snapshot(name).cancelling
+    asked.set()
+    assert jobs.wait(name, 10).state is JobState.CANCELLED
+    assert steps[-1] == (stage, 4)  # the step under way is finished, no other begun
+    jobs.close()
+
+
+def test_fault_36_cancel_after_the_last_step_is_done_not_both() -> None:
+    last, go = threading.Event(), threading.Event()
+
+    def run(task: Task) -> str:
+        task.on_step(StepInfo(stage="save", step=1, total=1))
+        last.set()
+        go.wait(10)
+        return "saved"
+
+    jobs = ThreadExecutor(run)
+    name = jobs.submit("edit", None)
+    last.wait(10)
+    jobs.cancel(name)
+    go.set()
+    job = jobs.wait(name, 10)
+    assert (job.state, job.result, job.cancelling) == (JobState.DONE, "saved", False)
+    jobs.close()
+
+
+def test_fault_44_many_jobs_leave_nothing_behind() -> None:
+    jobs = ThreadExecutor(lambda task: task.payload, limit=2000)
+    threads = threading.active_count()
+    ids = [jobs.submit("edit", i) for i in range(KEEP + 200)]
+    for name in ids[-1:]:
+        jobs.wait(name, 60)
+    assert threading.active_count() == threads
+    assert len(jobs.recent()) == KEEP
+    with pytest.raises(BadInput):
+        jobs.snapshot(ids[0])  # forgotten in memory, and there is no board
+    assert jobs.snapshot(ids[-1]).state is JobState.DONE
+    jobs.close()
+
+
+def test_fifty_jobs_and_two_workers_each_once() -> None:
+    taken: list[int] = []
+    jobs = ThreadExecutor(lambda task: taken.append(task.payload), devices=("a", "b"), limit=100)
+    ids: list[str] = []
+
+    def push(start: int) -> None:
+        ids.extend(jobs.submit("edit", start + i, owner=str(start)) for i in range(10))
+
+    threads = [threading.Thread(target=push, args=(i * 10,)) for i in range(5)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for name in ids:
+        assert jobs.wait(name, 10).state is JobState.DONE
+    assert sorted(taken) == list(range(50))
+    jobs.close()
+
+
+def test_waiting_gives_up_after_its_timeout(jobs: ThreadExecutor, gate: Gate) -> None:
+    ids = fill(jobs, gate, "a0")
+    assert jobs.wait(ids[0], 0.05).state is JobState.RUNNING
+    drain(jobs, gate, ids)
+
+
+def test_keyboard_interrupt_reaches_the_command_line() -> None:
+    def run(_task: Task) -> None:
+        raise KeyboardInterrupt
+
+    jobs = InlineExecutor(run)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.submit("edit", None)
+    (job,) = jobs.recent()
+    assert job.state.ended
+
+
+# --- estimates and curves ------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_estimate_comes_from_finished_steps_of_the_stage_only() -> None:
+    clock = Clock()
+    table = JobTable(None, clock)
+    entry = table.start(table.add("edit", None, "", None, ""), "cpu")
+    assert entry is not None
+
+    def step(stage: str, i: int, after: float, total: int = 10) -> float | None:
+        clock.now += after
+        table.step(entry, StepInfo(stage=stage, step=i, total=total))
+        return table.job(entry.job.id, None).eta
+
+    assert step("load", 0, 5.0) is None  # nothing is finished yet
+    assert step("load", 1, 30.0, total=1) == 0.0
+    assert step("drag", 0, 0.0) is None  # a new stage knows nothing of the one before
+    assert step("drag", 1, 2.0) == pytest.approx(18.0)
+    assert step("drag", 3, 2.0) == pytest.approx((4.0 / 3) * 7)
+    assert step("drag", 10, 6.0) == 0.0
+    assert step("denoise", 4, 0.0) is None  # began at step 4: 4 steps were not timed
+    assert step("denoise", 6, 3.0) == pytest.approx(1.5 * 4)
+    stages = table.job(entry.job.id, None).stages
+    assert [s.stage for s in stages] == ["load", "drag", "denoise"]
+    assert stages[1].seconds == pytest.approx(10.0)
+
+
+def test_a_stage_that_comes_twice_is_two_lines() -> None:
+    table = JobTable(None)
+    entry = table.start(table.add("edit", None, "", None, ""), "cpu")
+    assert entry is not None
+    for stage, i in (("drag", 1), ("drag", 2), ("drag", 1), ("decode", 1), ("drag", 1)):
+        table.step(entry, StepInfo(stage=stage, step=i, total=2, cached=stage == "decode"))
+    stages = table.job(entry.job.id, None).stages
+    assert [(s.stage, s.step, s.cached) for s in stages] == [
+        ("drag", 2, False),
+        ("drag", 1, False),
+        ("decode", 1, True),
+        ("drag", 1, False),
+    ]
+
+
+def test_curves_are_bounded() -> None:
+    table = JobTable(None)
+    entry = table.start(table.add("edit", None, "", None, ""), "cpu")
+    assert entry is not None
+    for i in range(MOST_POINTS + 50):
+        table.step(entry, StepInfo(stage="lora", step=i, total=10**6, loss=float(i)))
+    losses = table.job(entry.job.id, None).losses
+    assert len(losses) == MOST_POINTS
+    assert losses[-1] == (MOST_POINTS + 49, MOST_POINTS + 49.0)
+
+
+def test_the_token() -> None:
+    token = CancelToken()
+    token.check()
+    assert not token.wait(0.001)
+    token.set()
+    token.set()
+    assert token.cancelled
+    assert token.wait(10)
+    with pytest.raises(Cancelled):
+        token.check()
+
+
+# --- the board -----------------------------------------------------------------------------------------
+
+
+def test_fault_29_a_board_that_cannot_be_written_stops_no_job(tmp_path: Path) -> None:
+    (tmp_path / "jobs").write_text("a file in its place")
+    board = Board(tmp_path / "jobs")
+    jobs = ThreadExecutor(lambda task: "done", board=board)
+    assert jobs.wait(jobs.submit("edit", None), 10).state is JobState.DONE
+    assert board.load() == []
+    jobs.close()
+
+
+def test_the_board_takes_any_payload(tmp_path: Path) -> None:
+    payloads: list[Any] = [
+        {"pixels": np.zeros((2, 2)), "n": 1},
+        "x" * 3_000_000,
+        object(),
+        {1: 2},
+        float("nan"),
+        "\ud800",
+    ]
+    jobs = InlineExecutor(lambda task: "done", board=Board(tmp_path / "jobs"))
+    for payload in payloads:
+        name = jobs.submit("edit", payload)
+        assert Board(tmp_path / "jobs").find(name) is not None
+        assert InlineExecutor(print, board=Board(tmp_path / "jobs")).snapshot(name).result == "done"
+    jobs.close()
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"{}", b'{"id": "x"}', bytes(2_000_000)])
+def test_damaged_lines_of_the_board_are_passed_over(tmp_path: Path, raw: bytes) -> None:
+    jobs = InlineExecutor(lambda task: "done", board=Board(tmp_path / "jobs"))
+    good, bad = jobs.submit("edit", 1), jobs.submit("edit", 2)
+    (tmp_path / "jobs" / f"{bad}.json").write_bytes(raw)
+    jobs.close()
+    later = InlineExecutor(print, board=Board(tmp_path / "jobs"))
+    assert later.snapshot(good).state is JobState.DONE
+    with pytest.raises(BadInput):
+        later.snapshot(bad)
+
+
+def test_a_job_of_another_living_process_is_running_not_interrupted(tmp_path: Path) -> None:
+    started, go = threading.Event(), threading.Event()
+
+    def run(_task: Task) -> None:
+        started.set()
+        go.wait(10)
+
+    here = ThreadExecutor(run, board=Board(tmp_path / "jobs"))
+    name = here.submit("edit", None)
+    started.wait(10)
+    there = InlineExecutor(run, board=Board(tmp_path / "jobs"))
+    assert there.snapshot(name).state is JobState.RUNNING
+    go.set()
+    here.wait(name, 10)
+    assert there.snapshot(name).state is JobState.DONE
+    here.close()
+
+
+def test_the_board_forgets_the_oldest(tmp_path: Path) -> None:
+    jobs = InlineExecutor(lambda task: "done", board=Board(tmp_path / "jobs"))
+    ids = [jobs.submit("edit", i) for i in range(12)]
+    jobs.close()
+    assert [line["id"] for line in Board(tmp_path / "jobs", keep=5).load()] == ids[-5:]
+
+
+# --- ids -----------------------------------------------------------------------------------------------
+
+
+def test_fault_33_ids_only_grow() -> None:
+    times = iter([5.0, 5.0, 9.0, 1.0, 1.0, 9.0, 10.0])
+    maker = UlidMaker(lambda: next(times))
+    ids = [maker.new() for _ in range(7)]
+    assert ids == sorted(set(ids))
+
+
+def test_fault_46_the_next_id_cannot_be_guessed() -> None:
+    """Also within one millisecond, where the specification would just count on."""
+    maker = UlidMaker(lambda: 5.0)
+    numbers = [maker.new() for _ in range(200)]
+    from workbench.ulid import decode
+
+    gaps = {decode(b) - decode(a) for a, b in itertools.pairwise(numbers)}
+    assert len(gaps) == 199
+    assert min(gaps) > 2**40
+
+
+def test_threads_share_a_maker() -> None:
+    maker, made = UlidMaker(), []
+
+    def work() -> None:
+        made.extend(maker.new() for _ in range(500))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(set(made)) == 2000
+
+
+def test_ulid_times() -> None:
+    from workbench import ulid
+
+    name = UlidMaker(lambda: 1_795_000_000.123).new()
+    assert ulid.milliseconds(name) == 1_795_000_000_123
+    assert ulid.encode(ulid.decode(name)) == name
+    for bad in (
+        "",
+        "x",
+        "8ZZZZZZZZZZZZZZZZZZZZZZZZZ",
+        name.lower(),
+        name + "0",
+        name[:-1] + "I",
+        5,
+    ):
+        assert not ulid.is_ulid(bad)
+    with pytest.raises(ValueError, match="no ULID"):
+        ulid.decode("nonsense")
+
+
+def test_time_runs_on() -> None:
+    maker = UlidMaker()
+    first = maker.new()
+    time.sleep(0.003)
+    assert maker.new()[:10] > first[:10]

@@ -1,0 +1,305 @@
+"""The contract of every executor: one set of tests, run against each of them.
+
+Inline and Thread always; Ray with `-m ray` where it is installed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.errors import BadInput, Cancelled, ModelError
+from workbench.jobs import Board, Executor, InlineExecutor, Job, Task, ThreadExecutor
+from workbench.records import JobState, StepInfo
+from workbench.types import EditRequest, ImageAsset, Point
+
+STEPS = 5
+
+
+def run(task: Task) -> Any:
+    """The work of these tests: obeys its payload, and is importable by a worker process."""
+    payload = task.payload
+    if isinstance(payload, EditRequest):
+        return payload.seed
+    kind = payload.get("do", "steps")
+    if kind == "sleep":
+        task.on_step(StepInfo(stage="drag", step=0, total=100_000))
+        for i in range(100_000):
+            time.sleep(0.005)
+            task.on_step(StepInfo(stage="drag", step=i + 1, total=100_000))
+    if kind == "bad":
+        raise BadInput("The mask is 3x3 but the image is 9x9; they must have the same size.")
+    if kind == "nan":
+        raise ModelError("The latent became NaN at step 3; lower the learning rate.")
+    if kind == "bug":
+        raise TypeError("unsupported operand")
+    if kind == "exit":
+        raise SystemExit(3)
+    if kind == "memory":
+        raise MemoryError
+    if kind == "gives up":
+        raise Cancelled("Cancelled.")
+    for stage in ("lora", "drag"):
+        for i in range(STEPS + 1):
+            task.on_step(
+                StepInfo(
+                    stage=stage,
+                    step=i,
+                    total=STEPS,
+                    loss=1.0 / (i + 1),
+                    points=(Point(i, 2),),
+                    distances=(float(STEPS - i),),
+                    preview=b"jpeg" if i == 2 else None,
+                )
+            )
+    return payload.get("value", "done")
+
+
+MAKERS: dict[str, Callable[[Path], Executor]] = {
+    "inline": lambda folder: InlineExecutor(run, device="cpu", board=Board(folder)),
+    "thread": lambda folder: ThreadExecutor(run, devices=("cpu",), board=Board(folder)),
+}
+
+
+@pytest.fixture(params=["inline", "thread", pytest.param("ray", marks=pytest.mark.ray)])
+def jobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Executor]:
+    if request.param == "ray":
+        from workbench.jobs_ray import RayExecutor
+
+        made: Executor = RayExecutor(run, board=Board(tmp_path / "jobs"))
+    else:
+        made = MAKERS[request.param](tmp_path / "jobs")
+    yield made
+    made.close()
+
+
+def submit(jobs: Executor, do: str = "steps", owner: str = "", **more: Any) -> str:
+    return jobs.submit("edit", {"do": do, **more}, owner)
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.002)
+
+
+class Aside:
+    """Runs a submit of any executor beside the test: the inline one returns only at its end."""
+
+    def __init__(self, jobs: Executor, **kwargs: Any) -> None:
+        self.jobs = jobs
+        known = {j.id for j in jobs.recent()}
+        self.thread = threading.Thread(target=submit, args=(jobs,), kwargs=kwargs)
+        self.thread.start()
+        until(lambda: any(j.id not in known for j in jobs.recent()))
+        self.id = next(j.id for j in jobs.recent() if j.id not in known)
+
+    def running(self) -> str:
+        until(lambda: self.jobs.snapshot(self.id).progress is not None)
+        return self.id
+
+    def join(self) -> Job:
+        self.thread.join(30)
+        return self.jobs.wait(self.id, 30)
+
+
+def test_a_job_is_done_and_keeps_its_story(jobs: Executor) -> None:
+    before = time.time()
+    job = jobs.wait(submit(jobs, owner="ann", value={"edit": "x"}), 30)
+    assert (job.state, job.result, job.error) == (JobState.DONE, {"edit": "x"}, None)
+    assert (job.kind, job.owner) == ("edit", "ann")
+    assert before <= job.created <= job.started <= job.finished <= time.time()
+    assert [(s.stage, s.step, s.total) for s in job.stages] == [("lora", 5, 5), ("drag", 5, 5)]
+    assert job.losses == tuple((i, 1.0 / (i + 1)) for i in range(6))  # of the last stage
+    assert job.tracks[-1] == (5, (0.0,))
+    assert [p[0].x for _step, p in job.trail] == [0, 1, 2, 3, 4, 5]
+    assert job.progress is not None
+    assert (job.progress.stage, job.progress.step) == ("drag", 5)
+    assert job.preview == b"jpeg"  # the last one there was
+    assert (job.position, job.eta, job.cancelling) == (None, None, False)
+    assert jobs.queue() == []
+
+
+@pytest.mark.parametrize(
+    ("do", "words"),
+    [
+        ("bad", "The mask is 3x3"),
+        ("nan", "became NaN at step 3"),
+        ("bug", "not foreseen (TypeError: unsupported operand)"),
+        ("memory", "not foreseen (MemoryError)"),
+        ("exit", "SystemExit"),
+    ],
+)
+def test_fault_39_whatever_the_work_raises_the_next_job_succeeds(
+    jobs: Executor, do: str, words: str
+) -> None:
+    for _ in range(3):
+        job = jobs.wait(submit(jobs, do), 60)
+        assert job.state is JobState.FAILED
+        assert words in (job.error or "")
+        assert job.result is None
+    assert jobs.wait(submit(jobs), 60).state is JobState.DONE
+
+
+def test_the_payload_is_frozen_when_it_is_submitted(jobs: Executor) -> None:
+    """FAULTS 43: what the page changes afterwards does not reach a waiting or running job."""
+    payload = {"do": "steps", "value": "before"}
+    blocker = Aside(jobs, do="sleep")
+    blocker.running()
+    answers: list[str] = []
+    other = threading.Thread(target=lambda: answers.append(jobs.submit("edit", payload)))
+    other.start()
+    until(lambda: len(jobs.queue()) == 2)
+    payload["value"] = "after"
+    jobs.cancel(blocker.id)
+    blocker.join()
+    other.join()
+    assert jobs.wait(answers[0], 30).result == "before"
+
+
+def test_a_request_goes_through_as_it_is(jobs: Executor) -> None:
+    request = EditRequest(image=ImageAsset(id="x", width=9, height=9), pairs=(), seed=77)
+    job = jobs.wait(jobs.submit("edit", request), 30)
+    assert job.result == 77
+    assert job.payload == request
+
+
+# --- 36: cancelling ---------------------------------------------------------------------------------
+
+
+def test_fault_36_cancel_while_running(jobs: Executor) -> None:
+    aside = Aside(jobs, do="sleep")
+    aside.running()
+    assert jobs.cancel(aside.id) in (JobState.RUNNING, JobState.CANCELLED)
+    job = aside.join()
+    assert job.state is JobState.CANCELLED
+    assert not job.cancelling
+    assert jobs.wait(submit(jobs), 30).state is JobState.DONE
+
+
+def test_fault_36_cancel_twice_and_after_the_end(jobs: Executor) -> None:
+    aside = Aside(jobs, do="sleep")
+    aside.running()
+    jobs.cancel(aside.id)
+    jobs.cancel(aside.id)
+    assert aside.join().state is JobState.CANCELLED
+    assert jobs.cancel(aside.id) is JobState.CANCELLED
+    done = submit(jobs)
+    assert jobs.wait(done, 30).state is JobState.DONE
+    assert jobs.cancel(done) is JobState.DONE
+    assert jobs.snapshot(done).state is JobState.DONE
+
+
+def test_fault_36_the_work_may_give_up_by_itself(jobs: Executor) -> None:
+    assert jobs.wait(submit(jobs, "gives up"), 30).state is JobState.CANCELLED
+
+
+def test_fault_36_an_unknown_id_is_said_to_be_unknown(jobs: Executor) -> None:
+    for name in ("01ARZ3NDEKTSV4RRFFQ69G5FAV", "", "../../x", "x" * 500):
+        for call in (jobs.cancel, jobs.snapshot, jobs.wait):
+            with pytest.raises(BadInput, match="There is no job"):
+                call(name)
+
+
+def test_fault_46_another_owners_job_is_neither_seen_nor_stopped(jobs: Executor) -> None:
+    aside = Aside(jobs, do="sleep", owner="ann")
+    aside.running()
+    for call in (jobs.cancel, jobs.snapshot):
+        with pytest.raises(BadInput, match="There is no job"):
+            call(aside.id, "bob")
+    assert jobs.queue("bob") == []
+    assert jobs.recent("bob") == []
+    assert jobs.snapshot(aside.id, "ann").state is JobState.RUNNING
+    assert [j.id for j in jobs.queue("ann")] == [aside.id]
+    jobs.cancel(aside.id, "ann")
+    assert aside.join().state is JobState.CANCELLED
+
+
+def test_fault_41_a_double_click_is_one_job(jobs: Executor) -> None:
+    answers: list[str] = []
+
+    def click(owner: str) -> None:
+        answers.append(jobs.submit("edit", {"do": "sleep"}, owner, key="same"))
+
+    clicks = [threading.Thread(target=click, args=("ann",)) for _ in range(20)]
+    clicks.append(threading.Thread(target=click, args=("bob",)))
+    for t in clicks:
+        t.start()
+    until(lambda: len(jobs.queue()) == 2)
+    time.sleep(0.05)
+    waiting = jobs.queue()
+    assert sorted(j.owner for j in waiting) == ["ann", "bob"]  # another owner's is another job
+    for job in waiting:
+        jobs.cancel(job.id)
+    for t in clicks:
+        t.join()
+    assert len(answers) == 21
+    assert set(answers) == {j.id for j in waiting}
+
+
+def test_fault_41_after_its_end_the_same_key_is_a_new_job(jobs: Executor) -> None:
+    first = jobs.submit("edit", {}, key="same")
+    jobs.wait(first, 30)
+    second = jobs.submit("edit", {}, key="same")
+    assert jobs.wait(second, 30).state is JobState.DONE
+    assert first != second
+    assert jobs.submit("edit", {}) != jobs.submit("edit", {})  # no key: never the same
+
+
+# --- closing, and after a restart -------------------------------------------------------------------
+
+
+def test_fault_42_closing_interrupts_and_is_quick(jobs: Executor) -> None:
+    aside = Aside(jobs, do="sleep")
+    aside.running()
+    began = time.monotonic()
+    jobs.close(5)
+    assert time.monotonic() - began < 5
+    assert aside.join().state is JobState.INTERRUPTED
+    with pytest.raises(BadInput, match="closing"):
+        submit(jobs)
+
+
+def test_fault_30_a_job_is_found_again_after_a_restart(jobs: Executor, tmp_path: Path) -> None:
+    request = EditRequest(image=ImageAsset(id="x", width=9, height=9), pairs=(), prompt="ü")
+    done = jobs.submit("edit", request, "ann", label="the robot")
+    failed = jobs.submit("edit", {"do": "bad"}, "ann")
+    jobs.wait(done, 30)
+    jobs.wait(failed, 30)
+    aside = Aside(jobs, do="sleep", owner="ann")
+    aside.running()
+    jobs.close(5)
+    aside.join()
+    later = InlineExecutor(run, board=Board(tmp_path / "jobs"))
+    again = later.snapshot(done, "ann")
+    assert (again.state, again.label, again.kind) == (JobState.DONE, "the robot", "edit")
+    assert EditRequest.from_json(again.payload) == request
+    assert later.snapshot(failed).error == jobs.snapshot(failed).error
+    interrupted = later.snapshot(aside.id)
+    assert interrupted.state is JobState.INTERRUPTED
+    assert "start it again" in (interrupted.error or "")
+    assert later.cancel(aside.id) is JobState.INTERRUPTED
+    with pytest.raises(BadInput):
+        later.snapshot(done, "bob")
+    later.close()
+
+
+def test_ids_grow(jobs: Executor) -> None:
+    ids = [submit(jobs) for _ in range(5)]
+    assert ids == sorted(set(ids))
+    for name in ids:
+        jobs.wait(name, 30)
+    assert [j.id for j in jobs.recent()] == ids[::-1]
+
+
+def test_a_snapshot_does_not_change_any_more(jobs: Executor) -> None:
+    job = jobs.wait(submit(jobs), 30)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        job.state = JobState.FAILED  # type: ignore[misc]
