@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from workbench import device as devices
-from workbench.models import ModelFiles, ModelSpec, Registry, find_files, fingerprint
+from workbench.models import ModelSpec, Registry, find_files, fingerprint, native_size
 from workbench.models.loading import Parts, load_parts
 from workbench.modelstate import unchanged
 from workbench.records import OnStep, ignore_steps
@@ -133,20 +133,14 @@ class Runtime:
             pooled = getattr(out, "text_embeds", pooled)
         return Text(torch.cat(embeddings, dim=-1), pooled, dropped)
 
-    def conditioning(self, text: Text, size: tuple[int, int]) -> dict[str, Any]:
-        """Keyword arguments of the U-Net for a text: `encoder_hidden_states`, XL's added ones too.
-
-        `size` is the working picture's (width, height) in px, which XL is told.
-        """
-        given: dict[str, Any] = {"encoder_hidden_states": text.embedding}
-        if text.pooled is not None:
-            width, height = size
-            ids = [height, width, 0, 0, height, width]  # original size, crop corner, target size
-            given["added_cond_kwargs"] = {
-                "text_embeds": text.pooled,
-                "time_ids": torch.tensor([ids], device=self.device, dtype=text.pooled.dtype),
-            }
-        return given
+    def added(self, text: Text, size: tuple[int, int]) -> dict[str, torch.Tensor] | None:
+        """XL's added conditions for a text and a working picture of `size` (width, height) px."""
+        if text.pooled is None:
+            return None
+        width, height = size
+        ids = [height, width, 0, 0, height, width]  # original size, crop corner, target size
+        times = torch.tensor([ids], device=self.device, dtype=text.pooled.dtype)
+        return {"text_embeds": text.pooled, "time_ids": times}
 
     # --- pixels and latents ---------------------------------------------------------------------------
 
@@ -239,16 +233,6 @@ def load(
         dtype=kind,
         native_size=native_size(files),
     )
-
-
-def native_size(files: ModelFiles) -> int:
-    """Longest side for which a model was trained, px: as the spec says, else from the U-Net."""
-    if files.spec.native_size:
-        return files.spec.native_size
-    side = files.config("unet").get("sample_size") or 64
-    side = max(side) if isinstance(side, list) else side
-    levels = len(files.config("vae").get("block_out_channels", [0] * 4))
-    return int(side) * int(2 ** (levels - 1))
 
 
 def _dropped(tokenizer: Any, prompt: str, window: int) -> str:

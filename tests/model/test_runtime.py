@@ -77,9 +77,11 @@ def test_every_architecture_loads_and_predicts(
 ) -> None:
     run = runtime.load(str(tiny_model(kind)), device="cpu")
     latent, _ = run.encode(torch.zeros(1, 3, 64, 64))
-    given = run.conditioning(run.text("a robot"), (64, 64))
+    text = run.text("a robot")
     with torch.no_grad():
-        out = run.unet(latent, 681, **given).sample
+        out = run.unet(
+            latent, 681, text.embedding, added_cond_kwargs=run.added(text, (64, 64))
+        ).sample
     assert out.shape == latent.shape
     assert torch.isfinite(out).all()
     assert run.is_sdxl == (kind == "sdxl")
@@ -107,8 +109,9 @@ def test_sdxl_text_equals_diffusers(tiny_model: Callable[[str], Path]) -> None:
     assert text.pooled is not None
     assert torch.allclose(text.embedding, expected, atol=1e-6)
     assert torch.allclose(text.pooled, pooled, atol=1e-6)
-    ids = run.conditioning(text, (96, 64))["added_cond_kwargs"]["time_ids"]
-    assert ids.tolist() == [[64, 96, 0, 0, 64, 96]]
+    added = run.added(text, (96, 64))
+    assert added is not None
+    assert added["time_ids"].tolist() == [[64, 96, 0, 0, 64, 96]]
 
 
 def test_precision_is_chosen(micro_sd: Path) -> None:

@@ -8,7 +8,15 @@ loading.py   files -> checked torch modules
 
 from __future__ import annotations
 
-from workbench.models.files import ModelFiles, find_files, fingerprint
+from workbench.models.files import ModelFiles, find_files, fingerprint, native_size
 from workbench.models.specs import BUILTIN, ModelSpec, Registry
 
-__all__ = ["BUILTIN", "ModelFiles", "ModelSpec", "Registry", "find_files", "fingerprint"]
+__all__ = [
+    "BUILTIN",
+    "ModelFiles",
+    "ModelSpec",
+    "Registry",
+    "find_files",
+    "fingerprint",
+    "native_size",
+]

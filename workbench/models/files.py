@@ -322,6 +322,16 @@ def fingerprint(
     return key("model", sums, files.spec.prediction)
 
 
+def native_size(files: ModelFiles) -> int:
+    """Longest side for which a model was trained, px: as the spec says, else from the U-Net."""
+    if files.spec.native_size:
+        return files.spec.native_size
+    side = files.config("unet").get("sample_size") or 64
+    side = max(side) if isinstance(side, list) else side
+    levels = len(files.config("vae").get("block_out_channels", [0] * 4))
+    return int(side) * int(2 ** (levels - 1))
+
+
 @contextlib.contextmanager
 def _remembered(memory: Path | None) -> Iterator[dict[str, list[Any]]]:
     """The table of known sums; written back when it grew. A damaged table is an empty one."""

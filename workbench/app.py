@@ -1,0 +1,288 @@
+"""The composition root: settings -> history, cache, models, workers. Pages and command line ask here.
+
+    app = get_app()                        one per process
+    job = app.submit_edit(request, owner)  -> job id; app.executor.snapshot(job) shows it
+    app.perform("edit", request)           the same work, here and now (command line, benchmarks)
+
+Importing and making an App is cheap: torch is imported by the first worker, or by `warm_up`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import logging
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from workbench import keys
+from workbench.cache import Cache
+from workbench.errors import BadInput
+from workbench.jobs import Board, ThreadExecutor
+from workbench.models import ModelSpec, Registry, find_files, fingerprint
+from workbench.records import OnStep, ignore_steps
+from workbench.settings import Settings
+from workbench.store import Store
+from workbench.tasks import GenerateTask, SweepTask, TrainTask
+from workbench.types import EditRequest, ModelRef
+
+if TYPE_CHECKING:
+    from workbench.jobs import Task
+    from workbench.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+
+class App:
+    """Everything that one process shares; threads may use it at the same time."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Open history and cache below `settings.folder`; what a dead process left is recorded.
+
+        Raises:
+            StoreError: when the history folder cannot be used.
+            BadInput: when `models.toml` is wrong.
+        """
+        self.settings = settings or Settings.load()
+        self.registry = Registry(self.settings.models_file)
+        self.store = Store(self.settings.history)
+        self.interrupted = self.store.recover()
+        self.cache = Cache(self.settings.derived, self.settings.cache_bytes)
+        self._executor: ThreadExecutor | None = None
+        self._runtimes: dict[str, OrderedDict[str, Runtime]] = {}
+        self._guard = threading.RLock()
+        self._loading: dict[str, threading.Lock] = {}
+        self._closed = False
+
+    # --- settings and models --------------------------------------------------------------------------
+
+    def change(self, **changes: Any) -> Settings:
+        """Change settings, write them, and apply what can be applied at once (running jobs go on).
+
+        Raises:
+            BadInput: naming a field that is unknown or out of range.
+            StoreError: when they cannot be written.
+        """
+        unknown = set(changes) - {f.name for f in dataclasses.fields(Settings)} - {"folder"}
+        if unknown:
+            raise BadInput(f"There is no setting {sorted(unknown)[0]!r}.")
+        with self._guard:
+            before = self.settings
+            settings = dataclasses.replace(before, **changes)
+            settings.save()
+            self.settings = settings
+            self.cache.limit_bytes = settings.cache_bytes
+            if (settings.device, settings.dtype) != (before.device, before.dtype):
+                self._runtimes.clear()
+            return settings
+
+    def models(self) -> list[ModelSpec]:
+        """All registered models."""
+        return self.registry.specs()
+
+    def model_ref(self, name: str = "") -> ModelRef:
+        """A model with its fingerprint; reads weight files the first time (no torch).
+
+        Raises:
+            BadInput: for an unknown name.
+            ModelError: when its files are missing or damaged.
+        """
+        spec = self.registry.resolve(name or self.settings.model)
+        files = find_files(spec, self.registry)
+        mark = fingerprint(files, self._sums)
+        return ModelRef(name=spec.name, revision=spec.revision, fingerprint=mark)
+
+    def complete(self, request: EditRequest) -> EditRequest:
+        """The request with its model's fingerprint, from which its keys are made.
+
+        Raises:
+            as `model_ref` does.
+        """
+        model = self.model_ref(request.model.name)
+        return dataclasses.replace(request, model=model)
+
+    @property
+    def _sums(self) -> Any:
+        return self.settings.folder / "fingerprints.json"
+
+    def runtime(
+        self, name: str = "", *, device: str = "", on_step: OnStep = ignore_steps
+    ) -> Runtime:
+        """The loaded model; kept for the next job, at most `kept_models` of them per device.
+
+        Raises:
+            BadInput, ModelError: as `runtime.load` does.
+        """
+        from workbench import device as devices
+        from workbench import runtime
+
+        devices.set_threads(self.settings.threads)
+        wanted = device or self.settings.workers()[0]
+        where = devices.devices(wanted)[0]
+        spec = self.registry.resolve(name or self.settings.model)
+        with self._guard:
+            lock = self._loading.setdefault(where, threading.Lock())
+        with lock:  # one load at a time per device: a warm-up and a job do not load twice
+            with self._guard:
+                kept = self._runtimes.setdefault(where, OrderedDict())
+                found = kept.get(spec.name)
+                if found is not None and found.spec == spec:
+                    kept.move_to_end(spec.name)
+                    return found
+                kept.pop(spec.name, None)
+                while len(kept) >= self.settings.kept_models:
+                    kept.popitem(last=False)
+            devices.release()
+            made = runtime.load(
+                spec,
+                device=where,
+                dtype=self.settings.dtype,
+                registry=self.registry,
+                memory=self._sums,
+                on_step=on_step,
+            )
+            with self._guard:
+                self._runtimes.setdefault(where, OrderedDict())[spec.name] = made
+            return made
+
+    def loaded(self) -> list[tuple[str, str]]:
+        """(device, model) of everything that is in memory."""
+        with self._guard:
+            return [(d, name) for d, kept in self._runtimes.items() for name in kept]
+
+    def unload(self) -> None:
+        """Let go of all loaded models; a running job keeps its own until it ends."""
+        from workbench import device as devices
+
+        with self._guard:
+            self._runtimes.clear()
+        devices.release()
+
+    def warm_up(self, name: str = "") -> threading.Thread:
+        """Import torch and load a model in the background; failures only go to the log."""
+
+        def work() -> None:
+            try:
+                self.runtime(name)
+            except Exception as exc:
+                log.info("warm-up: %s", exc)
+
+        thread = threading.Thread(target=work, name="warm-up", daemon=True)
+        thread.start()
+        return thread
+
+    # --- jobs -----------------------------------------------------------------------------------------
+
+    @property
+    def executor(self) -> ThreadExecutor:
+        """The queue and its workers, made at the first use."""
+        with self._guard:
+            if self._executor is None:
+                if self._closed:
+                    raise BadInput("The workbench is closing; no new job is taken.")
+                self._executor = ThreadExecutor(
+                    self._run,
+                    devices=self.settings.workers(),
+                    limit=self.settings.queue,
+                    board=Board(self.settings.folder / "jobs"),
+                )
+            return self._executor
+
+    def submit_edit(self, request: EditRequest, owner: str = "") -> str:
+        """Queue an edit; the job's id. Its result is the edit's id. A double click gives one job."""
+        return self._submit("edit", request, owner, keys.edit_key(request), request.image.name)
+
+    def submit_train(self, task: TrainTask | EditRequest, owner: str = "") -> str:
+        """Queue the training and inversion of a picture; the result is a `Prepared` as JSON."""
+        if isinstance(task, EditRequest):
+            task = TrainTask(request=task)
+        return self._submit("train", task, owner, keys.key("train", task.to_json()), task.label)
+
+    def submit_generate(self, task: GenerateTask, owner: str = "") -> str:
+        """Queue the making of pictures from a prompt; the result lists them as JSON."""
+        name = keys.key("generate", task.to_json())
+        return self._submit("generate", task, owner, name, task.prompt[:60])
+
+    def submit_sweep(
+        self, requests: list[EditRequest] | SweepTask, owner: str = "", label: str = ""
+    ) -> str:
+        """Queue several edits as one job; the result is `{"edits": [id or None], "errors": {}}`."""
+        task = requests if isinstance(requests, SweepTask) else SweepTask(tuple(requests), label)
+        return self._submit("sweep", task, owner, keys.key("sweep", task.to_json()), task.label)
+
+    def submit_download(self, name: str, owner: str = "", *, full: bool = False) -> str:
+        """Queue the download of a hub model."""
+        payload = {"model": name, "full": full}
+        return self._submit("download", payload, owner, keys.key("download", payload), name)
+
+    def submit_replay(self, edit: str, owner: str = "") -> str:
+        """Queue the recomputing of an edit; the result says how far the pictures differ."""
+        return self._submit("replay", {"edit": edit}, owner, keys.key("replay", edit), edit)
+
+    def _submit(self, kind: str, payload: Any, owner: str, key: str, label: str) -> str:
+        return self.executor.submit(kind, payload, owner, key=key, label=label)
+
+    def _run(self, task: Task) -> Any:
+        # A worker keeps the name it was hired under; a device that was changed in the settings since
+        # then counts for its next job.
+        known = task.device in self.settings.workers()
+        device = task.device if known and task.device != "auto" else ""
+        return self.perform(
+            task.kind, task.payload, on_step=task.on_step, owner=task.owner, device=device
+        )
+
+    def perform(
+        self,
+        kind: str,
+        payload: Any,
+        *,
+        on_step: OnStep = ignore_steps,
+        owner: str = "",
+        device: str = "",
+    ) -> Any:
+        """Do a job here and now; plain JSON data as the result (an edit's id for "edit").
+
+        Raises:
+            WorkbenchError: whatever the work raises.
+        """
+        from workbench.work import perform
+
+        return perform(self, kind, payload, on_step=on_step, owner=owner, device=device)
+
+    # --- end ------------------------------------------------------------------------------------------
+
+    def close(self, timeout: float = 4.0) -> None:
+        """Stop the workers (what runs becomes interrupted) and let go of the folders."""
+        with self._guard:
+            if self._closed:
+                return
+            self._closed = True
+            executor = self._executor
+        if executor is not None:
+            executor.close(timeout)
+        self.store.close()
+        self.cache.close()
+
+
+_app: App | None = None
+_lock = threading.Lock()
+
+
+def get_app() -> App:
+    """The App of this process; made at the first call, closed when the process ends."""
+    global _app
+    with _lock:
+        if _app is None:
+            _app = App()
+            atexit.register(close_app)
+        return _app
+
+
+def close_app() -> None:
+    """Close the App of this process; the next `get_app` makes a new one."""
+    global _app
+    with _lock:
+        if _app is not None:
+            _app.close()
+            _app = None
