@@ -1,0 +1,186 @@
+"""All stages end to end with the real classes at a tiny size: a folder that diffusers loads."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from workbench.demo import card, config
+from workbench.demo.cli import main
+from workbench.demo.config import TrainOptions
+from workbench.demo.evaluate import contact_sheet, evaluate
+from workbench.demo.loop import read_tensors
+from workbench.demo.train import export, train
+from workbench.errors import BadInput, ModelError
+
+MINUTES = 0.02
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(config.VAE, "block_out_channels", (4, 4, 8, 8))
+    monkeypatch.setitem(config.VAE, "norm_num_groups", 4)
+    monkeypatch.setitem(config.UNET, "block_out_channels", (8, 8, 16, 16))
+    monkeypatch.setitem(config.UNET, "norm_num_groups", 4)
+    monkeypatch.setitem(config.UNET, "attention_head_dim", 2)
+    monkeypatch.setitem(config.UNET, "cross_attention_dim", 16)
+    for name in ("hidden_size", "intermediate_size", "projection_dim"):
+        monkeypatch.setitem(config.TEXT, name, 16)
+    monkeypatch.setattr("workbench.demo.vae_train.MEASURED_SCENES", 4)
+    monkeypatch.setattr("workbench.demo.unet_train.JUDGED_ON_CPU", 4)
+
+
+def options(tmp_path, **changes):
+    base = {
+        "out": tmp_path / "weights",
+        "work": tmp_path / "work",
+        "device": "cpu",
+        "vae_minutes": MINUTES,
+        "bank_minutes": MINUTES,
+        "unet_minutes": MINUTES,
+        "vae_batch": 2,
+        "unet_batch": 2,
+        "bank_scenes": 4,
+        "precision": "fp32",
+        "keep_bank": True,
+    }
+    return TrainOptions(**{**base, **changes})
+
+
+def test_stages_one_after_the_other_resumed_and_continued(tmp_path, caplog):
+    from diffusers import StableDiffusionPipeline
+
+    caplog.set_level(logging.INFO)
+    with pytest.raises(BadInput, match="run the stage 'vae' first"):
+        train(options(tmp_path, stages=("bank",)))
+    with pytest.raises(BadInput, match="run the stage 'unet' first"):
+        train(options(tmp_path, stages=("export",)))
+
+    first = train(options(tmp_path))
+    folder = tmp_path / "weights"
+    assert not (tmp_path / "weights.partial").exists()
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline(
+        ["a red robot", ""], num_inference_steps=2, guidance_scale=3.0, output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    ).images  # fmt: skip
+    assert made.shape == (2, 3, 256, 256)
+    assert torch.isfinite(made).all()
+    assert pipeline.vae.config.scaling_factor == pytest.approx(1, abs=0.1)
+    for path in folder.rglob("*.safetensors"):
+        tensors, _ = read_tensors(path)
+        assert {t.dtype for t in tensors.values()} == {torch.float16}, path.name
+
+    written = card.read_card(folder)
+    assert written["training"]["unet"]["steps"] == first["unet"]["steps"] > 0
+    assert written["training"]["vae"]["pictures_seen"] == 2 * first["vae"]["steps"]
+    assert set(written["files"]) == {
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+    for name, facts in written["files"].items():
+        assert facts == card.weight_files(folder)[name]
+
+    # The second run goes on from the checkpoint, with the stored bank.
+    caplog.clear()
+    again = options(tmp_path, stages=("unet", "export"), resume=True)
+    second = train(again)
+    assert second["unet"]["steps"] > first["unet"]["steps"]
+    assert "read from the work folder" in caplog.text
+
+    # A third starts from the shipped folder alone and adds to what its card says.
+    third = options(tmp_path, work=tmp_path / "other", source=folder, stages=("unet", "export"))
+    train(third)
+    grown = card.read_card(folder)
+    assert grown["training"]["started_from"]["unet"]["steps"] == second["unet"]["steps"]
+    assert grown["training"]["vae"] == written["training"]["vae"]
+
+    figures = evaluate(
+        folder, device="cpu", scenes_count=4, samples=2, steps=2, classifier_seconds=0.5,
+        sheet=tmp_path / "sheet.png",
+    )  # fmt: skip
+    assert (tmp_path / "sheet.png").exists()
+    assert (tmp_path / "sheet-reconstructed.png").exists()
+    final = card.read_card(folder)
+    assert final["evaluation"] == figures
+    assert final["training"] == grown["training"]
+    assert figures["prompt_adherence"]["samples"] == 2
+    assert 0 <= figures["prompt_adherence"]["both"] <= figures["prompt_adherence"]["kind"] <= 1
+
+
+def test_an_export_that_is_too_large_leaves_the_old_model(tmp_path, monkeypatch):
+    run = options(tmp_path)
+    train(run)
+    before = card.weight_files(run.out)
+    monkeypatch.setattr(config, "WEIGHT_LIMIT", 1_000)
+    with pytest.raises(BadInput, match="make the model smaller"):
+        export(run)
+    assert card.weight_files(run.out) == before
+
+
+def test_a_damaged_card_is_told(tmp_path):
+    (tmp_path / card.CARD).write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match="damaged"):
+        card.read_card(tmp_path)
+    (tmp_path / card.CARD).write_text("[]", encoding="utf-8")
+    with pytest.raises(ModelError, match="not an object"):
+        card.read_card(tmp_path)
+
+
+def test_the_contact_sheet_keeps_order_and_gaps():
+    pictures = torch.zeros(3, 3, 4, 4)
+    pictures[1, 0] = 1
+    sheet = contact_sheet(pictures, columns=2, gap=1)
+    assert sheet.size == (11, 11)
+    assert sheet.getpixel((0, 0)) == (255, 255, 255)
+    assert sheet.getpixel((1, 1)) == (0, 0, 0)
+    assert sheet.getpixel((6, 1)) == (255, 0, 0)
+    assert sheet.getpixel((6, 6)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--unet-minutes", "-1"], "unet_minutes is -1"),
+        (["train", "--from", "no-such-folder"], "no folder"),
+        (["evaluate", "--model", "no-such-folder"], "There is no model"),
+        (["evaluate", "--steps", "0"], "--steps is 0"),
+        (["evaluate", "--samples", "0"], "0 samples"),
+        (["scenes", "--count", "0"], "--count is 0"),
+        (["scenes", "--kind", "teapot"], "'teapot' is unknown"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_scenes_command_draws_a_sheet(tmp_path, capsys):
+    from PIL import Image
+
+    path = tmp_path / "new" / "sheet.png"
+    code = main(
+        ["scenes", "--count", "3", "--columns", "3", "--kind", "face", "--captions", "--out",
+         str(path)]
+    )  # fmt: skip
+    assert code == 0
+    with Image.open(path) as sheet:
+        assert sheet.size == (3 * 260 + 4, 264)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_train_command_reports_json(tmp_path, capsys):
+    code = main(
+        ["train", "--stage", "vae", "--minutes", str(MINUTES), "--vae-batch", "1", "--device",
+         "cpu", "--precision", "fp32", "--work", str(tmp_path / "work"), "--out",
+         str(tmp_path / "out")]
+    )  # fmt: skip
+    assert code == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["vae"]["steps"] >= 1
+    assert (tmp_path / "work" / "vae" / "config.json").exists()
