@@ -65,7 +65,8 @@ def _cover(shapes: Sequence[Shape], width: int, top: int, rows: int) -> Mask:
 
 
 def _array(points: Sequence[Point]) -> F64:
-    return np.array([(p.x, p.y) for p in points], np.float64).reshape(-1, 2)
+    # to a millionth of a pixel, so that no segment is almost, but not quite, upright
+    return np.round(np.array([(p.x, p.y) for p in points], np.float64).reshape(-1, 2), 6)
 
 
 def _segments(points: Sequence[Point], width: float, *, closed: bool) -> F64:
