@@ -20,6 +20,7 @@ from workbench import keys
 from workbench.cache import Cache
 from workbench.errors import BadInput
 from workbench.jobs import Board, ThreadExecutor
+from workbench.loras import LoraLibrary
 from workbench.models import ModelSpec, Registry, find_files, fingerprint
 from workbench.records import OnStep, ignore_steps
 from workbench.settings import Settings
@@ -49,6 +50,7 @@ class App:
         self.store = Store(self.settings.history)
         self.interrupted = self.store.recover()
         self.cache = Cache(self.settings.derived, self.settings.cache_bytes)
+        self.loras = LoraLibrary(self.settings.folder / "loras", self.store)
         self._executor: ThreadExecutor | None = None
         self._runtimes: dict[str, OrderedDict[str, Runtime]] = {}
         self._guard = threading.RLock()

@@ -1,0 +1,134 @@
+"""What a result's PNG says about its own making, and how that is read back.
+
+The chunk holds the request with all parameters and the mask; the source picture is named by its id
+and comes from the history, where it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench import __version__, images
+from workbench.errors import BadInput, StoreError
+from workbench.records import EditRecord
+from workbench.store import Store
+from workbench.types import EditRequest
+
+FORMAT = 1
+_MOST_MASK = 160 * 1024  # bytes of PNG; the chunk as a whole has a limit too
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """An edit read from a PNG: a request that fits into this history, and what could not be."""
+
+    request: EditRequest
+    edit: str  # id of the edit that made the picture, where it was made
+    notices: tuple[str, ...] = ()
+
+
+def card(record: EditRecord, store: Store) -> dict[str, Any]:
+    """The JSON that goes into the PNG of an edit's result."""
+    data: dict[str, Any] = {
+        "format": FORMAT,
+        "workbench": __version__,
+        "edit": record.id,
+        "request": record.request.to_json(),
+    }
+    if record.request.mask is not None:
+        raw = images.encode_mask_png(store.mask(record.request.mask.id))
+        if len(raw) <= _MOST_MASK:
+            data["mask"] = base64.b64encode(raw).decode("ascii")
+    return data
+
+
+def result_png(record: EditRecord, store: Store, *, with_card: bool = True) -> bytes:
+    """The result of an edit as a PNG to take away: alpha of its picture, and the card if wanted.
+
+    Raises:
+        BadInput: when the edit has no result.
+        StoreError: when its picture is missing or was changed.
+    """
+    if record.result is None:
+        raise BadInput(f"The edit {record.id} has no result; it is {record.status.value}.")
+    return images.encode_png(
+        store.image(record.result.image),
+        alpha=alpha_of(record.request, store),
+        edit=card(record, store) if with_card else None,
+    )
+
+
+def alpha_of(request: EditRequest, store: Store) -> NDArray[np.uint8] | None:
+    """The alpha channel [H,W] of a request's picture, or None.
+
+    Raises:
+        StoreError: when it is missing or does not fit the picture.
+    """
+    if request.image.alpha is None:
+        return None
+    from workbench.store.blobs import decode_png
+
+    alpha = decode_png(store.blob(request.image.alpha), "L")
+    if alpha.shape != (request.image.height, request.image.width):
+        raise StoreError("The picture's alpha channel has another size than the picture.")
+    return alpha
+
+
+def restore(data: Mapping[str, Any], rgb: NDArray[np.uint8], store: Store) -> Restored:
+    """Read a card; `rgb` [H,W,3] is the picture that carried it.
+
+    Where the source picture is not in this history, the carried picture takes its place.
+
+    Raises:
+        BadInput: when the card is damaged or of a newer format.
+    """
+    if data.get("format") != FORMAT:
+        raise BadInput(
+            f"The picture's edit settings have format {data.get('format')!r:.20}, and this version "
+            f"reads {FORMAT}; the picture itself is fine."
+        )
+    request = EditRequest.from_json(data.get("request"), strict=False)
+    notices = []
+    height, width = rgb.shape[:2]
+    if not store.has(request.image.id):
+        if (request.image.width, request.image.height) != (width, height):
+            raise BadInput("The picture's edit settings belong to a picture of another size.")
+        asset = store.put_image(rgb, request.image.name)
+        request = dataclasses.replace(request, image=asset, parent=None)
+        notices.append("The original is not in this history: the arrows stand on the result.")
+    mask = request.mask
+    if mask is not None and not store.has(mask.id):
+        painted = _mask(data.get("mask"), mask.width, mask.height)
+        if painted is None:
+            request = dataclasses.replace(request, mask=None)
+            notices.append("The mask was too large to travel with the picture; paint it again.")
+        else:
+            request = dataclasses.replace(request, mask=store.put_mask(painted))
+    gone = [x for x in (request.lora_file, request.style) if x and not store.has(x.id)]
+    if gone:
+        request = dataclasses.replace(
+            request,
+            lora_file=None if request.lora_file in gone else request.lora_file,
+            style=None if request.style in gone else request.style,
+        )
+        names = " and ".join(repr(x.name or x.id) for x in gone)
+        notices.append(f"The LoRA {names} is not in this history and was left out.")
+    return Restored(request, str(data.get("edit", "")), tuple(notices))
+
+
+def _mask(text: Any, width: int, height: int) -> NDArray[np.bool_] | None:
+    if not isinstance(text, str):
+        return None
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise BadInput("The picture's edit settings hold a damaged mask.") from exc
+    return images.decode_mask(raw, width, height)
