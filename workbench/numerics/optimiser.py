@@ -1,0 +1,93 @@
+"""Adam on a latent: the weights get no gradient, half precision is guarded, NaN keeps the last good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from workbench.errors import ModelError
+
+Tensor = torch.Tensor
+
+
+class NotFinite(ModelError):
+    """Numbers became NaN or infinite; `latent` is the last finite one [1,C,h,w]."""
+
+    def __init__(self, message: str, latent: Tensor) -> None:
+        """Keep the last finite latent beside the sentence."""
+        super().__init__(message)
+        self.latent = latent
+
+
+@dataclass(frozen=True, slots=True)
+class AdamState:
+    """Moments and step count of Adam on one latent; what `run on` continues with."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: int
+
+
+class LatentOptimiser:
+    """Adam on one latent (betas 0.9/0.999, eps 1e-8, no decay), without touching the weights.
+
+    Half-precision U-Nets: the loss is scaled before the backward pass so that small gradients do not
+    vanish in float16; an update whose gradient overflowed counts but moves nothing, and the scale is
+    halved (GradScaler's rule, without its wait for the device).
+    """
+
+    def __init__(
+        self, latent: Tensor, lr: float, *, half: bool = False, state: AdamState | None = None
+    ) -> None:
+        """Start from `latent` [1,C,h,w], float32; `state` continues an earlier run."""
+        self.latent = latent.detach().float().clone().requires_grad_(True)
+        self.before = self.latent.detach().clone()  # before the last update: known to be finite
+        self.adam = torch.optim.Adam([self.latent], lr=lr, betas=(0.9, 0.999), eps=1e-8)
+        self.scale = torch.tensor(65536.0 if half else 1.0, device=latent.device)
+        self.half = half
+        if state is not None:
+            self.adam.state[self.latent] = {
+                "step": torch.tensor(float(state.step)),
+                "exp_avg": state.exp_avg.to(latent.device).clone(),
+                "exp_avg_sq": state.exp_avg_sq.to(latent.device).clone(),
+            }
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """d loss / d latent [1,C,h,w] float32; weights get none."""
+        (grad,) = torch.autograd.grad(loss * self.scale if self.half else loss, [self.latent])
+        return grad / self.scale if self.half else grad
+
+    def update(self, loss: Tensor) -> Tensor:
+        """One Adam step down the loss; returns the gradient."""
+        grad = self.gradient(loss)
+        self.apply(grad)
+        return grad
+
+    @torch.no_grad()
+    def apply(self, grad: Tensor) -> None:
+        """One Adam step with a given gradient."""
+        self.before.copy_(self.latent)
+        if not self.half:
+            self.latent.grad = grad
+            self.adam.step()
+            self.latent.grad = None
+            return
+        good = grad.isfinite().all()
+        kept = self.state()
+        self.latent.grad = grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        self.adam.step()
+        self.latent.grad = None
+        self.latent.copy_(torch.where(good, self.latent, self.before))
+        if kept is not None:
+            now = self.adam.state[self.latent]
+            for name in ("exp_avg", "exp_avg_sq"):
+                now[name].copy_(torch.where(good, now[name], getattr(kept, name)))
+        self.scale.mul_(torch.where(good, 1.0, 0.5))
+
+    def state(self) -> AdamState | None:
+        """A copy of the moments, or None before the first update."""
+        now = self.adam.state.get(self.latent)
+        if not now:
+            return None
+        return AdamState(now["exp_avg"].clone(), now["exp_avg_sq"].clone(), int(now["step"]))
