@@ -17,6 +17,7 @@ ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _FORM = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _RANDOM_BITS = 80
 _STEP_BITS = 64
+_CENTURY = 100 * 365.25 * 24 * 3600  # seconds
 
 
 def is_ulid(text: object) -> bool:
@@ -58,8 +59,12 @@ class UlidMaker:
         self._lock = threading.Lock()
 
     def seen(self, text: str) -> None:
-        """Let every later id be larger than this one (found on disk, say); other text is passed."""
-        if is_ulid(text):
+        """Let every later id be larger than this one (found on disk, say).
+
+        Other text is passed over, and so is an id of the far future: it was not made by a clock,
+        and counting on from it would run out of numbers.
+        """
+        if is_ulid(text) and milliseconds(text) < (self._clock() + _CENTURY) * 1000:
             with self._lock:
                 self._last = max(self._last, decode(text))
 

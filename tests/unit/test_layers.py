@@ -58,7 +58,17 @@ def test_layer_rules(path: Path) -> None:
         assert not names & {"streamlit", "streamlit_drawable_canvas"}
     if under(path, "numerics"):
         assert not names & {"streamlit", "PIL", "diskcache", "pathlib"}
-    if under(path, "cache.py", "store.py", "store", "archive.py", "jobs.py", "keys.py", "types.py"):
+    if under(
+        path,
+        "cache.py",
+        "store",
+        "archive",
+        "jobs.py",
+        "jobtable.py",
+        "jobboard.py",
+        "keys.py",
+        "types.py",
+    ):
         assert not names & HEAVY
     if path.name != "jobs_ray.py":
         assert "ray" not in names

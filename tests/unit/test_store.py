@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import stat
@@ -361,7 +362,7 @@ def test_verify_names_a_missing_picture(store: Store) -> None:
 
 
 def test_fault_33_the_clock_jumps_back(tmp_path: Path) -> None:
-    times = iter([1000.0, 2000.0, 500.0, 500.0, 1999.0, 2000.0])
+    times = itertools.chain([1e3, 2e3, 500, 500, 1999], itertools.repeat(2e3))
     store = Store(tmp_path / "history", clock=lambda: next(times))
     made = [edit(store, i).id for i in range(5)]
     assert made == sorted(set(made))

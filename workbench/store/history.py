@@ -287,6 +287,15 @@ class Store:
         self._edits.remove(name)
         self._notes.remove(name)
 
+    def take_back(self, name: str) -> None:
+        """Undo a `commit` of this moment (an import that failed half-way).
+
+        Raises:
+            StoreError: when the disk refuses that, too.
+        """
+        self._edits.remove(name)
+        self._notes.remove(name)
+
     def edit_text(self, name: str) -> str:
         """A record's file as it stands on the disk.
 

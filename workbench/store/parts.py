@@ -20,6 +20,7 @@ class Notes:
     favourite: bool = False
     binned: str = ""
     imported: str = ""  # name of the archive that it came from
+    lora: str = ""  # id of the trained LoRA that came along, a safetensors file of the history
 
     @classmethod
     def from_json(cls, _name: str, data: Mapping[str, Any]) -> Notes:

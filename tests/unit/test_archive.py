@@ -1,0 +1,417 @@
+"""Export and import: the same bytes each time, everything that an edit needs, nothing overwritten."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save
+
+from workbench.archive import Imported, Limits, export_file, export_zip, import_zip
+from workbench.errors import BadInput, Cancelled, StoreError
+from workbench.keys import digest
+from workbench.records import EditRecord, EditResult, JobState
+from workbench.sources import LoraRef
+from workbench.store import Store, verify
+from workbench.types import EditRequest, Point, PointPair
+
+FORMATS = Path(__file__).resolve().parents[1] / "data" / "formats"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "history")
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Store:
+    """Another machine's history."""
+    return Store(tmp_path / "other")
+
+
+def png(seed: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(picture(seed)).save(out, "PNG")
+    return out.getvalue()
+
+
+def picture(seed: int) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+
+
+def edit(store: Store, seed: int = 0, owner: str = "", **changes: Any) -> EditRecord:
+    image = store.put_image(picture(seed), name=f"p{seed}.png")
+    mask = store.put_mask(picture(seed)[..., 0] > 100)
+    pairs = (PointPair(Point(1, 2), Point(5, 6)), PointPair(Point(9, 9), Point(9, 9)))
+    request = EditRequest(image=image, mask=mask, pairs=pairs, **changes)
+    name = store.begin(request, owner=owner)
+    result = EditResult(
+        image=store.put_blob(png(1000 + seed), "png"),
+        strip=store.put_blob(png(2000 + seed), "png"),
+        frames=(store.put_blob(png(3000), "png"), store.put_blob(png(3001), "png")),
+        distances=(1.5, 0.0),
+        seconds={"drag": 2.0},
+    )
+    record = EditRecord(
+        id=name,
+        request=request,
+        status=JobState.DONE,
+        result=result,
+        environment={"torch": "2.13.0"},
+        finished="2026-11-23T10:00:05.000000+00:00",
+    )
+    store.finish(record)
+    return record
+
+
+def weights(seed: int) -> bytes:
+    return save({"w": picture(seed)}, {"prompt": "a robot"})
+
+
+def entries(raw: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(raw)) as file:
+        return {n: file.read(n) for n in file.namelist()}
+
+
+def test_there_and_back_again(store: Store, other: Store) -> None:
+    first = edit(store, 1, prompt="a robot – 蟹")
+    second = edit(store, 2, parent=first.id)
+    store.annotate(first.id, title="T", note="n\n<b>", favourite=True)
+    raw = export_zip(store)
+    assert import_zip(other, raw, owner="bob", name="x/robots.zip") == Imported(
+        (first.id, second.id), (), ()
+    )
+    assert other.records() == [second, first]
+    assert other.owner(first.id) == "bob"
+    notes = other.notes(first.id)
+    assert (notes.title, notes.note, notes.favourite) == ("T", "n\n<b>", True)
+    assert notes.imported == "robots.zip"
+    assert first.result is not None
+    np.testing.assert_array_equal(other.image(first.request.image.id), picture(1))
+    assert other.blob(first.result.frames[1]) == png(3001)
+    assert verify(other).ok
+    assert other.ancestors(second.id) == [first]
+    assert other.unreadable() == []
+
+
+def test_the_same_edits_give_the_same_bytes(store: Store, other: Store) -> None:
+    ids = [edit(store, i).id for i in range(3)]
+    raw = export_zip(store)
+    assert export_zip(store, reversed(ids)) == raw
+    import_zip(other, raw)
+    assert export_zip(other) == raw  # also from the other machine
+
+
+def test_what_is_in_the_zip(store: Store) -> None:
+    record = edit(store, 1, prompt="p")
+    files = entries(export_zip(store))
+    manifest = json.loads(files.pop("manifest.json"))
+    assert manifest["edits"] == [record.id]
+    assert set(manifest["files"]) == set(files)
+    for name, known in manifest["files"].items():
+        assert known == {
+            "sha256": hashlib.sha256(files[name]).hexdigest(),
+            "bytes": len(files[name]),
+        }
+    folder = f"edits/{record.id}"
+    arrows = json.loads(files[f"{folder}/arrows.json"])
+    assert arrows["pairs"][0] == {"handle": [1.0, 2.0], "target": [5.0, 6.0]}
+    parameters = json.loads(files[f"{folder}/parameters.json"])
+    assert parameters["prompt"] == "p"
+    assert parameters["drag"]["method"] == "dragdiffusion"
+    kinds = sorted({n.split("/")[0] for n in files})
+    assert kinds == ["edits", "files", "images", "index.html", "masks"]
+    assert len([n for n in files if n.startswith("files/")]) == 4
+
+
+def test_names_of_people_and_machines_stay_at_home(store: Store) -> None:
+    """The owner's name and the process that made an edit are nobody else's business."""
+    edit(store, 1, owner="ann.secret")
+    raw = export_zip(store)
+    assert b"ann.secret" not in raw
+    assert str(store.folder).encode() not in raw
+
+
+def test_only_the_chosen_ones(store: Store, other: Store) -> None:
+    a, b, c = (edit(store, i) for i in range(3))
+    store.bin([b.id])
+    assert set(import_zip(other, export_zip(store)).added) == {a.id, c.id}
+    assert import_zip(other, export_zip(store, [b.id])).added == (b.id,)
+    for ids in ([], ["01ARZ3NDEKTSV4RRFFQ69G5FAV"], ["nonsense"]):
+        with pytest.raises(BadInput):
+            export_zip(store, ids)
+
+
+def test_fault_46_another_owners_edits_are_not_exported(store: Store) -> None:
+    mine, theirs = edit(store, 1, owner="ann"), edit(store, 2, owner="bob")
+    assert theirs.id not in export_zip(store, owner="ann").decode("latin-1")
+    with pytest.raises(BadInput, match="no edit"):
+        export_zip(store, [mine.id, theirs.id], owner="ann")
+
+
+def test_importing_twice_changes_nothing(store: Store, other: Store) -> None:
+    record = edit(store, 1)
+    raw = export_zip(store)
+    import_zip(other, raw)
+    other.annotate(record.id, title="my own title")
+    other.bin([record.id])
+    before = {p: p.read_bytes() for p in other.folder.rglob("*.json")}
+    assert import_zip(other, raw) == Imported((), (record.id,), ())
+    assert {p: p.read_bytes() for p in other.folder.rglob("*.json")} == before
+    assert import_zip(store, raw) == Imported((), (record.id,), ())  # into where it came from
+
+
+def test_an_edit_that_differs_is_not_overwritten(store: Store, other: Store) -> None:
+    record = edit(store, 1)
+    changed = dataclasses.replace(record, error="changed")
+    import_zip(other, export_zip(store))
+    third = Store(other.folder.parent / "third")
+    for what in ("image", "mask"):
+        path = other.blobs.find(getattr(record.request, what).id)
+        assert path is not None
+        target = third.folder / path.relative_to(other.folder)
+        target.parent.mkdir(parents=True)
+        shutil.copy(path, target)
+    assert record.result is not None
+    for name in (record.result.image, record.result.strip, *record.result.frames):
+        third.put_blob(other.blob(name or ""), "png")
+    third.commit(changed)
+    assert import_zip(other, export_zip(third)) == Imported((), (), (record.id,))
+    assert other.record(record.id) == record
+
+
+def test_an_unreadable_record_is_not_overwritten_either(store: Store, other: Store) -> None:
+    record = edit(store, 1)
+    raw = export_zip(store)
+    import_zip(other, raw)
+    path = other.folder / "edits" / f"{record.id}.json"
+    path.write_bytes(b"damaged, but perhaps to be saved")
+    assert import_zip(other, raw).differing == (record.id,)
+    assert path.read_bytes() == b"damaged, but perhaps to be saved"
+
+
+def test_a_damaged_picture_leaves_its_edit_out_and_says_so(store: Store, other: Store) -> None:
+    good, bad = edit(store, 1), edit(store, 2)
+    path = store.blobs.find(bad.request.image.id)
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:-30])
+    done = export_file(store, store.folder.parent / "x.zip")
+    assert done.edits == (good.id,)
+    ((name, why),) = done.left_out
+    assert name == bad.id
+    assert "picture" in why
+    raw = (store.folder.parent / "x.zip").read_bytes()
+    assert bad.id in entries(raw)["index.html"].decode()
+    assert import_zip(other, raw).added == (good.id,)
+    with pytest.raises(StoreError, match="No edit could be exported"):
+        export_zip(store, [bad.id])
+
+
+def test_trained_loras_go_along_when_asked_for(store: Store, other: Store) -> None:
+    a, b = edit(store, 1), edit(store, 2)
+    raw = export_zip(store, lora_of=lambda r: weights(7) if r.id == a.id else None)
+    assert import_zip(other, raw).added == (a.id, b.id)
+    lora = other.notes(a.id).lora
+    assert lora == digest(weights(7))
+    assert other.blob(lora) == weights(7)
+    assert other.notes(b.id).lora == ""
+    assert b"safetensors" not in export_zip(store)
+
+
+def test_lora_files_of_the_request_always_go_along(store: Store, other: Store) -> None:
+    lora = LoraRef(id=store.put_blob(weights(1), "safetensors"), name="mine", weight=0.5)
+    style = LoraRef(id=store.put_blob(weights(2), "safetensors"), name="style")
+    record = edit(store, 1, lora_file=lora, style=style)
+    import_zip(other, export_zip(store))
+    assert other.record(record.id).request.style == style
+    assert other.blob(lora.id) == weights(1)
+    assert verify(other).ok
+
+
+def test_to_a_file_in_one_step(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(store, 1)
+    path = tmp_path / "mine.zip"
+    done = export_file(store, path)
+    assert path.read_bytes() == export_zip(store)
+    assert 0 < done.bytes < path.stat().st_size
+    path.write_bytes(b"older export")
+    monkeypatch.setattr("workbench.archive.write.page", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_file(store, path)
+    assert path.read_bytes() == b"older export"
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []
+
+
+def test_import_from_a_path(store: Store, other: Store, tmp_path: Path) -> None:
+    record = edit(store, 1)
+    export_file(store, tmp_path / "mine.zip")
+    assert import_zip(other, tmp_path / "mine.zip").added == (record.id,)
+    assert other.notes(record.id).imported == "mine.zip"
+    with pytest.raises(StoreError, match=r"gone\.zip cannot be read"):
+        import_zip(other, tmp_path / "gone.zip")
+
+
+def test_packed_anew_by_another_program(store: Store, other: Store, tmp_path: Path) -> None:
+    """Unpacked and zipped again: compressed, other dates, folder entries. Still the same edits."""
+    record = edit(store, 1)
+    export_file(store, tmp_path / "mine.zip")
+    shutil.unpack_archive(tmp_path / "mine.zip", tmp_path / "unpacked")
+    again = shutil.make_archive(str(tmp_path / "again"), "zip", tmp_path / "unpacked")
+    names = zipfile.ZipFile(again).namelist()
+    assert "images/" in names
+    assert import_zip(other, Path(again)).added == (record.id,)
+
+
+def test_checking_can_be_stopped(store: Store, other: Store) -> None:
+    edit(store, 1)
+
+    def stop(done: int, total: int) -> None:
+        assert 1 <= done <= total
+        raise Cancelled("Cancelled.")
+
+    with pytest.raises(Cancelled):
+        import_zip(other, export_zip(store), on_step=stop)
+    assert list(other.blobs.files()) == []
+
+
+def test_too_much_for_one_zip_is_said_before_it_is_written(store: Store) -> None:
+    edit(store, 1)
+    for limits in (Limits(files=5), Limits(bytes=1000)):
+        with pytest.raises(BadInput, match="export fewer at a time"):
+            export_zip(store, limits=limits)
+
+
+def test_format_1_is_imported(other: Store) -> None:
+    """A frozen zip of the first format, with a LoRA and notes (never made anew)."""
+    ids = json.loads((FORMATS / "v1" / "expected.json").read_text())
+    done = import_zip(other, FORMATS / "v1" / "export.zip")
+    assert set(done.added) == {ids["done"], ids["failed"]}
+    record = other.record(ids["done"])
+    assert record.request.prompt == "a gradient – 梯度"
+    assert other.notes(record.id).note == "kept\nfor ever"
+    assert other.blob(other.notes(record.id).lora)[8:9] == b"{"
+    assert verify(other).ok
+
+
+# --- the page ---------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and the text between them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+def page_of(raw: bytes) -> Page:
+    return Page(entries(raw)["index.html"].decode())
+
+
+NASTY = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'&amp;${toc}$count"
+
+
+def test_every_text_of_the_page_is_escaped(store: Store) -> None:
+    record = edit(store, 1, prompt=NASTY)
+    assert record.result is not None
+    name = store.begin(
+        dataclasses.replace(
+            record.request,
+            image=dataclasses.replace(record.request.image, name=NASTY),
+            model=dataclasses.replace(record.request.model, name=NASTY, fingerprint=NASTY),
+            parent=NASTY,
+        )
+    )
+    store.finish(
+        EditRecord(
+            id=name,
+            request=store.pending()[0].request,
+            status=JobState.FAILED,
+            error=NASTY,
+            finished=NASTY,
+            environment={NASTY: NASTY},
+            result=dataclasses.replace(
+                record.result, notices=(NASTY,), stop=NASTY, seconds={NASTY: 1.0}, cached=(NASTY,)
+            ),
+        )
+    )
+    store.annotate(name, title=NASTY, note=NASTY)
+    page = page_of(export_zip(store))
+    kinds = {tag for tag, _attrs in page.tags}
+    assert "script" not in kinds
+    assert not any(key.startswith("on") for _tag, attrs in page.tags for key in attrs)
+    assert page.text.count(NASTY) >= 10
+    links = [a.get("href") or a.get("src") or "" for _t, a in page.tags]
+    assert all(not link.lower().startswith("javascript") for link in links)
+
+
+def test_the_page_needs_nothing_from_elsewhere(store: Store) -> None:
+    a = edit(store, 1)
+    edit(store, 2, parent=a.id)
+    raw = export_zip(store)
+    files, page = entries(raw), page_of(raw)
+    links = [v for _t, attrs in page.tags for k, v in attrs.items() if k in ("href", "src") and v]
+    inside = [link for link in links if not link.startswith("#")]
+    assert inside
+    assert all(link in files for link in inside)
+    anchors = {attrs.get("id") for _t, attrs in page.tags}
+    assert all(link[1:] in anchors for link in links if link.startswith("#"))
+    assert "//" not in files["index.html"].decode().replace("<!doctype", "")
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+def test_the_page_shows_edits_in_the_order_of_their_tree(store: Store) -> None:
+    root = edit(store, 1, prompt="root")
+    other_root = edit(store, 2, prompt="second root")
+    child = edit(store, 3, prompt="child", parent=root.id)
+    grandchild = edit(store, 4, prompt="grandchild", parent=child.id)
+    page = page_of(export_zip(store))
+    shown = [a["id"] for t, a in page.tags if t == "article"]
+    assert shown == [root.id, child.id, grandchild.id, other_root.id]
+    indented = [a.get("class") for t, a in page.tags if t == "article"]
+    assert indented == [None, "child", "child", None]
+
+
+def test_the_page_has_what_an_edit_was(store: Store) -> None:
+    edit(store, 1, prompt="a robot", working_size=256)
+    text = page_of(export_zip(store)).text
+    for words in ("a robot", "32 × 24 px", "(1, 2) → (5, 6)", "256 px", "Left to go: 1.5, 0.0 px"):
+        assert words in text, words
+    assert "The step limit was reached" in text
+
+
+def test_rings_of_parents_are_shown_once_each(store: Store) -> None:
+    request = edit(store, 1).request
+    first, second = store.begin(request), store.begin(request)
+    for name, parent in ((first, second), (second, first)):
+        ring = dataclasses.replace(request, parent=parent)
+        store.finish(EditRecord(id=name, request=ring, status=JobState.DONE))
+    page = page_of(export_zip(store))
+    shown = [a["id"] for t, a in page.tags if t == "article"]
+    assert len(shown) == len(set(shown)) == 3
