@@ -1,0 +1,104 @@
+"""The proposed mask: covers the arrows and the thing they pull, not the background."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench.automask import _connected, propose
+from workbench.types import Point, PointPair
+
+
+def pair(hx: float, hy: float, tx: float, ty: float) -> PointPair:
+    return PointPair(Point(hx, hy), Point(tx, ty))
+
+
+def disc(w: int, h: int, cx: float, cy: float, r: float) -> np.ndarray:
+    y, x = np.mgrid[:h, :w]
+    return (x - cx) ** 2 + (y - cy) ** 2 <= r * r
+
+
+def ball() -> tuple[np.ndarray, np.ndarray]:
+    """A shaded red ball of radius 50 on a noisy, greenish ground."""
+    y, x = np.mgrid[:384, :512]
+    rng = np.random.default_rng(1)
+    rgb = np.empty((384, 512, 3))
+    rgb[:] = (90, 150, 110)
+    rgb += rng.normal(0, 6, rgb.shape)
+    where = disc(512, 384, 200, 200, 50)
+    shade = 1 - 0.35 * np.hypot(x - 185, y - 185) / 60
+    rgb[where] = (np.array([210, 50, 40]) * shade[..., None])[where]
+    return rgb.clip(0, 255).astype(np.uint8), where
+
+
+def test_the_thing_is_covered_where_it_stands_and_where_it_will_stand() -> None:
+    rgb, where = ball()
+    mask = propose(rgb, [pair(200, 200, 260, 200)])
+    assert mask[where].all()
+    assert mask[disc(512, 384, 260, 200, 48)].mean() > 0.98
+    assert mask.mean() < 0.3
+    assert not mask[:, 420:].any()
+
+
+def test_background_is_not_taken_for_a_thing() -> None:
+    rgb, _ = ball()
+    mask = propose(rgb, [pair(400, 100, 430, 100)])
+    assert mask[100, 400]
+    assert mask.mean() < 0.1
+
+
+def test_no_arrows_no_mask() -> None:
+    rgb, _ = ball()
+    assert not propose(rgb, []).any()
+    assert not propose(rgb, [pair(9, 9, 9, 9)]).any()
+
+
+def test_the_proposal_does_not_depend_on_the_pictures_scale() -> None:
+    rgb, _ = ball()
+    big = np.kron(rgb, np.ones((3, 3, 1), np.uint8))
+    small_mask = propose(rgb, [pair(200, 200, 260, 200)])
+    big_mask = propose(big, [pair(601, 601, 781, 601)])
+    a, b = np.kron(small_mask, np.ones((3, 3), bool)), big_mask
+    assert (a & b).sum() / (a | b).sum() > 0.9
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(16, 300), st.integers(16, 300), st.integers(0, 2**31), st.integers(1, 4),
+)  # fmt: skip
+def test_every_end_inside_the_picture_is_painted(w: int, h: int, seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    rgb = rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
+    arrows = [
+        pair(*(float(v) for v in rng.uniform(0, 1, 4) * (w - 1, h - 1, w - 1, h - 1)))
+        for _ in range(n)
+    ]
+    mask = propose(rgb, arrows)
+    assert mask.shape == (h, w)
+    for a in arrows:
+        for p in (a.handle, a.target):
+            assert mask[round(p.y), round(p.x)]
+
+
+def test_arrows_outside_and_on_the_border() -> None:
+    rgb, _ = ball()
+    for a in (pair(0, 0, 511, 383), pair(-40, 50, 30, 50), pair(511, 383, 600, 500)):
+        assert propose(rgb, [a]).shape == (384, 512)
+
+
+def test_connected_region_of_a_maze() -> None:
+    rows = [
+        "#########",
+        "#s    # #",
+        "##### # #",
+        "#     # #",
+        "# ##### #",
+        "#     # #",
+        "##### # #",
+        "#########",
+    ]
+    free = np.array([[c != "#" for c in r] for r in rows])
+    wanted = free.copy()
+    wanted[1:7, 7] = False
+    np.testing.assert_array_equal(_connected(free, 1, 1), wanted)
