@@ -219,10 +219,13 @@ def test_fault_27_diskcache_alone_would_return_the_truncated_value(tmp_path: Pat
     stock.close()
 
 
-def test_fault_27_a_sparse_giant_is_not_read_into_memory(cache: Cache) -> None:
+def test_fault_27_a_sparse_giant_is_not_read_into_memory(
+    cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
     with value_file(cache).open("r+b") as file:
         file.truncate(200 * 2**30)
     assert cache.get("k") is None
+    assert "no regular file of a possible size" in caplog.text
     still_works(cache)
 
 

@@ -110,6 +110,11 @@ def test_the_same_edits_give_the_same_bytes(store: Store, other: Store) -> None:
     assert export_zip(store, reversed(ids)) == raw
     import_zip(other, raw)
     assert export_zip(other) == raw  # also from the other machine
+    with zipfile.ZipFile(io.BytesIO(raw)) as file:
+        infos = file.infolist()
+    assert {i.date_time for i in infos} == {(1980, 1, 1, 0, 0, 0)}
+    assert {i.compress_type for i in infos} == {zipfile.ZIP_STORED}
+    assert {(i.create_system, i.external_attr) for i in infos} == {(3, 0o100644 << 16)}
 
 
 def test_what_is_in_the_zip(store: Store) -> None:

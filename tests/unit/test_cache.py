@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workbench import cache as cache_module
 from workbench.cache import Cache, CacheEntry
 from workbench.errors import Cancelled
 
@@ -106,6 +107,26 @@ def test_one_large_value_pushes_out_as_many_as_it_needs_and_no_more(cache: Cache
         cache.put(name, b"x" * 2000, kind="k")
     cache.put("large", b"x" * 5000, kind="k")
     assert sorted(e.key for e in cache.entries()) == ["d", "e", "large"]
+
+
+def test_diskcache_itself_drops_nothing(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own culling takes ten entries at a time, the one just written among them."""
+    monkeypatch.setitem(cache_module._SETTINGS, "size_limit", 1)
+    small = Cache(cache.folder, limit_bytes=10_000)
+    for name in "abc":
+        small.put(name, b"x" * 100, kind="k")
+    assert len(small.entries()) == 3
+
+
+def test_the_new_entry_stays_though_the_clock_went_back(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcde":
+        cache.put(name, b"x" * 2000, kind="k")
+    monkeypatch.setattr(time, "time", lambda: 5.0)
+    cache.put("new", b"x" * 2000, kind="k")
+    assert cache.get("new") is not None
+    assert len(cache.entries()) == 5
 
 
 def test_a_value_above_the_limit_is_not_stored_and_pushes_nothing_out(cache: Cache) -> None:

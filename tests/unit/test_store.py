@@ -24,6 +24,7 @@ from workbench.errors import BadInput, StoreError
 from workbench.keys import digest
 from workbench.records import EditRecord, EditResult, JobState
 from workbench.store import Project, Store, empty_bin, orphans, tidy, verify
+from workbench.store.format import seal
 from workbench.types import EditRequest, Point, PointPair
 from workbench.ulid import is_ulid
 
@@ -494,6 +495,21 @@ def test_unchanged_records_are_not_read_again(
 
 
 def test_two_writes_within_one_tick_are_both_seen(store: Store) -> None:
+    """Same time, same size, same inode: only its age tells that a file may have changed again."""
+    record = edit(store)
+    store.annotate(record.id, note="a")
+    path = store.folder / "notes" / f"{record.id}.json"
+    info = path.stat()
+    assert store.notes(record.id).note == "a"
+    data = json.loads(path.read_text())
+    changed = seal({**data, "note": "b"})
+    assert len(changed) == info.st_size
+    path.write_bytes(changed)
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert store.notes(record.id).note == "b"
+
+
+def test_another_process_is_seen_at_once(store: Store) -> None:
     record = edit(store)
     other = Store(store.folder)
     for i in range(50):

@@ -145,20 +145,19 @@ class Store:
         for name, pending in sorted(self._pending.load().items()):
             if self._presence.lives(pending.process, pending.host):
                 continue
-            if not self._recorded(name):
-                record = EditRecord(
-                    id=name,
-                    request=pending.request,
-                    status=JobState.INTERRUPTED,
-                    error=INTERRUPTED,
-                    started=pending.started,
-                    finished=utc_now(),
-                    environment=pending.environment,
-                )
-                data = {**record.to_json(), "owner": pending.owner}
-                if self._edits.write(name, data, overwrite=False):
-                    found.append(name)
-                    log.info("edit %s was interrupted", name)
+            record = EditRecord(
+                id=name,
+                request=pending.request,
+                status=JobState.INTERRUPTED,
+                error=INTERRUPTED,
+                started=pending.started,
+                finished=utc_now(),
+                environment=pending.environment,
+            )
+            data = {**record.to_json(), "owner": pending.owner}
+            if self._edits.write(name, data, overwrite=False):  # else it died after its commit
+                found.append(name)
+                log.info("edit %s was interrupted", name)
             self._pending.remove(name)
         self._presence.sweep()
         return found
