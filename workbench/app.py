@@ -21,7 +21,8 @@ from workbench.cache import Cache
 from workbench.errors import BadInput
 from workbench.jobs import Board, ThreadExecutor
 from workbench.loras import LoraLibrary
-from workbench.models import ModelSpec, Registry, find_files, fingerprint
+from workbench.models import ModelSpec, Registry, find_files, fingerprint, native_size
+from workbench.placing import StageNames, stage_names
 from workbench.records import OnStep, ignore_steps
 from workbench.settings import Settings
 from workbench.store import Store
@@ -103,6 +104,35 @@ class App:
         """
         model = self.model_ref(request.model.name)
         return dataclasses.replace(request, model=model)
+
+    def prepared(self, request: EditRequest) -> tuple[bool, bool]:
+        """Whether a request's LoRA and inversion are there already (a LoRA of 0 steps is).
+
+        Raises:
+            BadInput, ModelError: when the model is unknown or not here.
+            StoreError: when picture or mask are missing.
+        """
+        names = self._names(request)
+        lora = names.adapter is None or request.lora_file is not None
+        return lora or self.cache.has(names.adapter or ""), self.cache.has(names.latent)
+
+    def lora_of(self, request: EditRequest) -> bytes | None:
+        """The LoRA that a request's edit used, as a file: its own, or the trained one if it is kept.
+
+        Raises:
+            as `prepared` does.
+        """
+        if request.lora_file is not None:
+            return self.store.blob(request.lora_file.id)
+        names = self._names(request)
+        return self.cache.get(names.adapter) if names.adapter is not None else None
+
+    def _names(self, request: EditRequest) -> StageNames:
+        spec = self.registry.resolve(request.model.name)
+        native = native_size(find_files(spec, self.registry))
+        if not request.model.fingerprint:
+            request = self.complete(request)
+        return stage_names(request, self.store, native)
 
     @property
     def _sums(self) -> Any:

@@ -70,6 +70,8 @@ class Runtime:
         self.lock = threading.RLock()
         self._encoders = list(zip(parts.tokenizers, parts.text_encoders, strict=True))
         self._texts: OrderedDict[str, Text] = OrderedDict()
+        self._kept: tuple[str, Any] | None = None
+        self.saving_memory = False
 
     @property
     def name(self) -> str:
@@ -174,7 +176,7 @@ class Runtime:
 
     @contextlib.contextmanager
     def low_memory(self, on: bool = True) -> Iterator[None]:
-        """Trade time for memory: gradient checkpointing in the U-Net, tiled autoencoder.
+        """Trade time for memory: gradient checkpointing, tiled autoencoder, nothing kept.
 
         The gradients are the same numbers; tiles of the autoencoder overlap and are blended, which
         changes a picture by a few levels at most.
@@ -182,20 +184,34 @@ class Runtime:
         if not on:
             yield
             return
+        self._kept = None
+        self.saving_memory = True
         self.unet.enable_gradient_checkpointing()
         self.vae.enable_tiling()
         self.vae.enable_slicing()
         try:
             yield
         finally:
+            self.saving_memory = False
             self.unet.disable_gradient_checkpointing()
             self.vae.disable_tiling()
             self.vae.disable_slicing()
 
-    def forget_texts(self) -> None:
-        """Drop the kept prompts (they hold device memory)."""
+    # --- what is kept between jobs --------------------------------------------------------------------
+
+    def keep(self, name: str, value: Any) -> None:
+        """Keep one thing in device memory for the next job (the last picture's original pass)."""
+        self._kept = None if self.saving_memory else (name, value)
+
+    def kept(self, name: str) -> Any:
+        """What was kept under a name, or None."""
+        return self._kept[1] if self._kept is not None and self._kept[0] == name else None
+
+    def forget(self) -> None:
+        """Drop what is kept between jobs: prompts and the original's pass."""
         with self.lock:
             self._texts.clear()
+            self._kept = None
 
 
 def load(

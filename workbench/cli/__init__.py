@@ -1,0 +1,95 @@
+"""`python -m workbench`: the same engine as the pages, from the command line.
+
+Exit codes: 0 done, 1 failure, 2 bad input, 130 cancelled. One sentence on standard error says why;
+`--debug` adds the traceback. Nothing here imports torch before a command needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from workbench import __version__
+from workbench.cli.parsers import Parser
+from workbench.errors import BadInput, Cancelled, WorkbenchError
+
+OK, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+
+# Each module has `add_parsers(subparsers)`; every parser sets `run(args) -> int`.
+_COMMANDS = (
+    "workbench.cli.edit",
+    "workbench.cli.train",
+    "workbench.cli.generate",
+    "workbench.cli.batch",
+    "workbench.cli.replay",
+    "workbench.cli.models",
+    "workbench.cli.loras",
+    "workbench.cli.cache",
+    "workbench.cli.history",
+    "workbench.cli.doctor",
+)
+_GROUPS = (
+    ("demo", "workbench.demo.cli", "scenes with known motion; training of the model that ships"),
+    ("bench", "workbench.bench.cli", "quality and speed, measured"),
+)
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(
+        prog="python -m workbench",
+        description="Point-drag image editing: features of a picture move along the arrows you draw.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and the log")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in _COMMANDS:
+        importlib.import_module(name).add_parsers(subparsers)
+    for name, module, text in _GROUPS:
+        if importlib.util.find_spec(module) is None:
+            continue  # an installation may come without the benchmarks
+        group = subparsers.add_parser(name, help=text, description=text)
+        inner = group.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
+        importlib.import_module(module).add_parsers(inner)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code and prints at most one sentence on failure."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in given
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.ERROR,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        args: Any = build_parser().parse_args([a for a in given if a != "--debug"])
+        return int(args.run(args) or OK)
+    except BadInput as exc:
+        return _say(exc, BAD_INPUT, debug)
+    except (Cancelled, KeyboardInterrupt):
+        return _say("Cancelled.", CANCELLED, debug)
+    except WorkbenchError as exc:
+        return _say(exc, FAILED, debug)
+    except BrokenPipeError:  # the reader of our output has left; that is its good right
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except SystemExit as exc:  # --help and --version
+        return exc.code if isinstance(exc.code, int) else OK
+    except Exception as exc:
+        text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+        hint = "" if debug else "; run again with --debug for the details"
+        return _say(f"This was not foreseen ({text:.300}){hint}.", FAILED, debug)
+
+
+def _say(what: object, code: int, debug: bool) -> int:
+    if debug:
+        logging.getLogger("workbench").error("stopped", exc_info=True)
+    text = " ".join(str(what).split())
+    sys.stderr.write(f"workbench: {text}\n")
+    return code

@@ -1,0 +1,180 @@
+"""`batch`: many edits from one file, one after the other; what is done is skipped the next time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench.cli.edit import check_out, edit_picture, summary, write_result
+from workbench.cli.engine import opened_app
+from workbench.cli.parsers import CONFIGS, LORA_PRESETS, add_model, add_run, read_file, read_points
+from workbench.errors import BadInput, Cancelled, WorkbenchError
+from workbench.options import options_of
+from workbench.types import METHODS, STRENGTHS, PointPair
+
+_MOST_BYTES = 64 * 2**20
+_DEFAULTS: dict[str, Any] = {
+    "prompt": "", "model": None, "method": None, "preset": "normal", "lora_preset": None, "seed": 0,
+    "working_size": 0, "crop": True, "lora": None, "lora_weight": 1.0, "style": None,
+    "style_weight": 1.0,
+}  # fmt: skip
+_OWN = ("picture", "out", "pairs", "points", "mask", "options")
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add `batch`."""
+    parser = subparsers.add_parser(
+        "batch",
+        help="many edits from a JSON or JSON-lines file",
+        description="Each entry is an object: picture, out, pairs [[x,y,x,y],...] or points (a file), "
+        "mask (a file, 'auto' or 'whole'), options {'drag.steps': 120, 'lora.rank': 8, ...}, and: "
+        f"{', '.join(_DEFAULTS)}. Paths are relative to the file. A JSON file may also be "
+        '{"defaults": {...}, "edits": [...]}.',
+    )
+    parser.add_argument("file", type=Path)
+    parser.add_argument(
+        "--again", action="store_true", help="also where the result is there already"
+    )
+    parser.add_argument("--stop", action="store_true", help="stop at the first failure")
+    add_model(parser)
+    add_run(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do all edits; 1 when some failed."""
+    entries = read_entries(args.file)
+    rows, failed = [], 0
+    with opened_app(args) as app:
+        for number, entry in enumerate(entries, 1):
+            place = f"{number}/{len(entries)} {entry.picture.name}"
+            if entry.out.exists() and not args.again:
+                rows.append({"out": str(entry.out), "state": "there already"})
+                print(f"{place}: there already") if not args.json else None
+                continue
+            given = entry.namespace(args)
+            try:
+                record, notices = edit_picture(app, given, entry.pairs)
+                written = write_result(app, record, entry.out, with_card=True)
+            except Cancelled:
+                raise
+            except WorkbenchError as exc:
+                failed += 1
+                rows.append({"out": str(entry.out), "state": "failed", "error": str(exc)})
+                print(f"{place}: {exc}") if not args.json else None
+                if args.stop:
+                    break
+                continue
+            row = {"out": str(written["result"]), "state": "done", "edit": record.id}
+            rows.append(row)
+            if not args.json:
+                print(
+                    f"{place}: {written['result'].name}. {' '.join([*notices, *summary(record)])}"
+                )
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print(f"{len(rows)} of {len(entries)} edits, {failed} failed.")
+    return 1 if failed else 0
+
+
+class Entry:
+    """One line of the file, checked."""
+
+    def __init__(self, data: Any, where: str, folder: Path) -> None:
+        """Read it.
+
+        Raises:
+            BadInput: naming the entry and what is wrong.
+        """
+        if not isinstance(data, Mapping):
+            raise BadInput(f"{where} is no JSON object.")
+        unknown = sorted(set(data) - set(_OWN) - set(_DEFAULTS))
+        if unknown:
+            known = ", ".join((*_OWN, *_DEFAULTS))
+            raise BadInput(f"{where} does not know {unknown[0]!r}; it has: {known}.")
+        for name in ("picture", "out"):
+            if not isinstance(data.get(name), str):
+                raise BadInput(f"{where} lacks {name!r}, a file name.")
+        self.picture = folder / data["picture"]
+        self.out = folder / data["out"]
+        self.data = data
+        self.folder = folder
+        self.where = where
+        check_out(self.out, self.picture)
+        if "points" in data:
+            self.pairs = read_points(folder / str(data["points"]))
+        else:
+            found = data.get("pairs", [])
+            if not isinstance(found, list):
+                raise BadInput(f"{where}: 'pairs' must be a list of [hx, hy, tx, ty].")
+            self.pairs = [PointPair.from_json(p) for p in found]
+
+    def namespace(self, args: argparse.Namespace) -> argparse.Namespace:
+        """The entry as the options of `edit`."""
+        values = {**_DEFAULTS, **{k: v for k, v in self.data.items() if k in _DEFAULTS}}
+        mask = self.data.get("mask", "auto")
+        if not isinstance(mask, str):
+            raise BadInput(f"{self.where}: 'mask' must be a file name, 'auto' or 'whole'.")
+        for name, allowed in (("method", METHODS), ("preset", STRENGTHS),
+                              ("lora_preset", LORA_PRESETS)):  # fmt: skip
+            if values[name] is not None and values[name] not in allowed:
+                raise BadInput(
+                    f"{self.where}: {name} is {values[name]!r:.40}; choose one of: "
+                    f"{', '.join(allowed)}."
+                )
+        return argparse.Namespace(
+            **{**values, "model": values["model"] or args.model},
+            **self._options(),
+            picture=self.picture,
+            mask=self.folder / mask if mask not in ("auto", "whole") else None,
+            whole=mask == "whole",
+            quiet=args.quiet,
+            fresh=False,
+        )
+
+    def _options(self) -> dict[str, Any]:
+        given = self.data.get("options", {})
+        if not isinstance(given, Mapping):
+            raise BadInput(
+                f"{self.where}: 'options' must be an object such as {{'drag.steps': 9}}."
+            )
+        known = {f"{prefix}.{name}" for prefix, cls, _ in CONFIGS for name in options_of(cls)}
+        unknown = sorted(set(map(str, given)) - known)
+        if unknown:
+            raise BadInput(f"{self.where}: there is no option {unknown[0]!r:.60}.")
+        return dict(given)
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """Read and check the whole file before anything is computed.
+
+    Raises:
+        BadInput: naming the entry and what is wrong.
+    """
+    text = read_file(path, _MOST_BYTES).decode("utf-8", errors="replace")
+    try:
+        if path.suffix.lower() in (".jsonl", ".ndjson"):
+            listed: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            listed = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise BadInput(f"{path.name} is no JSON ({exc}).") from exc
+    defaults: Any = {}
+    if isinstance(listed, Mapping):
+        defaults, listed = listed.get("defaults", {}), listed.get("edits")
+    if not isinstance(listed, list) or not listed or not isinstance(defaults, Mapping):
+        raise BadInput(f"{path.name} must hold a list of edits, at least one.")
+    entries = []
+    for number, data in enumerate(listed, 1):
+        where = f"{path.name}, entry {number}"
+        merged = {**defaults, **data} if isinstance(data, Mapping) else data
+        entries.append(Entry(merged, where, path.parent))
+    outs = [e.out for e in entries]
+    twice = sorted(str(o) for o in outs if outs.count(o) > 1)
+    if twice:
+        raise BadInput(f"{path.name}: two entries write to {twice[0]!r}; name another file.")
+    return entries

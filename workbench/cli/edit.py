@@ -1,0 +1,159 @@
+"""`edit`: drag one picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from workbench.app import App
+from workbench.cli.engine import opened_app, steps
+from workbench.cli.parsers import (
+    CONFIGS,
+    add_config,
+    add_method,
+    add_model,
+    add_run,
+    pair,
+    read_points,
+)
+from workbench.cli.requests import (
+    add_common,
+    make_request,
+    read_mask,
+    read_picture,
+    write_file,
+)
+from workbench.errors import BadInput
+from workbench.pngcard import result_png
+from workbench.records import EditRecord, Stop
+from workbench.types import PointPair
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add `edit`."""
+    parser = subparsers.add_parser(
+        "edit",
+        help="drag a picture",
+        description="Drag what lies under each handle to its target. Coordinates are image pixels, x "
+        "to the right, y down, (0, 0) is the top-left pixel. Writes the result and, beside it, a "
+        "strip: the source with mask and arrows, and the result.",
+    )
+    parser.add_argument("picture", type=Path, help="PNG, JPEG, WebP, GIF, TIFF or BMP")
+    parser.add_argument(
+        "--pair",
+        action="append",
+        type=pair,
+        default=[],
+        metavar="X,Y:X,Y",
+        help="handle and target; may be repeated",
+    )
+    parser.add_argument("--points", type=Path, metavar="FILE", help="pairs as JSON [[x,y,x,y],...]")
+    area = parser.add_mutually_exclusive_group()
+    area.add_argument("--mask", type=Path, metavar="FILE", help="painted = may change")
+    area.add_argument(
+        "--auto-mask", action="store_true", help="propose a mask from the arrows [the default]"
+    )
+    area.add_argument("--whole", action="store_true", help="the whole picture may change")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="PNG to write")
+    parser.add_argument(
+        "--no-card", action="store_true", help="do not write the settings into the PNG"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="do not continue an earlier run of the same drag"
+    )
+    add_common(parser)
+    add_model(parser)
+    add_method(parser)
+    add_run(parser)
+    for prefix, cls, title in CONFIGS:
+        add_config(parser, prefix, cls, title)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do the edit and write its pictures."""
+    out = args.out or Path.cwd() / f"{args.picture.stem}-dragged.png"
+    check_out(out, args.picture)
+    pairs = [*args.pair, *(read_points(args.points) if args.points else [])]
+    with opened_app(args) as app:
+        record, notices = edit_picture(app, args, pairs)
+        written = write_result(app, record, out, with_card=not args.no_card)
+    if args.json:
+        data = {**record.to_json(), "files": {k: str(v) for k, v in written.items()}}
+        print(json.dumps(data, indent=1))
+    else:
+        for line in (*notices, *summary(record)):
+            print(line)
+        print(f"{written['result']} and {written['strip'].name}")
+    return 0
+
+
+def check_out(out: Path, picture: Path) -> None:
+    """Refuse an output that would destroy the input or is no PNG.
+
+    Raises:
+        BadInput: saying so.
+    """
+    if out.suffix.lower() != ".png":
+        raise BadInput(f"The result is a PNG; {out.name!r:.80} does not end in .png.")
+    if out.exists() and picture.exists() and out.samefile(picture):
+        raise BadInput("The result would overwrite the picture; choose another name with -o.")
+    if not out.parent.is_dir():
+        raise BadInput(f"The folder {str(out.parent)!r:.200} does not exist; make it first.")
+
+
+def edit_picture(
+    app: App, args: argparse.Namespace, pairs: list[PointPair]
+) -> tuple[EditRecord, list[str]]:
+    """Read the files, run the edit with progress; the record and what was noticed on the way.
+
+    Raises:
+        BadInput: when picture, mask, pairs or options cannot be used.
+        WorkbenchError: whatever the work raises.
+    """
+    if not pairs:
+        raise BadInput("There is nothing to move; give at least one --pair X,Y:X,Y.")
+    image, rgb, notices = read_picture(app, args.picture)
+    wanted: str | Path = args.mask or ("whole" if args.whole else "auto")
+    make_request(app, args, image=image, mask=None, pairs=pairs)  # says what is wrong before a mask
+    mask, more = read_mask(app, image, rgb, pairs, wanted)
+    request = make_request(app, args, image=image, mask=mask, pairs=pairs)
+    with steps(quiet=args.quiet) as (on_step, _):
+        from workbench.work import edit
+
+        record = edit(app, request, on_step=on_step, fresh=args.fresh)
+    return record, [*notices, *more]
+
+
+def write_result(app: App, record: EditRecord, out: Path, *, with_card: bool) -> dict[str, Path]:
+    """Write the result and the strip beside it; the paths by what they are.
+
+    Raises:
+        StoreError: when the disk refuses.
+    """
+    assert record.result is not None
+    beside = out.with_name(f"{out.stem}-strip.png")
+    write_file(out, result_png(record, app.store, with_card=with_card))
+    if record.result.strip is not None:
+        write_file(beside, app.store.blob(record.result.strip))
+    return {"result": out, "strip": beside}
+
+
+def summary(record: EditRecord) -> list[str]:
+    """What happened, in a few lines."""
+    result = record.result
+    assert result is not None
+    lines = [*result.notices, Stop[result.stop].value]
+    if result.distances:
+        left = ", ".join(
+            f"{i}: {d:.1f} of {p.length:.1f}"
+            for i, (d, p) in enumerate(zip(result.distances, record.request.pairs, strict=False), 1)
+        )
+        lines.append(f"Left to go (px): {left}.")
+    spent = ", ".join(f"{k} {v:.1f}" for k, v in result.seconds.items() if v >= 0.05)
+    cached = f"; from the cache: {', '.join(result.cached)}" if result.cached else ""
+    lines.append(f"{result.iterations} steps; seconds: {spent}{cached}.")
+    lines.append(f"Edit {record.id}")
+    return lines

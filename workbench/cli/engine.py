@@ -1,0 +1,54 @@
+"""What computing commands share: an App with the options of the command line, progress, stopping."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+from workbench.app import App
+from workbench.cli.parsers import read_settings
+from workbench.cli.progress import Progress
+from workbench.cli.stopping import stopping
+from workbench.jobs import CancelToken
+from workbench.records import OnStep, StepInfo
+from workbench.settings import Settings
+
+
+@contextlib.contextmanager
+def opened_app(args: argparse.Namespace | None = None) -> Iterator[App]:
+    """An App of this process; `--device`, `--dtype` and `--model` overrule the settings.
+
+    Raises:
+        BadInput: when settings or `models.toml` are wrong.
+        StoreError: when the history folder cannot be used.
+    """
+    app = App(settings_for(args))
+    try:
+        yield app
+    finally:
+        app.close()
+
+
+def settings_for(args: argparse.Namespace | None) -> Settings:
+    """The installation's settings with what the command line overrules."""
+    names = ("device", "dtype", "model")
+    given = {n: getattr(args, n, None) for n in names} if args is not None else {}
+    return dataclasses.replace(read_settings(), **{k: v for k, v in given.items() if v})
+
+
+@contextlib.contextmanager
+def steps(*, quiet: bool = False) -> Iterator[tuple[OnStep, Progress]]:
+    """An `OnStep` that shows progress and stops at Ctrl-C or SIGTERM."""
+    progress, token = Progress(quiet=quiet), CancelToken()
+
+    def on_step(info: StepInfo) -> None:
+        progress(info)
+        token.check()
+
+    with stopping(token):
+        try:
+            yield on_step, progress
+        finally:
+            progress.close()

@@ -1,0 +1,53 @@
+"""`generate`: pictures from a prompt, ready to be dragged without inversion."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from workbench import images
+from workbench.cli.engine import opened_app, steps
+from workbench.cli.parsers import add_config, add_model, add_run, configured
+from workbench.cli.requests import write_file
+from workbench.errors import BadInput
+from workbench.sources import GenerationConfig
+from workbench.tasks import GenerateTask
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add `generate`."""
+    parser = subparsers.add_parser("generate", help="make pictures from a prompt")
+    parser.add_argument("prompt", help="what the picture shall show")
+    parser.add_argument("-o", "--out", type=Path, default=Path(), metavar="FOLDER",
+                        help="folder for the pictures [default: here]")  # fmt: skip
+    parser.add_argument("--count", type=int, default=1, help="how many, 1 to 16 [default 1]")
+    add_model(parser)
+    add_run(parser)
+    add_config(parser, "generate", GenerationConfig, "generation")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the pictures and write them."""
+    if not args.out.is_dir():
+        raise BadInput(f"{str(args.out)!r:.200} is no folder; make it first.")
+    config = configured(args, "generate", GenerationConfig())
+    with opened_app(args) as app:
+        model = app.model_ref(args.model or app.settings.model)
+        task = GenerateTask(prompt=args.prompt, config=config, model=model, count=args.count)
+        with steps(quiet=args.quiet) as (on_step, _):
+            made = app.perform("generate", task, on_step=on_step)
+        for picture in made["pictures"]:
+            path = args.out / f"generated-{picture['config']['seed']}.png"
+            write_file(path, images.encode_png(app.store.image(picture["image"])))
+            picture["file"] = str(path)
+    if args.json:
+        print(json.dumps(made, indent=1))
+        return 0
+    if made["notice"]:
+        print(made["notice"])
+    for picture in made["pictures"]:
+        print(picture["file"])
+    return 0

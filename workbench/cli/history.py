@@ -1,0 +1,215 @@
+"""`history`: list, show, export, import, verify, bin."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from workbench.app import App
+from workbench.cli.edit import check_out, summary, write_result
+from workbench.cli.engine import opened_app, steps
+from workbench.errors import BadInput, WorkbenchError
+from workbench.records import EditRecord, StepInfo
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add `history list|show|save|export|import|verify|bin|restore|empty-bin`."""
+    parser = subparsers.add_parser("history", help="every edit: list, show, export, import, verify")
+    parser.set_defaults(run=run_list, search="", limit=20, json=False, binned=False)
+    inner = parser.add_subparsers(dest="action", metavar="ACTION")
+
+    listing = inner.add_parser("list", help="edits, newest first")
+    listing.add_argument("--search", default="", metavar="WORDS", help="in prompt, names, notes")
+    listing.add_argument("--limit", type=int, default=20, help="at most so many; 0: all")
+    listing.add_argument("--binned", action="store_true", help="what is in the bin")
+    listing.add_argument("--json", action="store_true", help="machine-readable")
+    listing.set_defaults(run=run_list)
+
+    show = inner.add_parser("show", help="one edit with all its settings")
+    show.add_argument("edit")
+    show.add_argument("--json", action="store_true", help="machine-readable")
+    show.set_defaults(run=run_show)
+
+    save = inner.add_parser("save", help="write an edit's result and strip as PNGs")
+    save.add_argument("edit")
+    save.add_argument("-o", "--out", type=Path, required=True, metavar="FILE")
+    save.add_argument("--no-card", action="store_true", help="without the settings in the PNG")
+    save.set_defaults(run=run_save)
+
+    export = inner.add_parser("export", help="write edits as a zip that any browser can show")
+    export.add_argument("edits", nargs="*", metavar="EDIT", help="which; default: all")
+    export.add_argument("-o", "--out", type=Path, required=True, metavar="ZIP")
+    export.add_argument("--with-lora", action="store_true", help="the LoRAs go along")
+    export.set_defaults(run=run_export)
+
+    bring = inner.add_parser("import", help="merge such a zip into this history")
+    bring.add_argument("zip", type=Path)
+    bring.add_argument("--quiet", action="store_true", help="no progress")
+    bring.set_defaults(run=run_import)
+
+    verify = inner.add_parser("verify", help="check every hash")
+    verify.add_argument("--json", action="store_true", help="machine-readable")
+    verify.add_argument("--quiet", action="store_true", help="no progress")
+    verify.set_defaults(run=run_verify)
+
+    for name, text in (("bin", "put edits into the bin"), ("restore", "take edits out of it")):
+        move = inner.add_parser(name, help=text)
+        move.add_argument("edits", nargs="+", metavar="EDIT")
+        move.set_defaults(run=run_bin if name == "bin" else run_restore)
+    empty = inner.add_parser("empty-bin", help="remove what is in the bin, for good")
+    empty.add_argument("--yes", action="store_true", help="really")
+    empty.set_defaults(run=run_empty)
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """List edits."""
+    with opened_app() as app:
+        store = app.store
+        found = store.search(args.search) if args.search else store.records(binned=args.binned)
+        shown = found[: args.limit] if args.limit > 0 else found
+        broken = store.unreadable()
+    if args.json:
+        print(json.dumps([r.to_json() for r in shown], indent=1))
+        return 0
+    for record in shown:
+        print(_line(record))
+    if len(found) > len(shown):
+        print(f"... and {len(found) - len(shown)} more (--limit 0 shows all)")
+    if not found:
+        print("The history is empty." if not args.search else "Nothing was found.")
+    for item in broken:
+        print(f"cannot be read: {item.name}: {item.reason}")
+    return 0
+
+
+def _line(record: EditRecord) -> str:
+    request = record.request
+    when = record.finished[:16].replace("T", " ")
+    pairs = f"{len(request.pairs)} arrow" + ("s" if len(request.pairs) != 1 else "")
+    prompt = " ".join(request.prompt.split())[:40]
+    return (
+        f"{record.id}  {when}  {record.status.value:<11} {request.drag.method:<13} "
+        f"{request.image.name[:24]:<24} {pairs:<9} {prompt}"
+    )
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Show one edit."""
+    with opened_app() as app:
+        record = app.store.record(args.edit)
+        notes = app.store.notes(args.edit)
+    if args.json:
+        print(json.dumps(record.to_json(), indent=1))
+        return 0
+    print(_line(record))
+    for name, value in (("title", notes.title), ("note", notes.note), ("error", record.error)):
+        if value:
+            print(f"{name}: {value}")
+    for line in summary(record) if record.result else ():
+        print(line)
+    for number, pair in enumerate(record.request.pairs, 1):
+        h, t = pair.handle, pair.target
+        print(f"arrow {number}: ({h.x:g}, {h.y:g}) to ({t.x:g}, {t.y:g})")
+    print(f"model: {record.request.model.name} {record.request.model.fingerprint}")
+    for name, value in sorted(record.environment.items()):
+        print(f"{name}: {value}")
+    return 0
+
+
+def run_save(args: argparse.Namespace) -> int:
+    """Write an edit's pictures."""
+    check_out(args.out, args.out)
+    with opened_app() as app:
+        record = app.store.record(args.edit)
+        if record.result is None:
+            raise BadInput(f"The edit {record.id} has no result; it is {record.status.value}.")
+        written = write_result(app, record, args.out, with_card=not args.no_card)
+    print(f"{written['result']} and {written['strip'].name}")
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write the zip."""
+    from workbench.archive import export_file
+
+    with opened_app() as app:
+        lora_of = (lambda record: _lora(app, record)) if args.with_lora else None
+        done = export_file(app.store, args.out, args.edits or None, lora_of=lora_of)
+    for name, reason in done.left_out:
+        print(f"left out {name}: {reason}")
+    print(f"{len(done.edits)} edits, {done.bytes / 1e6:.1f} MB: {args.out}")
+    return 0
+
+
+def _lora(app: App, record: EditRecord) -> bytes | None:
+    """The LoRA of an edit, or None where it or its model is gone."""
+    try:
+        return app.lora_of(record.request)
+    except WorkbenchError:
+        return None
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Merge a zip."""
+    from workbench.archive import import_zip
+
+    if not args.zip.is_file():
+        raise BadInput(f"{str(args.zip)!r:.200} is no file.")
+    with opened_app() as app, steps(quiet=args.quiet) as (on_step, _):
+        done = import_zip(
+            app.store,
+            args.zip,
+            name=args.zip.name,
+            on_step=lambda i, n: on_step(StepInfo(stage="check", step=i, total=n)),
+        )
+    print(f"{len(done.added)} edits were added, {len(done.known)} were known.")
+    if done.differing:
+        print(f"{len(done.differing)} are here with another content and stay as they are: "
+              f"{', '.join(done.differing[:5])}")  # fmt: skip
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Check every hash; 1 when something is wrong."""
+    from workbench.store import verify
+
+    with opened_app() as app, steps(quiet=args.quiet or args.json) as (on_step, _):
+        found = verify(app.store, lambda i, n: on_step(StepInfo(stage="check", step=i, total=n)))
+    if args.json:
+        rows = [{"where": p.where, "what": p.what} for p in found.problems]
+        print(json.dumps({"checked": found.checked, "problems": rows}, indent=1))
+    else:
+        for problem in found.problems:
+            print(f"{problem.where}: {problem.what}")
+        print(f"{found.checked} records and files were checked, {len(found.problems)} problems.")
+    return 0 if found.ok else 1
+
+
+def run_bin(args: argparse.Namespace) -> int:
+    """Put edits into the bin."""
+    with opened_app() as app:
+        app.store.bin(args.edits)
+    print(f"{len(args.edits)} edits are in the bin; 'history restore' takes them out.")
+    return 0
+
+
+def run_restore(args: argparse.Namespace) -> int:
+    """Take edits out of the bin."""
+    with opened_app() as app:
+        app.store.restore(args.edits)
+    print(f"{len(args.edits)} edits are back.")
+    return 0
+
+
+def run_empty(args: argparse.Namespace) -> int:
+    """Remove what is in the bin."""
+    from workbench.store import empty_bin
+
+    if not args.yes:
+        raise BadInput("This removes the binned edits for good; add --yes if that is wanted.")
+    with opened_app() as app:
+        count, freed = empty_bin(app.store)
+    print(f"{count} edits were removed, {freed / 1e6:.1f} MB freed.")
+    return 0

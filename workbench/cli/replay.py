@@ -1,0 +1,54 @@
+"""`replay`: recompute an edit from its record and compare."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from workbench import images
+from workbench.cli.engine import opened_app, steps
+from workbench.cli.parsers import add_model, add_run
+from workbench.cli.requests import write_file
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add `replay`."""
+    parser = subparsers.add_parser(
+        "replay",
+        help="recompute an edit from its record and compare the pictures",
+        description="Recompute an edit. On the same machine the result is bit-identical; elsewhere "
+        "the largest and the mean absolute difference are reported.",
+    )
+    parser.add_argument("edit", help="id of an edit in the history")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the new picture")
+    add_model(parser)
+    add_run(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay and report."""
+    with opened_app(args) as app:
+        from workbench.work import replay
+
+        with steps(quiet=args.quiet) as (on_step, _):
+            made = replay(app, args.edit, on_step=on_step)
+        if args.out:
+            record = app.store.record(made["replayed"])
+            assert record.result is not None
+            write_file(args.out, images.encode_png(app.store.image(record.result.image)))
+    if args.json:
+        print(json.dumps(made, indent=1))
+        return 0
+    for line in made["notices"]:
+        print(line)
+    if made["identical"]:
+        print("The picture is bit-identical.")
+    else:
+        print(f"The pictures differ: at most {made['max']} of 255, {made['mean']:.4f} in the mean.")
+    for name, (old, new) in made["environment"].items():
+        print(f"{name}: {old or 'not recorded'} then, {new or 'not recorded'} now")
+    print(f"Edit {made['replayed']}")
+    return 0

@@ -1,0 +1,180 @@
+"""From files and options to an `EditRequest`: for `edit`, `train` and every line of `batch`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from workbench import images
+from workbench.app import App
+from workbench.cli.parsers import LORA_PRESETS, configured, read_file
+from workbench.errors import BadInput
+from workbench.types import (
+    DragConfig,
+    EditRequest,
+    ImageAsset,
+    InversionConfig,
+    LoraConfig,
+    LoraRef,
+    MaskAsset,
+    ModelRef,
+    PointPair,
+)
+
+
+def read_picture(app: App, path: Path) -> tuple[ImageAsset, NDArray[np.uint8], list[str]]:
+    """Decode a picture and put it into the history: asset, pixels, notices.
+
+    Raises:
+        BadInput: when the file is no picture that can be worked on.
+    """
+    decoded = images.decode(read_file(path, images.MAX_BYTES), path.name)
+    asset = app.store.put_image(decoded.rgb, decoded.name)
+    if decoded.alpha is not None:
+        out = io.BytesIO()
+        Image.fromarray(decoded.alpha).save(out, "PNG")
+        alpha = app.store.put_blob(out.getvalue(), "png")
+        asset = dataclasses.replace(asset, alpha=alpha)
+    return asset, decoded.rgb, list(decoded.notices)
+
+
+def read_mask(
+    app: App,
+    image: ImageAsset,
+    rgb: NDArray[np.uint8],
+    pairs: Sequence[PointPair],
+    wanted: str | Path,
+) -> tuple[MaskAsset | None, list[str]]:
+    """The mask: from a file, "auto" (proposed from the arrows) or "whole" (all may change).
+
+    Raises:
+        BadInput: when the file is no mask, or not of the picture's size.
+    """
+    if wanted == "whole" or (wanted == "auto" and not pairs):
+        return None, []
+    if wanted == "auto":
+        from workbench.automask import propose
+
+        mask = propose(rgb, pairs)
+        return app.store.put_mask(mask), ["No mask was given: one was proposed from the arrows."]
+    path = Path(wanted)
+    raw = read_file(path, images.MAX_BYTES)
+    mask = images.decode_mask(raw, image.width, image.height, path.name)
+    if not mask.any():
+        return None, [f"{path.name} is empty, so the whole picture may change."]
+    return app.store.put_mask(mask), []
+
+
+def configs_of(
+    args: argparse.Namespace, app: App
+) -> tuple[LoraConfig, InversionConfig, DragConfig]:
+    """The three configs: method and preset first, then each option that was given.
+
+    Raises:
+        BadInput: when a value is out of its range.
+    """
+    method = getattr(args, "method", None) or app.settings.method
+    drag = DragConfig.preset(method, getattr(args, "preset", None) or app.settings.preset)
+    lora = LoraConfig()
+    if getattr(args, "lora_preset", None):
+        lora = LoraConfig(steps=LORA_PRESETS[args.lora_preset])
+    inversion = configured(args, "inversion", inversion_of(method))
+    return configured(args, "lora", lora), inversion, configured(args, "drag", drag)
+
+
+def inversion_of(method: str) -> InversionConfig:
+    """A method's own inversion: GoodDrag starts a little deeper (0.75)."""
+    return InversionConfig(strength=0.75) if method == "gooddrag" else InversionConfig()
+
+
+def lora_ref(app: App, name: str | None, weight: float) -> LoraRef | None:
+    """A LoRA of the library by name, or a file by path, as a request names it.
+
+    Raises:
+        BadInput: when there is neither, or it is no LoRA.
+    """
+    if not name:
+        return None
+    return app.loras.reference(name, weight)
+
+
+def make_request(
+    app: App,
+    args: argparse.Namespace,
+    *,
+    image: ImageAsset,
+    mask: MaskAsset | None,
+    pairs: Sequence[PointPair],
+    **more: Any,
+) -> EditRequest:
+    """Put a request together and name its model by fingerprint.
+
+    Raises:
+        BadInput: for anything out of range, an unknown model, a point outside the picture.
+        ModelError: when the model's files are missing or damaged.
+    """
+    lora, inversion, drag = configs_of(args, app)
+    request = EditRequest(
+        image=image,
+        mask=mask,
+        pairs=tuple(pairs),
+        prompt=args.prompt or "",
+        model=ModelRef(name=args.model or app.settings.model),
+        lora=lora,
+        inversion=inversion,
+        drag=drag,
+        seed=args.seed,
+        working_size=args.working_size,
+        crop=args.crop,
+        lora_file=lora_ref(app, args.lora, args.lora_weight),
+        style=lora_ref(app, args.style, args.style_weight),
+        **more,
+    )
+    return app.complete(request)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add what `edit`, `train` and `batch` have in common beside the configs."""
+    parser.add_argument("--prompt", default="", help="what the picture shows")
+    parser.add_argument("--seed", type=int, default=0, help="of LoRA training [default 0]")
+    parser.add_argument(
+        "--working-size",
+        type=int,
+        default=0,
+        metavar="PX",
+        help="longest side during the edit [64 to 4096; default 0: the model's native size]",
+    )
+    parser.add_argument(
+        "--crop",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="edit a big picture on a crop around its mask [default on]",
+    )
+    parser.add_argument("--lora", metavar="NAME|FILE", help="use this LoRA instead of training one")
+    parser.add_argument("--lora-weight", type=float, default=1.0, help="[default 1]")
+    parser.add_argument("--style", metavar="NAME|FILE", help="stack this LoRA under the picture's")
+    parser.add_argument("--style-weight", type=float, default=1.0, help="[default 1]")
+
+
+def write_file(path: Path, raw: bytes) -> None:
+    """Write a result where a person asked for it, whole or not at all.
+
+    Raises:
+        StoreError: with the system's reason.
+        BadInput: when the folder does not exist.
+    """
+    from workbench.files import write_atomic
+
+    if not path.parent.is_dir():
+        raise BadInput(f"The folder {str(path.parent)!r:.200} does not exist; make it first.")
+    if path.is_dir():
+        raise BadInput(f"{str(path)!r:.200} is a folder; name a file.")
+    write_atomic(path, raw, temp=path.parent)

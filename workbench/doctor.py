@@ -1,0 +1,143 @@
+"""Is this installation in order? Packages, device, memory, disk, models, cache and history."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench import __version__
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.app import App
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "streamlit",
+            "streamlit-drawable-canvas", "diskcache", "pillow")  # fmt: skip
+OPTIONAL = ("ray", "lpips")
+_GB = 1e9
+_LEAST_DISK = 1.0  # GB
+_LEAST_MEMORY = 2.0  # GB
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, `ok`, `warning` or `problem`, and what was found."""
+
+    what: str
+    state: str
+    text: str
+
+
+def examine(app: App, *, deep: bool = False) -> Iterator[Finding]:
+    """Yield findings one by one; `deep` also reads every stored byte and loads the model."""
+    yield Finding("workbench", "ok", f"{__version__} on Python {platform.python_version()}, "
+                  f"{platform.system()} {platform.machine()}")  # fmt: skip
+    yield from _packages()
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+        lambda: _device(app),
+        lambda: _disk(app.settings.folder),
+        lambda: _models(app, deep),
+        lambda: _cache(app, deep),
+        lambda: _history(app, deep),
+    )
+    for check in checks:
+        try:
+            yield from check()
+        except (WorkbenchError, OSError, ImportError) as exc:
+            yield Finding("check", "problem", str(exc))
+
+
+def _packages() -> Iterator[Finding]:
+    wanted = _pins()
+    for name in PACKAGES:
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "problem", f"missing; run 'pip install {name}=={wanted.get(name)}'")
+            continue
+        pin = wanted.get(name)
+        plain = found.partition("+")[0]
+        if pin and plain != pin:
+            yield Finding(name, "warning", f"{found}; {pin} is what was tested")
+        else:
+            yield Finding(name, "ok", found)
+    for name in OPTIONAL:
+        if importlib.util.find_spec(name) is not None:
+            yield Finding(name, "ok", f"{importlib.metadata.version(name)} (optional)")
+
+
+def _pins() -> dict[str, str]:
+    file = Path(__file__).resolve().parent.parent / "requirements.txt"
+    if not file.is_file():
+        return {}
+    lines = (line.split("#")[0].strip() for line in file.read_text().splitlines())
+    return dict(line.split("==", 1) for line in lines if "==" in line)
+
+
+def _device(app: App) -> Iterator[Finding]:
+    from workbench import device
+
+    for name in app.settings.workers():
+        where = device.devices(name)[0]
+        found = device.memory(where)
+        text = f"{found.free / _GB:.1f} of {found.total / _GB:.1f} GB free"
+        short = found.free < _LEAST_MEMORY * _GB
+        yield Finding(f"device {where}", "warning" if short else "ok", text)
+
+
+def _disk(folder: Path) -> Iterator[Finding]:
+    free = shutil.disk_usage(folder).free / _GB
+    state = "ok" if free >= _LEAST_DISK else "warning"
+    yield Finding("disk", state, f"{free:.1f} GB free in {folder}")
+
+
+def _models(app: App, deep: bool) -> Iterator[Finding]:
+    from workbench.models import find_files
+
+    for spec in app.registry.specs():
+        try:
+            files = find_files(spec, app.registry)
+        except WorkbenchError as exc:
+            missing = "problem" if spec.name == app.settings.model else "ok"
+            text = str(exc) if missing == "problem" or not spec.hub else "not downloaded"
+            yield Finding(f"model {spec.name}", missing, text)
+            continue
+        yield Finding(f"model {spec.name}", "ok", f"{files.bytes / 1e6:,.0f} MB")
+    if deep:
+        run = app.runtime()
+        yield Finding("loading", "ok", f"{run.name} as {run.dtype_name} on {run.device}")
+
+
+def _cache(app: App, deep: bool) -> Iterator[Finding]:
+    if app.cache.problem:
+        yield Finding("cache", "problem", app.cache.problem)
+        return
+    entries = app.cache.entries()
+    text = f"{len(entries)} entries, {sum(e.bytes for e in entries) / 1e6:,.0f} MB"
+    if deep:
+        bad = app.cache.check()
+        if bad:
+            yield Finding("cache", "warning", f"{text}; {len(bad)} damaged (computed again)")
+            return
+        text += ", all checksums right"
+    yield Finding("cache", "ok", text)
+
+
+def _history(app: App, deep: bool) -> Iterator[Finding]:
+    from workbench.store import verify
+
+    records = app.store.records(binned=None)
+    text = f"{len(records)} edits"
+    for item in app.store.unreadable():
+        yield Finding("history", "problem", f"{item.name} cannot be read: {item.reason}")
+    if deep:
+        for problem in verify(app.store).problems:
+            yield Finding("history", "problem", f"{problem.where}: {problem.what}")
+        text += ", every hash checked"
+    yield Finding("history", "ok", text)
