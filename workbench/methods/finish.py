@@ -129,7 +129,7 @@ def _shared_eps(
 
 def _step(problem: DragProblem, z: Tensor, eps: Tensor, t: int, done: int, total: int) -> DragStep:
     return DragStep(
-        stage="denoise", step=done, total=total,
+        stage="denoise", step=done, total=total, latent=z,
         clean=lambda: z if done == total else problem.schedule.clean(z, eps, t),
     )  # fmt: skip
 

@@ -35,6 +35,7 @@ class DragStep:
     loss: float | None = None  # of the update before
     points: Tensor | None = None  # [P,2] lattice
     distances: Tensor | None = None  # [P] handle to target, lattice pixels
+    latent: Tensor | None = None  # [1,C,h,w] now
     clean: Callable[[], Tensor] | None = None  # predicted clean latent [1,C,h,w]; costs when called
 
 

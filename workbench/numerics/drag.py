@@ -192,8 +192,9 @@ def drag(
             )  # fmt: skip
             points = found.points
         distances = (goal - points).norm(dim=1)
-        _read(out, points, distances, found.cost if found else None, pending, optimiser)
-        on_step(_progress(out, denoiser, optimiser.latent.detach(), eps, t))
+        _read(out, points, distances, found.cost if found else None, pending)
+        out.latent = optimiser.latent.detach().clone()  # its features are finite: worth keeping
+        on_step(_progress(out, denoiser, eps, t))
         out.reached = bool((out.distances < settings.stop_distance).all())
         if last or out.reached:
             break
@@ -210,7 +211,6 @@ def drag(
             on_gradient(out.updates, grad)
         pending = loss.detach()
         out.updates += 1
-    out.latent = optimiser.latent.detach().clone()
     out.adam = optimiser.state()
     return out
 
@@ -221,7 +221,6 @@ def _read(
     distances: Tensor,
     cost: Tensor | None,
     loss: Tensor | None,
-    optimiser: LatentOptimiser,
 ) -> None:
     """The turn's only wait for the device: points, distances, costs and the last loss at once."""
     n = len(points)
@@ -232,7 +231,7 @@ def _read(
         raise NotFinite(
             f"The numbers of the drag became infinite after {out.updates} steps; use a lower "
             "learning rate, or full precision.",
-            optimiser.before,
+            out.latent,
         )
     out.distances, out.costs = flat[2 * n : 3 * n], flat[3 * n : 4 * n]
     if loss is not None:
@@ -241,11 +240,8 @@ def _read(
         out.trajectory.append(flat[: 2 * n].reshape(n, 2))
 
 
-def _progress(
-    out: Dragged, denoiser: Denoiser, latent: Tensor, eps: Tensor | None, t: int
-) -> Progress:
-    kept = None if eps is None else eps.detach()
-    latent = latent.clone()
+def _progress(out: Dragged, denoiser: Denoiser, eps: Tensor | None, t: int) -> Progress:
+    kept, latent = None if eps is None else eps.detach(), out.latent
 
     @torch.no_grad()
     def clean() -> Tensor:

@@ -42,7 +42,6 @@ class LatentOptimiser:
     ) -> None:
         """Start from `latent` [1,C,h,w], float32; `state` continues an earlier run."""
         self.latent = latent.detach().float().clone().requires_grad_(True)
-        self.before = self.latent.detach().clone()  # before the last update: known to be finite
         self.adam = torch.optim.Adam([self.latent], lr=lr, betas=(0.9, 0.999), eps=1e-8)
         self.scale = torch.tensor(65536.0 if half else 1.0, device=latent.device)
         self.half = half
@@ -67,18 +66,17 @@ class LatentOptimiser:
     @torch.no_grad()
     def apply(self, grad: Tensor) -> None:
         """One Adam step with a given gradient."""
-        self.before.copy_(self.latent)
         if not self.half:
             self.latent.grad = grad
             self.adam.step()
             self.latent.grad = None
             return
         good = grad.isfinite().all()
-        kept = self.state()
+        before, kept = self.latent.clone(), self.state()
         self.latent.grad = grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self.adam.step()
         self.latent.grad = None
-        self.latent.copy_(torch.where(good, self.latent, self.before))
+        self.latent.copy_(torch.where(good, self.latent, before))
         if kept is not None:
             now = self.adam.state[self.latent]
             for name in ("exp_avg", "exp_avg_sq"):
