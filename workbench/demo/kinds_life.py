@@ -139,7 +139,7 @@ def animal_caption(p: Params) -> str:
 # ---------------------------------------------------------------------------------- flower
 
 FLOWER_RANGES = {
-    "base_x": (112, 144), "bloom_x": (-46, 46), "bloom_y": (56, 98), "bloom_r": (27, 38), "spin": (0, 1.2), "leaf": (-0.7, 0.8), "leaf_len": (34, 54),
+    "base_x": (112, 144), "bloom_x": (-46, 46), "bloom_y": (56, 98), "bloom_r": (25, 42), "spin": (0, 1.2), "leaf": (-0.7, 0.8), "leaf_len": (34, 54),
     "vase_w": (22, 32), "vase_h": (28, 36), "bud_x": (34, 60), "bud_y": (106, 140), "wall": (0, 1), "core": (0.34, 0.44),
 }  # fmt: skip
 FLOWER_CHOICES = {

@@ -23,7 +23,7 @@ from workbench.demo.sdf import Canvas, Tensor, union
 
 FACE_RANGES = {
     "cx": (112, 144), "cy": (112, 126), "r": (50, 62), "turn": (-1, 1), "nod": (-1, 1), "smile": (-1, 1),
-    "mouth": (15, 24), "hair": (0, 1), "eye": (8, 10.5), "jaw": (1.08, 1.24), "wall": (0, 1), "brow": (-4, 4),
+    "mouth": (15, 24), "hair": (0, 1), "eye": (8, 10.5), "jaw": (1.08, 1.24), "wall": (0, 1), "brow": (-11, 4),
 }  # fmt: skip
 FACE_CHOICES = {"c_hair": len(HAIR), "c_skin": len(SKIN), "c_shirt": len(COLOURS), "c_back": len(BACKDROPS), "pattern": 3, "glasses": 3, "style": 2}  # fmt: skip
 FACE_DOF = {

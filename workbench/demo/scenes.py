@@ -93,7 +93,8 @@ class Scene:
     @property
     def caption(self) -> str:
         """What a person would type as the prompt."""
-        return _KINDS[self.kind].caption(self.params)
+        words = _KINDS[self.kind].caption(self.params)
+        return "an" + words[1:] if words[2] in "aeiou" else words
 
     @property
     def main_color(self) -> str:
