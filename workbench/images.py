@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,18 +30,14 @@ from PIL import (
 
 from workbench import keys
 from workbench.errors import BadInput
+from workbench.headers import FORMATS, check_pieces, check_size, kind_of, webp_size
+from workbench.headers import MAX_PIXELS as MAX_PIXELS  # the store's own check
 from workbench.pixels import flatten, unflatten
 
 U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 MAX_BYTES = 64 * 1024 * 1024
-MAX_PIXELS = 64_000_000
-MAX_SIDE = 16_384
-MIN_SIDE = 16
-MAX_ASPECT = 8
-MAX_PNG_CHUNKS = 50_000
-FORMATS = "PNG, JPEG, WebP, GIF, TIFF or BMP"
 EDIT_CHUNK = "workbench-edit"
 MAX_EDIT = 256 * 1024
 MAX_NAME = 80
@@ -260,70 +255,17 @@ def _open(raw: bytes, label: str) -> tuple[ImageFile.ImageFile, str]:
             f'"{label}" has {size / 2**20:.0f} MB; the limit is {MAX_BYTES // 2**20} MB, '
             "so save it smaller."
         )
-    kind = _kind(raw)
+    kind = kind_of(raw)
     if kind is None:
         raise BadInput(f'"{label}" is no picture that can be read; use {FORMATS}.')
-    if kind == "PNG":
-        _check_chunks(raw, label)
+    if kind in ("PNG", "JPEG"):
+        check_pieces(raw, kind, label)
     elif kind == "WebP":
-        _check_size(*_webp_size(raw), label)
+        check_size(*webp_size(raw), label)
     with _reading(label, kind):
         im = _PLUGINS[kind](io.BytesIO(raw))
-    _check_size(*im.size, label)
+    check_size(*im.size, label)
     return im, kind
-
-
-def _kind(raw: bytes) -> str | None:
-    head = raw[:12]
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
-        return "WebP"
-    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return "TIFF"
-    return "BMP" if head.startswith(b"BM") else None
-
-
-def _check_size(width: int, height: int, label: str) -> None:
-    at = f'"{label}" is {width}x{height} px'
-    if width * height > MAX_PIXELS:
-        raise BadInput(
-            f"{at}, {width * height / 1e6:.1f} megapixels; the limit is "
-            f"{MAX_PIXELS / 1e6:.0f} megapixels, so scale it down first."
-        )
-    if max(width, height) > MAX_SIDE:
-        raise BadInput(f"{at}; the longest side may have {MAX_SIDE} px, so scale or crop it.")
-    if min(width, height) < MIN_SIDE:
-        raise BadInput(f"{at}; each side must have at least {MIN_SIDE} px.")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadInput(
-            f"{at}; one side may be at most {MAX_ASPECT} times the other, so crop it first."
-        )
-
-
-def _check_chunks(raw: bytes, label: str) -> None:
-    """Refuse a PNG of endless tiny chunks: Pillow walks them in Python, and checksums each."""
-    at, count, end = 8, 0, len(raw)
-    while at + 8 <= end:
-        (length,) = struct.unpack_from(">I", raw, at)
-        at += 12 + length
-        count += 1
-        if count > MAX_PNG_CHUNKS:
-            raise BadInput(
-                f'"{label}" is a PNG of more than {MAX_PNG_CHUNKS} chunks; save it again '
-                "with an ordinary program."
-            )
-
-
-def _webp_size(raw: bytes) -> tuple[int, int]:
-    """Canvas size from a WebP header: the decoder reserves the canvas as soon as it is made."""
-    if raw[12:16] == b"VP8X" and len(raw) >= 30:
-        return 1 + int.from_bytes(raw[24:27], "little"), 1 + int.from_bytes(raw[27:30], "little")
-    return MIN_SIDE, MIN_SIDE  # the other two kinds cannot exceed 16383 px and reserve nothing
 
 
 @contextmanager

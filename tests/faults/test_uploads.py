@@ -1,0 +1,355 @@
+"""Uploads of FAULTS rows 1 to 12 and 20: one sentence each, nothing else escapes, memory bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import resource
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from workbench import headers, images
+from workbench.errors import BadInput
+
+
+def save(im: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    out = io.BytesIO()
+    im.save(out, kind, **options)
+    return out.getvalue()
+
+
+def photo(w: int = 60, h: int = 40) -> Image.Image:
+    rng = np.random.default_rng(3)
+    small = Image.fromarray(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8))
+    return small.resize((w, h), Image.Resampling.BICUBIC)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png_header(w: int, h: int, *more: bytes) -> bytes:
+    """A PNG that claims a size and carries next to no pixels."""
+    ihdr = struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)
+    idat = zlib.compress(b"\0" * 10_000)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", ihdr)
+        + b"".join(more)
+        + chunk(b"IDAT", idat)
+        + chunk(b"IEND", b"")
+    )
+
+
+def refused(raw: bytes, name: str = "upload") -> str:
+    """The sentence with which an upload is refused."""
+    with pytest.raises(BadInput) as caught:
+        images.decode(raw, name)
+    text = str(caught.value)
+    assert text.endswith(".")
+    assert "\n" not in text
+    assert len(text) < 250
+    return text
+
+
+def peak(action: Callable[[], object]) -> int:
+    """Most bytes that Python had allocated on top while `action` ran."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def resident() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"just text",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7",
+        bytes(5000),
+        b"\x89PNG",
+        b"RIFF\0\0\0\0WAVEfmt ",
+        b"\0\0\0\x1cftypavif",
+        b"PK\x03\x04",
+    ],
+)
+def test_fault_01_no_picture_names_the_formats(raw: bytes) -> None:
+    assert "PNG, JPEG, WebP, GIF, TIFF or BMP" in refused(raw)
+
+
+def test_fault_01_empty_file() -> None:
+    assert "empty" in refused(b"")
+
+
+def test_fault_01_content_counts_not_the_name() -> None:
+    got = images.decode(save(photo(), "GIF"), "picture.png")
+    assert got.rgb.shape == (40, 60, 3)
+    assert got.name == "picture.png"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_fault_01_truncated_files(kind: str) -> None:
+    raw = save(photo(), kind)
+    for share in (0.1, 0.5, 0.8):
+        assert "damaged or cut off" in refused(raw[: int(len(raw) * share)], f"a.{kind}")
+
+
+def test_fault_02_ninety_megapixels_are_refused_before_decoding() -> None:
+    raw = png_header(10_000, 9_000)
+    text = refused(raw, "big.png")
+    assert '"big.png" is 10000x9000 px, 90.0 megapixels; the limit is 64 megapixels' in text
+    before = resident()
+    assert peak(lambda: refused(raw)) < 2_000_000
+    assert resident() - before < 20_000_000
+
+
+def test_fault_03_a_bomb_gets_the_same_sentence_and_no_memory() -> None:
+    before = resident()
+    for raw in (
+        png_header(20_000, 9_000),
+        png_header(60_000, 60_000),
+        png_header(2**31 - 1, 2**31 - 1),
+    ):
+        assert "megapixels; the limit is 64 megapixels" in refused(raw)
+        assert peak(lambda raw=raw: refused(raw)) < 2_000_000  # type: ignore[misc]
+    assert resident() - before < 20_000_000
+
+
+def claims(kind: str, w: int, h: int) -> bytes:
+    """A small file of a kind, its header's size overwritten."""
+    raw = bytearray(save(photo(), kind))
+    if kind == "GIF":
+        raw[6:10] = struct.pack("<HH", w, h)
+    elif kind == "BMP":
+        raw[18:26] = struct.pack("<ii", w, h)
+    elif kind == "JPEG":
+        at = raw.index(b"\xff\xc0")
+        raw[at + 5 : at + 9] = struct.pack(">HH", h, w)
+    elif kind == "WEBP":
+        head = b"VP8X" + struct.pack("<I", 10) + bytes(4)
+        head += (w - 1).to_bytes(3, "little") + (h - 1).to_bytes(3, "little")
+        body = b"WEBP" + head + bytes(raw[12:])
+        raw = bytearray(b"RIFF" + struct.pack("<I", len(body)) + body)
+    else:
+        im = Image.new("L", (60, 40))
+        raw = bytearray(save(im, "TIFF", tiffinfo={256: w, 257: h}))
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "JPEG", "WEBP"])
+def test_fault_03_every_format_is_checked_by_its_header(kind: str) -> None:
+    raw = claims(kind, 16_000, 16_000)
+    before = resident()
+    assert "16000x16000 px, 256.0 megapixels" in refused(raw)
+    assert peak(lambda: refused(raw)) < 2_000_000
+    assert resident() - before < 20_000_000
+
+
+def test_fault_04_one_pixel_wide() -> None:
+    assert "the longest side may have 16384 px" in refused(png_header(1, 10_000_000))
+    assert "at most 8 times the other" in refused(save(Image.new("L", (900, 100))))
+    assert images.decode(save(Image.new("L", (800, 100)))).width == 800
+
+
+def test_fault_05_too_small() -> None:
+    assert "8x8 px; each side must have at least 16 px" in refused(save(Image.new("RGB", (8, 8))))
+    assert "at least 16 px" in refused(save(Image.new("RGB", (100, 15))))
+    assert images.decode(save(Image.new("RGB", (16, 16)))).height == 16
+
+
+def test_fault_06_a_phones_picture_is_upright_and_points_fit_it() -> None:
+    """Stored lying, shown upright: the red corner that the user saw is at the top left."""
+    stored = Image.new("RGB", (80, 48), (20, 20, 200))
+    stored.paste((250, 0, 0), (0, 32, 16, 48))  # bottom left as stored
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    got = images.decode(save(stored, "JPEG", exif=exif, quality=95))
+    assert got.rgb.shape == (80, 48, 3)
+    assert got.rgb[5, 5, 0] > 200
+    assert got.rgb[70, 40, 2] > 150
+
+
+@pytest.mark.filterwarnings("ignore")  # as in production, where warnings are log lines
+def test_fault_06_damaged_exif_does_not_matter() -> None:
+    raw = save(photo(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff junk")
+    assert images.decode(raw).rgb.shape == (40, 60, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 77
+    assert images.decode(save(photo(), "JPEG", exif=exif)).rgb.shape == (40, 60, 3)
+
+
+def test_fault_10_gps_is_gone_from_the_result() -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8825)[2] = (52.0, 31.0, 12.0)
+    exif[0x010F] = "CAMERA-MAKER"
+    raw = save(photo(), "JPEG", exif=exif)
+    assert b"CAMERA-MAKER" in raw
+    got = images.decode(raw)
+    for out in (images.encode_png(got.rgb), images.encode_jpeg(got.rgb)):
+        im = Image.open(io.BytesIO(out))
+        assert not im.getexif()
+        assert b"CAMERA-MAKER" not in out
+
+
+def test_fault_11_text_bombs() -> None:
+    bomb = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(50_000_000), 9))
+    before = resident()
+    assert "text" in refused(png_header(64, 64, bomb))
+    many = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1_000_000), 9)) * 80
+    assert "text" in refused(png_header(64, 64, many))
+    ours = chunk(
+        b"iTXt", images.EDIT_CHUNK.encode() + b"\0\1\0\0\0" + zlib.compress(bytes(50_000_000), 9)
+    )
+    assert "text" in refused(png_header(64, 64, ours))
+    assert resident() - before < 200_000_000
+
+
+def test_fault_11_profile_bomb_and_chunk_flood() -> None:
+    profile = chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(50_000_000), 9))
+    refused(png_header(64, 64, profile))
+    flood = chunk(b"tEXt", b"a\0b") * (headers.MAX_PIECES + 1)
+    assert "PNG of more than 50000 pieces" in refused(png_header(64, 64, flood))
+    for piece in (b"\xff\xe1\0\x08Exif\0\0", b"\xff\xfe\0\2", b"\xff", b"\xff\xd8"):
+        flooded = b"\xff\xd8" + piece * (headers.MAX_PIECES + 9) + save(photo(), "JPEG")[2:]
+        assert "JPEG of more than 50000 pieces" in refused(flooded)
+
+
+def test_fault_11_too_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert images.MAX_BYTES == 64 * 2**20
+    monkeypatch.setattr(images, "MAX_BYTES", 2**20)
+    assert "has 3 MB; the limit is 1 MB" in refused(bytes(3 * 2**20))
+
+
+def test_fault_12_hostile_names_stay_labels() -> None:
+    for name in ("../../x", "a\0b", "n" * 300, "a.png:$x.png", "<script>alert(1)</script>.png"):
+        label = images.decode(save(photo()), name).name
+        assert "\0" not in label
+        assert len(label) <= 80
+        assert not label.startswith((".", "/"))
+        assert "/" not in label
+
+
+def test_fault_20_masks_that_are_none() -> None:
+    for raw in (b"", b"text", save(photo())[:50], png_header(20_000, 9_000)):
+        with pytest.raises(BadInput):
+            images.decode_mask(raw, 60, 40)
+
+
+def seeds_of() -> list[tuple[str, bytes]]:
+    im = photo()
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(images.EDIT_CHUNK, '{"prompt": "a robot"}')
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "words"
+    palette = im.convert("P")
+    grey16 = Image.fromarray((np.arange(2400).reshape(40, 60) * 27).astype(np.uint16))
+    animation = {"save_all": True, "append_images": [im.transpose(Image.Transpose.ROTATE_180)]}
+    return [
+        ("PNG", save(im, pnginfo=info, exif=exif)),
+        ("PNG", save(palette, transparency=3)),
+        ("PNG", save(grey16)),
+        ("PNG", save(im, **animation)),
+        ("JPEG", save(im, "JPEG", exif=exif)),
+        ("JPEG", save(im, "JPEG", progressive=True)),
+        ("JPEG", save(im.convert("CMYK"), "JPEG")),
+        ("WebP", save(im, "WEBP", exif=exif)),
+        ("WebP", save(im.convert("RGBA"), "WEBP", lossless=True)),
+        ("WebP", save(im, "WEBP", **animation)),
+        ("GIF", save(im, "GIF")),
+        ("GIF", save(im, "GIF", **animation)),
+        ("TIFF", save(im, "TIFF")),
+        ("TIFF", save(im, "TIFF", compression="tiff_deflate", exif=exif)),
+        ("TIFF", save(grey16, "TIFF", compression="tiff_lzw")),
+        ("BMP", save(im, "BMP")),
+    ]
+
+
+def mutate(raw: bytes, rng: np.random.Generator) -> bytes:
+    """Flip, overwrite, cut, insert, repeat: what a broken disk or an attacker does."""
+    data = bytearray(raw)
+    for _ in range(int(rng.integers(1, 6))):
+        at = int(rng.integers(0, max(1, len(data))))
+        kind = int(rng.integers(0, 6))
+        if kind == 0:
+            data[at : at + 1] = bytes([int(rng.integers(0, 256))])
+        elif kind == 1:
+            n = int(rng.integers(1, 9))
+            data[at : at + n] = rng.integers(0, 256, n, dtype=np.uint8).tobytes()
+        elif kind == 2:
+            del data[at:]
+        elif kind == 3:
+            del data[at : at + int(rng.integers(1, 40))]
+        elif kind == 4:
+            data[at:at] = data[at : at + int(rng.integers(1, 200))]
+        else:  # a length or a size field
+            data[at : at + 4] = (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff")[
+                int(rng.integers(0, 3))
+            ]
+        if not data:
+            break
+    return bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fault_01_five_hundred_mutated_uploads_raise_nothing_but_bad_input() -> None:
+    rng = np.random.default_rng(20261123)
+    originals = seeds_of()
+    for _kind, raw in originals:
+        assert images.decode(raw).rgb.size
+    read = failed = 0
+    before = resident()
+    tracemalloc.start()
+    try:
+        for n in range(500):
+            kind, raw = originals[n % len(originals)]
+            broken = mutate(raw, rng)
+            try:
+                got = images.decode(broken, f"{n}.{kind}")
+            except BadInput:
+                failed += 1
+            else:
+                read += 1
+                assert got.rgb.dtype == np.uint8
+                assert got.rgb.ndim == 3
+                assert got.width * got.height <= headers.MAX_PIXELS
+                images.encode_png(got.rgb, alpha=got.alpha, edit=got.edit, level=1)
+        highest = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert read > 50
+    assert failed > 100
+    # a mutated header may claim up to 64 MP; nothing may claim more
+    assert highest < 1_000_000_000
+    assert resident() - before < 2_000_000_000
+
+
+def test_fault_01_warnings_as_errors_change_nothing() -> None:
+    """The suite runs with warnings as errors: Pillow's are then one more kind of exception."""
+    rng = np.random.default_rng(7)
+    for n, (kind, raw) in enumerate(seeds_of()):
+        for _ in range(6):
+            with contextlib.suppress(BadInput):
+                assert images.decode_mask(mutate(raw, rng), 60, 40, f"{n}.{kind}").any() in (0, 1)
+
+
+def test_a_picture_at_the_limit_is_read() -> None:
+    """64 megapixels are taken (any phone's or camera's picture), at bounded cost."""
+    raw = save(Image.new("L", (8000, 8000), 77), compress_level=1)
+    assert len(raw) < images.MAX_BYTES
+    got = images.decode(raw)
+    assert got.rgb.shape == (8000, 8000, 3)
+    assert (got.rgb[::1000, ::1000] == 77).all()
