@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from workbench.configs import METHODS, STRENGTHS, DragConfig, InversionConfig, LoraConfig
@@ -36,6 +37,8 @@ class Point:
 
     def __post_init__(self) -> None:
         """Refuse what is no finite number."""
+        if type(self.x) is float and type(self.y) is float and isfinite(self.x + self.y):
+            return  # a history holds hundreds of thousands of points: first the usual case
         for name in ("x", "y"):
             v = getattr(self, name)
             if (

@@ -509,6 +509,29 @@ def test_two_writes_within_one_tick_are_both_seen(store: Store) -> None:
     assert store.notes(record.id).note == "b"
 
 
+def test_two_tabs_change_two_fields_at_once(store: Store) -> None:
+    record = edit(store)
+    work = [
+        lambda: [store.annotate(record.id, note=f"n{i}") for i in range(30)],
+        lambda: [store.annotate(record.id, title=f"t{i}") for i in range(30)],
+        lambda: [store.annotate(record.id, favourite=True) for _ in range(30)],
+    ]
+    threads = [threading.Thread(target=w) for w in work]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    notes = store.notes(record.id)
+    assert (notes.note, notes.title, notes.favourite) == ("n29", "t29", True)
+
+
+def test_opening_reads_no_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit(store)
+    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail(f"{self} was read"))
+    (store.folder / "FORMAT").unlink()
+    Store(store.folder)
+
+
 def test_another_process_is_seen_at_once(store: Store) -> None:
     record = edit(store)
     other = Store(store.folder)

@@ -16,13 +16,14 @@ from PIL import Image
 
 from workbench.errors import BadInput, StoreError
 from workbench.files import write_atomic
-from workbench.images import MAX_PIXELS, encode_mask_png, encode_png, image_id, mask_id
+from workbench.images import encode_mask_png, encode_png, image_id, mask_id
 from workbench.keys import TAG, digest
 from workbench.types import ImageAsset, MaskAsset
 
 Kind = Literal["images", "masks", "blobs"]
 KINDS: tuple[Kind, ...] = ("images", "masks", "blobs")
 SUFFIXES = ("png", "jpg", "gif", "webp", "mp4", "json", "txt", "safetensors")  # never a pickle
+MOST_PIXELS = 64_000_000
 # What Pillow raises for bytes that are no picture, or one that is far too large.
 UNDECODABLE = (
     OSError,
@@ -192,7 +193,7 @@ def decode_png(raw: bytes, mode: str) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(io.BytesIO(raw), formats=("PNG",)) as image:
-            if image.width * image.height > MAX_PIXELS or image.mode != mode:
+            if image.width * image.height > MOST_PIXELS or image.mode != mode:
                 raise StoreError(f"A stored {mode} PNG is {image.size} {image.mode}.")
             return np.array(image, dtype=np.uint8)
     except UNDECODABLE as exc:

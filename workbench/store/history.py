@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Store:
         _prepare(self.folder, self._temp)
         self.blobs = Blobs(self.folder, self._temp)
         self._ids = UlidMaker(clock)
+        self._noting = threading.Lock()
         self._edits = JsonFolder(self.folder / "edits", self._temp, _parse_edit)
         self._notes = JsonFolder(self.folder / "notes", self._temp, Notes.from_json)
         self._pending = JsonFolder(self.folder / "pending", self._temp, Pending.from_json)
@@ -255,13 +257,14 @@ class Store:
         unknown = set(changes) - {f.name for f in dataclasses.fields(Notes)}
         if unknown:
             raise BadInput(f"An edit's notes have no {sorted(unknown)[0]!r}.")
-        data = {**dataclasses.asdict(self.notes(name)), **changes}
-        notes = Notes.from_json(name, data)
-        path = self._notes.path(name)
-        if any(u.name.endswith(path.name) for u in self._notes.unreadable()):
-            path.replace(path.with_suffix(".damaged"))  # whatever can be saved of it stays
-        self._notes.write(name, data, overwrite=True)
-        return notes
+        with self._noting:  # two tabs may change two fields at the same time
+            data = {**dataclasses.asdict(self.notes(name)), **changes}
+            notes = Notes.from_json(name, data)
+            path = self._notes.path(name)
+            if any(u.name.endswith(path.name) for u in self._notes.unreadable()):
+                path.replace(path.with_suffix(".damaged"))  # whatever can be saved of it stays
+            self._notes.write(name, data, overwrite=True)
+            return notes
 
     def bin(self, names: Iterable[str]) -> None:
         """Move edits to the bin; nothing is removed from the disk. Raises as `annotate` does."""
