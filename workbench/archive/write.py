@@ -26,7 +26,6 @@ from workbench.errors import BadInput, StoreError
 from workbench.files import sync_folder
 from workbench.records import EditRecord
 from workbench.store import Notes, Store
-from workbench.store.blobs import Kind
 from workbench.store.format import seal
 from workbench.store.upkeep import references
 
@@ -154,11 +153,10 @@ def _add(store: Store, writer: _Writer, record: EditRecord, lora_of: LoraOf | No
     names: dict[str, str] = {}
     raws: dict[str, bytes] = {}
     for what, name_id in references(record).items():
-        kind: Kind = {"picture": "images", "mask": "masks"}.get(what, "blobs")  # type: ignore[assignment]
-        wrong = store.blobs.check(kind, name_id)
-        path = store.blobs.find(name_id, kind)
-        if wrong or path is None:
-            raise StoreError(f"Its {what} cannot be had: {wrong or name_id}")
+        kind, path = store.blobs.kind_of(name_id), store.blobs.find(name_id)
+        wrong = "it is missing" if kind is None else store.blobs.check(kind, name_id)
+        if kind is None or path is None or wrong:
+            raise StoreError(f"Its {what} ({name_id:.60}) cannot be had: {wrong}")
         names[what] = layout.file_name(kind, name_id, path.suffix[1:])
         if names[what] not in writer.files:
             raws[names[what]] = path.read_bytes()

@@ -136,6 +136,10 @@ class Blobs:
                     return path
         return None
 
+    def kind_of(self, name_id: str) -> Kind | None:
+        """What an id stands for here, or None."""
+        return next((kind for kind in KINDS if self.find(name_id, kind)), None)
+
     def has(self, name_id: str) -> bool:
         """True when a file of this id is there (its content is checked on reading)."""
         return self.find(name_id) is not None
