@@ -165,6 +165,11 @@ def _image(view: Viewport, xy: tuple[float, float]) -> Point:
     return Point(round(number(x, "x"), _DIGITS), round(number(y, "y"), _DIGITS))
 
 
+def _outline(view: Viewport, xy: tuple[float, float]) -> Point:
+    x, y = view.outline_to_image(*xy)
+    return Point(round(number(x, "x"), _DIGITS), round(number(y, "y"), _DIGITS))
+
+
 def _stroke_px(raw: Mapping[str, Any], view: Viewport, m: Affine) -> float:
     """Stroke width in image pixels; a stroke is scaled with its object unless it is uniform."""
     scale = 1.0 if raw.get("strokeUniform") is True else m.stretch
@@ -194,7 +199,7 @@ def _rect(raw: Mapping[str, Any], view: Viewport, erase: bool, budget: Budget) -
     budget.spend(4)
     m = _placed(raw, w, h)
     corners = [m.apply(sx * w / 2, sy * h / 2) for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
-    points = tuple(_image(view, c) for c in corners)
+    points = tuple(_outline(view, c) for c in corners)
     border = _stroke_px(raw, view, m)
     if m.upright:
         xs, ys = sorted(p.x for p in points), sorted(p.y for p in points)
@@ -215,7 +220,7 @@ def _polygon(raw: Mapping[str, Any], view: Viewport, erase: bool, budget: Budget
     x0, y0, x1, y1 = box_of(xy)
     m = _placed(raw, x1 - x0, y1 - y0)
     cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
-    points = tuple(_image(view, m.apply(x - cx, y - cy)) for x, y in xy)
+    points = tuple(_outline(view, m.apply(x - cx, y - cy)) for x, y in xy)
     return [Polygon(points, erase, _stroke_px(raw, view, m))]
 
 
@@ -263,7 +268,7 @@ def _path(raw: Mapping[str, Any], view: Viewport, erase: bool, budget: Budget) -
     width = _stroke_px(raw, view, m)
     shapes: list[Shape] = []
     for xy, closed in parts:
-        points = tuple(_image(view, m.apply(x - cx, y - cy)) for x, y in xy)
+        points = tuple(_outline(view, m.apply(x - cx, y - cy)) for x, y in xy)
         if closed and len(points) > 2:
             shapes.append(Polygon(points, erase, width))
         else:
@@ -306,12 +311,15 @@ def _point_object(p: Point, view: Viewport, c: Colours) -> dict[str, Any]:
 def _shape_object(shape: Shape, view: Viewport, c: Colours) -> dict[str, Any]:
     colour = c.eraser if shape.erase else c.brush
     if isinstance(shape, Rect):
-        a, b = view.to_canvas(shape.x0, shape.y0), view.to_canvas(shape.x1, shape.y1)
+        a, b = (
+            view.outline_to_canvas(shape.x0, shape.y0),
+            view.outline_to_canvas(shape.x1, shape.y1),
+        )
         return _object(
             "Rect", box_of([a, b]), stroke=colour, fill=colour, strokeUniform=True,
             strokeWidth=shape.border / view.k,
         )  # fmt: skip
-    xy = [view.to_canvas(p.x, p.y) for p in shape.points]
+    xy = [view.outline_to_canvas(p.x, p.y) for p in shape.points]
     if isinstance(shape, Polygon):
         return _object(
             "Polygon", box_of(xy), stroke=colour, fill=colour,

@@ -98,6 +98,10 @@ class Viewport:
     image pixel under that corner, so image = canvas * k; at k = 1, pixel i is i. Magnified, the
     middle of the canvas pixel is meant, and the formula is the area mapping of `Frame`. Plain
     canvas * k would be half an image pixel off then: 4 canvas pixels at eightfold zoom.
+
+    That is for points, which name a pixel. The outlines of painted areas lie between pixels
+    (a brush of radius 2 at canvas 10 covers the columns 8 to 11): `outline_to_image` is
+    x0 + canvas * k - 1/2 at every zoom. With it a mask is what the browser painted.
     """
 
     x0: float
@@ -142,6 +146,16 @@ class Viewport:
         """Image to canvas pixels."""
         kx, ky = self.scale
         return (x - self.x0 - _half(kx)) / kx, (y - self.y0 - _half(ky)) / ky
+
+    def outline_to_image(self, x: float, y: float) -> tuple[float, float]:
+        """A position on a painted area's outline (or brush centre), canvas to image pixels."""
+        kx, ky = self.scale
+        return self.x0 + x * kx - 0.5, self.y0 + y * ky - 0.5
+
+    def outline_to_canvas(self, x: float, y: float) -> tuple[float, float]:
+        """The inverse of `outline_to_image`."""
+        kx, ky = self.scale
+        return (x + 0.5 - self.x0) / kx, (y + 0.5 - self.y0) / ky
 
     def zoomed(self, factor: float, at: Point, image_width: int, image_height: int) -> Viewport:
         """This canvas with a view `factor` times magnified against the whole, centred on `at`.

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from workbench.canvas import (
     Arrow,
@@ -118,14 +120,14 @@ def test_a_brush_stroke_keeps_its_coordinates_until_it_is_moved() -> None:
     (stroke,) = read(base).shapes
     assert isinstance(stroke, Stroke)
     assert stroke.width == 20
-    assert stroke.points[0] == Point(50, 60)
-    assert stroke.points[-1].distance(Point(150, 60.01)) < 1e-4
+    assert stroke.points[0] == Point(49.5, 59.5)  # outlines lie between the pixels
+    assert stroke.points[-1].distance(Point(149.5, 59.51)) < 1e-4
     (moved,) = read(base | {"left": 110.0, "scaleX": 2, "scaleY": 2}).shapes
     assert isinstance(moved, Stroke)
-    assert moved.points[0].x == pytest.approx(10)
+    assert moved.points[0].x == pytest.approx(9.5)
     assert moved.width == pytest.approx(40)
     (bare,) = read({k: v for k, v in base.items() if k not in ("left", "top")}).shapes
-    assert bare.points[0] == Point(50, 60)  # type: ignore[union-attr]
+    assert bare.points[0] == Point(49.5, 59.5)  # type: ignore[union-attr]
 
 
 def test_eraser_is_known_by_its_colour_and_order_counts() -> None:
@@ -146,7 +148,10 @@ def test_rect_and_polygon() -> None:
         "type": "Rect", "originX": "left", "originY": "top", "left": 10, "top": 20, "width": 30,
         "height": 40, "strokeWidth": 2, "strokeUniform": True, "stroke": "#fff",
     }  # fmt: skip
-    assert read(rect).shapes == (Rect(11, 21, 41, 61, border=2),)  # the box includes the stroke
+    assert read(rect).shapes == (Rect(10.5, 20.5, 40.5, 60.5, border=2),)
+    filled = rasterise(read(rect | {"strokeWidth": 0}), 100, 100)
+    assert filled.sum() == 30 * 40
+    assert filled[20:60, 10:40].all()
     (turned,) = read(rect | {"angle": 30}).shapes
     assert isinstance(turned, Polygon)
     sides = [a.distance(b) for a, b in pairwise(turned.points)]
@@ -156,8 +161,48 @@ def test_rect_and_polygon() -> None:
         "originX": "center", "originY": "center", "left": 120, "top": 110, "strokeWidth": 0,
     }  # fmt: skip
     (triangle,) = read(poly).shapes
-    assert triangle == Polygon((Point(100, 100), Point(140, 100), Point(100, 120)))
+    assert triangle == Polygon((Point(99.5, 99.5), Point(139.5, 99.5), Point(99.5, 119.5)))
     assert read(poly | {"points": [{"x": 0, "y": 0}]}).shapes == ()
+
+
+DATA = Path(__file__).resolve().parents[1] / "data" / "canvas"
+BROWSER = Viewport.fit(400, 300, 400)
+
+
+def from_browser(name: str) -> Drawing:
+    """A drawing as the real component reported it."""
+    return from_canvas_json(json.loads((DATA / f"{name}.json").read_text()), BROWSER)
+
+
+def painted_by_browser(name: str) -> np.ndarray:
+    """The pixels that Chromium painted for it."""
+    return np.asarray(Image.open(DATA / f"{name}.png")) > 0
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+@pytest.mark.parametrize("name", ["brush", "brush_edited", "rect", "rect_edited", "polygon"])
+def test_masks_are_what_the_browser_painted(name: str) -> None:
+    assert overlap(rasterise(from_browser(name), 400, 300), painted_by_browser(name)) > 0.985
+
+
+def test_arrows_are_what_the_mouse_did_in_the_browser() -> None:
+    lines = from_browser("line")
+    assert lines.pairs == (pair(100, 100, 250, 160), pair(300, 250, 180, 40))
+    clicks = from_browser("point")
+    assert clicks.pairs == (pair(100, 100, 200, 150),)
+    assert clicks.loose == Point(333, 222)
+
+
+def test_an_arrow_that_was_moved_scaled_and_turned_in_the_browser() -> None:
+    painted = painted_by_browser("line_edited")
+    (p,) = from_browser("line_edited").pairs
+    scale = json.loads((DATA / "line_edited.json").read_text())["objects"][0]["scaleX"]
+    ends = tuple(Point(q.x - 0.5, q.y - 0.5) for q in (p.handle, p.target))
+    again = rasterise(Drawing(shapes=(Stroke(ends, 6 * scale),)), 400, 300)
+    assert (again & painted).sum() / painted.sum() > 0.99  # ours has round ends besides
 
 
 coordinate = st.floats(-50, 700).map(lambda v: round(v, 3))
