@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save
+from torch.nn import functional
 
 from workbench import __version__, device, images, keys
 from workbench.errors import Cancelled, ModelError, OutOfMemory, StoreError, WorkbenchError
@@ -135,9 +136,7 @@ def _edit(
         account = stages.account
         account.note(piece.notice)
         if sparing:
-            account.note(
-                "The low-memory mode was used: slower, the same numbers but for tiled decoding."
-            )
+            account.note("The low-memory mode was used: slower, and a few levels of rounding.")
         film = Film(piece, runtime, on_step)
         with stages.styled():
             lora, weight = stages.lora()
@@ -153,6 +152,8 @@ def _edit(
                     "The decoded picture holds NaN (precision "
                     f"{runtime.dtype_name}); try the precision fp32."
                 )
+            if request.drag.parity and pixels.shape[-2:] != piece.size[::-1]:
+                pixels = functional.interpolate(pixels, size=piece.size[::-1], mode="bilinear")
             edited = to_rgb(pixels)
             on_step(StepInfo(stage="decode", step=1, total=1))
     on_step(StepInfo(stage="save", step=0, total=1))

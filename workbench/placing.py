@@ -23,7 +23,9 @@ def crop_of(request: EditRequest, mask: Mask | None, native: int) -> Crop:
     """
     width, height = request.image.width, request.image.height
     longest = request.working_size
-    if not request.crop or request.drag.parity:
+    if request.drag.parity:
+        return _reference_size(width, height, longest, native)
+    if not request.crop:
         return whole(width, height, native, longest=longest)
     found = plan(width, height, mask, request.pairs, native, longest=longest)
     if found.is_whole(width, height):
@@ -34,6 +36,16 @@ def crop_of(request: EditRequest, mask: Mask | None, native: int) -> Crop:
     y1 = min(height, -(-(found.y0 + found.height) // grid) * grid)
     size = images.working_size(x1 - x0, y1 - y0, native, longest=longest)
     return Crop(x0, y0, x1 - x0, y1 - y0, *size)
+
+
+def _reference_size(width: int, height: int, longest: int, native: int) -> Crop:
+    """The whole picture as the reference scales it: `native` wide, any height (ALGORITHM 2.1).
+
+    A chosen working size is the longest side instead. Sides need not be multiples of 8: the
+    autoencoder rounds down, and the result is stretched back.
+    """
+    scale = longest / max(width, height) if longest else native / width
+    return Crop(0, 0, width, height, max(8, int(width * scale)), max(8, int(height * scale)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,8 @@ def drag(
 ) -> Dragged:
     """Optimise the latent until every handle is within `stop_distance`, at most `steps` updates.
 
-    Each turn: one forward; track (but for the first turn of a fresh run); stop if all have arrived;
+    Each turn: one forward; track (but for the first turn: a fresh run has not moved, a continued one
+    was tracked on this very latent, so that running on equals having run at once); stop if all arrived;
     loss of those that have not, plus the mask term; one Adam update. After the last update the
     points are tracked once more. Without a mask term the U-Net runs only up to the feature's block.
 
@@ -175,7 +176,6 @@ def drag(
         templates = samples(reference, lattice, origins.to(device).floor())
     out = Dragged(latent.detach(), [handles.detach().cpu().clone()])
     pending: Tensor | None = None
-    first = adam is None
     while True:
         last = out.updates >= settings.steps
         eps: Tensor | None = None
@@ -185,7 +185,7 @@ def drag(
             else:
                 feature = denoiser.feature(optimiser.latent, t)
         found = None
-        if not (first and out.updates == 0):
+        if out.updates > 0:
             found = track(
                 feature.detach(), lattice, points, templates, settings.track_radius,
                 parity=settings.parity,
