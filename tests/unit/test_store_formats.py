@@ -6,6 +6,8 @@ anew: a change that cannot read them needs a migration, not another sample.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,11 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from workbench.archive import Limits
 from workbench.errors import BadInput, StoreError
-from workbench.records import RECORD_FORMAT, JobState
-from workbench.store import Store, verify
+from workbench.records import RECORD_FORMAT, EditRecord, EditResult, JobState
+from workbench.store import Notes, Pending, Project, Store, verify
 from workbench.store import format as fmt
-from workbench.types import DragConfig, Point
+from workbench.store.blobs import SUFFIXES
+from workbench.types import DragConfig, EditRequest, Point
 
 FORMATS = Path(__file__).resolve().parents[1] / "data" / "formats"
 
@@ -161,3 +165,35 @@ def test_seal_and_unseal() -> None:
 def test_no_bytes_crash_the_reader(raw: bytes) -> None:
     with pytest.raises(BadInput):
         fmt.unseal(raw, "edits")
+
+
+# --- docs/formats.md --------------------------------------------------------------------------------------
+
+PAGE = (FORMATS.parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+
+
+def test_the_document_names_every_field() -> None:
+    names: set[str] = set()
+    for cls in (EditRequest, EditResult, EditRecord, Notes, Project, Pending):
+        names |= {f.name for f in dataclasses.fields(cls)}
+    missing = {n for n in names if f"`{n}`" not in PAGE}
+    assert missing <= {"name", "width", "height"}
+
+
+def test_the_document_names_every_folder_and_suffix(v1: tuple[Path, dict[str, str]]) -> None:
+    for name in (*SUFFIXES, "FORMAT", *(p.name for p in Store(v1[0]).folder.iterdir())):
+        assert name in PAGE, name
+    limits = Limits()
+    for text in (f"{limits.files:,} files", f"{limits.bytes // 10**9} GB", f"{limits.ratio} times"):
+        assert text in PAGE, text
+    assert f"## The history, format {fmt.FORMAT}" in PAGE
+
+
+def test_the_documents_description_of_the_check_is_enough_to_verify_a_file() -> None:
+    """Done by hand, as another program would: hash of all bytes before the comma of the last line."""
+    (path, *_others) = sorted((FORMATS / "v1" / "history" / "edits").glob("*.json"))
+    raw = path.read_bytes()
+    head, _comma, last = raw.rpartition(b",\n")
+    digest = hashlib.blake2b(head, digest_size=16).hexdigest()
+    assert last == f' "check": "wb1:{digest}"\n}}'.encode()
+    assert json.loads(raw)["id"] == path.stem
