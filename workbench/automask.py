@@ -58,9 +58,8 @@ def propose(rgb: U8, pairs: Sequence[PointPair]) -> Mask:
                 round(share * (pair.target.y - pair.handle.y)),
                 round(share * (pair.target.x - pair.handle.x)),
             )
-    grown = _smooth(mask, max(2, round(0.014 * max(size))))
-    big = resize(np.where(grown, 255, 0).astype(np.uint8), (width, height), "bilinear")
-    painted: Mask = big > 127
+    soft = _smooth(mask, max(2, round(0.014 * max(size))))
+    painted: Mask = resize(soft, (width, height), "bicubic") > 127
     return painted | _ends(moving, width, height)
 
 
@@ -144,11 +143,10 @@ def _shifted(mask: Mask, dy: int, dx: int) -> Mask:
     return out
 
 
-def _smooth(mask: Mask, radius: int) -> Mask:
-    """Grow by `radius`, close gaps, round corners."""
+def _smooth(mask: Mask, radius: int) -> U8:
+    """Grow by `radius`, close gaps, round corners; still grey, so that its enlargement is smooth."""
     im = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
     grown = im.filter(ImageFilter.MaxFilter(4 * radius + 1)).filter(
         ImageFilter.MinFilter(2 * radius + 1)
     )
-    soft: Mask = np.asarray(grown.filter(ImageFilter.GaussianBlur(radius))) > 127
-    return soft | mask
+    return np.array(grown.filter(ImageFilter.GaussianBlur(radius)))

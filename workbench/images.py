@@ -203,6 +203,17 @@ def resize(
     return np.array(Image.fromarray(rgb).resize(size, _FILTERS[how]))
 
 
+def fast_resize(rgb: U8, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> U8:
+    """Resample for showing only: [H, W, 3] or [H, W] uint8, or its part `box` (x0, y0, x1, y1).
+
+    Reduced by whole steps first, then bilinearly: a 24 MP picture in 50 ms instead of 300.
+    """
+    im = Image.fromarray(rgb)
+    if box is None and im.size == size:
+        return rgb.copy()
+    return np.array(im.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))
+
+
 def working_size(
     width: int, height: int, native: int = 512, multiple: int = 8, longest: int = 0
 ) -> tuple[int, int]:

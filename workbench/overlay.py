@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from workbench.drawing import Drawing
 from workbench.geometry import Viewport
-from workbench.images import encode_webp, resize
+from workbench.images import encode_webp, fast_resize, resize
 from workbench.types import Point, PointPair
 
 U8 = npt.NDArray[np.uint8]
@@ -26,6 +25,8 @@ Mask = npt.NDArray[np.bool_]
 Colour = tuple[int, int, int]
 XY = tuple[float, float]
 
+INK: Colour = (20, 20, 20)  # hairline around everything, so that it is seen on any ground
+TRAIL: Colour = (255, 205, 60)
 _LAYER_LIMIT = 24_000_000  # pixels of a drawing layer; larger ones are supersampled less
 
 
@@ -90,12 +91,13 @@ def canvas_background(
     x1 = min(width, max(x0 + 1, round(view.x0 + view.width)))
     y1 = min(height, max(y0 + 1, round(view.y0 + view.height)))
     size = (view.canvas_width, view.canvas_height)
-    how: Literal["nearest", "bilinear"] = "nearest" if view.k < 0.25 else "bilinear"  # show pixels
-    small = resize(np.ascontiguousarray(rgb[y0:y1, x0:x1]), size, how)
+    if view.k < 0.25:  # far magnified, pixels shall be seen
+        small = resize(np.ascontiguousarray(rgb[y0:y1, x0:x1]), size, "nearest")
+    else:
+        small = fast_resize(rgb, size, (x0, y0, x1, y1))
     cut = None
     if mask is not None and mask.any() and not mask.all():
-        grey = np.where(mask[y0:y1, x0:x1], 255, 0).astype(np.uint8)
-        cut = resize(grey, size, "bilinear") > 127
+        cut = fast_resize(mask.view(np.uint8) * np.uint8(255), size, (x0, y0, x1, y1)) > 127
     marks = []
     for i, arrow in enumerate(drawing.arrows, 1):
         ends = (_on_canvas(arrow.pair.handle, view), _on_canvas(arrow.pair.target, view))
@@ -210,7 +212,7 @@ class _Pen:
         """A disc with a white ring and a dark hairline, visible on any ground."""
         size = self.unit * self.zoom
         at = self._xy(p)
-        self._disc(at, (radius + 2.0) * size, (20, 20, 20))
+        self._disc(at, (radius + 2.0) * size, INK)
         self._disc(at, (radius + 1.3) * size, (255, 255, 255))
         self._disc(at, radius * size, colour)
 
@@ -236,7 +238,7 @@ class _Pen:
         head = min(13 * size, length * 0.6)
         tip = (b[0] - ux * gap, b[1] - uy * gap)
         neck = (tip[0] - ux * head, tip[1] - uy * head)
-        for grow, ink in ((1.1 * size, (20, 20, 20)), (0.0, colour)):
+        for grow, ink in ((1.1 * size, INK), (0.0, colour)):
             self._line(a, neck, 3.0 * size + 2 * grow, ink)
             half = head * 0.46 + grow * 1.6
             far = (tip[0] + ux * grow * 1.8, tip[1] + uy * grow * 1.8)
@@ -248,7 +250,7 @@ class _Pen:
         """The way of one handle."""
         size = self.unit * self.zoom
         xy = [self._xy(p) for p in points]
-        for width, ink in ((4.4, (20, 20, 20)), (2.2, (255, 205, 60))):
+        for width, ink in ((4.4, INK), (2.2, TRAIL)):
             for a, b in pairwise(xy):
                 self._line(a, b, width * size, ink)
 
@@ -258,6 +260,9 @@ class _Pen:
             return
         size = self.unit * self.zoom
         x, y = self._xy(mark.handle)
+        width, height = self.draw.im.size
+        if not (0 <= x <= width and 0 <= y <= height):
+            return  # the handle is out of view
         ux, uy = -0.7, -0.7
         if mark.target is not None:
             bx, by = self._xy(mark.target)
@@ -265,7 +270,6 @@ class _Pen:
             if length > 1e-6:
                 ux, uy = (x - bx) / length, (y - by) / length
         r = 8.0 * size
-        width, height = self.draw.im.size
         cx = min(max(x + ux * 16 * size, r), width - r)
         cy = min(max(y + uy * 16 * size, r), height - r)
         self._disc((cx, cy), r, (25, 25, 25))

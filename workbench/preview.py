@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.drawing import Drawing, Stroke
+from workbench.geometry import Frame, shrink_mask
+from workbench.images import fast_resize
 from workbench.overlay import Style, canvas_background, overlay
 from workbench.raster import rasterise
 from workbench.sheets import animation, animation_frames, heatmap, sheet, strip
@@ -29,6 +31,7 @@ __all__ = [
     "canvas_background",
     "heatmap",
     "overlay",
+    "quick_warp",
     "sheet",
     "strip",
     "warp",
@@ -42,6 +45,7 @@ F32 = npt.NDArray[np.float32]
 
 _NODES = 96  # grid nodes along the painted area's longer side
 _STEPS = (6, 24)  # fewest and most steps of the flow
+_BAND = 512  # rows at a time
 
 
 def warp(rgb: U8, mask: Mask | None, pairs: Sequence[PointPair]) -> U8:
@@ -62,12 +66,33 @@ def warp(rgb: U8, mask: Mask | None, pairs: Sequence[PointPair]) -> U8:
         return out
     y0, x0, dy, dx = field
     h, w = dx.shape
-    moved = (np.abs(dx) > 0.01) | (np.abs(dy) > 0.01)
-    if mask is not None and mask.any():
-        moved &= mask[y0 : y0 + h, x0 : x0 + w]
-    rows, cols = np.nonzero(moved)
-    out[rows + y0, cols + x0] = _sample(rgb, rows + y0 - dy[rows, cols], cols + x0 - dx[rows, cols])
+    free = mask is None or not mask.any()
+    for top in range(0, h, _BAND):
+        rows = slice(top, min(h, top + _BAND))
+        moved = (np.abs(dx[rows]) > 0.01) | (np.abs(dy[rows]) > 0.01)
+        if mask is not None and not free:
+            moved &= mask[y0 + rows.start : y0 + rows.stop, x0 : x0 + w]
+        i, j = np.nonzero(moved)
+        if not len(i):
+            continue
+        i += top
+        out[i + y0, j + x0] = _sample(rgb, i + y0 - dy[i, j], j + x0 - dx[i, j])
     return out
+
+
+def quick_warp(rgb: U8, mask: Mask | None, pairs: Sequence[PointPair], longest: int = 640) -> U8:
+    """`warp` on a picture reduced to `longest` px, for showing beside the canvas: some 30 ms.
+
+    Returns: uint8, the picture's aspect, longest side at most `longest`.
+    """
+    height, width = rgb.shape[:2]
+    k = min(1.0, longest / max(width, height))
+    size = max(1, round(width * k)), max(1, round(height * k))
+    frame = Frame.whole(width, height, *size)
+    small = shrink_mask(mask, (size[1], size[0])) if mask is not None else None
+    if mask is not None and small is not None and mask.any() and not small.any():
+        return fast_resize(rgb, size)  # a dot of a mask that vanishes at this size
+    return warp(fast_resize(rgb, size), small, [frame.forward_pair(p) for p in pairs])
 
 
 def warp_field(
@@ -263,15 +288,29 @@ def _correct(region: _Region, dy: F32, dx: F32, handles: F64, targets: F64) -> N
 
 
 def _sample(rgb: U8, y: F32, x: F32) -> U8:
-    """Bilinear colours at (y, x) [n], clamped to the picture."""
+    """Bilinear colours at (y, x) [n], clamped to the picture, to 1/64 pixel.
+
+    The three channels travel through the four look-ups and sums in one 64-bit number, 20 bits
+    each (8 of colour, 12 of weight): four times as fast as floats per channel.
+    """
     h, w = rgb.shape[:2]
-    y = np.clip(y, 0, h - 1).astype(np.float32)
-    x = np.clip(x, 0, w - 1).astype(np.float32)
-    i, j = np.minimum(y.astype(np.int32), h - 2), np.minimum(x.astype(np.int32), w - 2)
-    v, u = (y - i)[:, None], (x - j)[:, None]
-    flat = rgb.reshape(-1, 3)
-    base = i * w + j
-    top = flat[base] * (1 - u) + flat[base + 1] * u
-    low = flat[base + w] * (1 - u) + flat[base + w + 1] * u
-    out: U8 = np.rint(top * (1 - v) + low * v).astype(np.uint8)
+    first, last = int(np.clip(y.min(), 0, h - 1)), int(np.clip(y.max(), 0, h - 1))
+    first, last = max(0, min(first, h - 2)), min(h, last + 2)
+    part = rgb[first:last].astype(np.uint64)
+    packed = (
+        part[..., 0] | (part[..., 1] << np.uint64(20)) | (part[..., 2] << np.uint64(40))
+    ).ravel()
+    sy = np.rint((np.clip(y, 0, h - 1) - first) * 64).astype(np.int64)
+    sx = np.rint(np.clip(x, 0, w - 1) * 64).astype(np.int64)
+    i, j = np.minimum(sy >> 6, last - first - 2), np.minimum(sx >> 6, w - 2)
+    v, u = (sy - (i << 6)).astype(np.uint64), (sx - (j << 6)).astype(np.uint64)
+    at, all_of = i * w + j, np.uint64(64)
+    total = packed[at] * ((all_of - v) * (all_of - u))
+    total += packed[at + 1] * ((all_of - v) * u)
+    total += packed[at + w] * (v * (all_of - u))
+    total += packed[at + w + 1] * (v * u)
+    total += np.uint64(2048 * (1 + (1 << 20) + (1 << 40)))
+    out = np.empty((len(at), 3), np.uint8)
+    for c in range(3):
+        out[:, c] = (total >> np.uint64(12 + 20 * c)) & np.uint64(255)
     return out

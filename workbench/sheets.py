@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from workbench.errors import BadInput
 from workbench.images import resize
-from workbench.overlay import Style, overlay
+from workbench.overlay import INK, TRAIL, Style, overlay
 from workbench.types import Point, PointPair
 
 U8 = npt.NDArray[np.uint8]
@@ -46,7 +46,7 @@ def strip(
     return np.concatenate([overlay(source, mask, pairs, style=style), space, result], axis=1)
 
 
-def heatmap(before: U8, after: U8, *, full: float = 96.0) -> U8:
+def heatmap(before: U8, after: U8, *, full: float = 160.0) -> U8:
     """Where and how much two pictures of one size differ: heat over the dimmed, grey `before`.
 
     `full` is the difference (largest of the channels, 0 to 255) that is shown brightest.
@@ -59,15 +59,17 @@ def heatmap(before: U8, after: U8, *, full: float = 96.0) -> U8:
             f"The pictures are {before.shape[1]}x{before.shape[0]} and "
             f"{after.shape[1]}x{after.shape[0]} px; only equal sizes can be compared."
         )
-    delta = np.maximum(before, after) - np.minimum(before, after)
-    stops = np.linspace(0, full, len(_HEAT))
     levels = np.arange(256)
-    ramp = np.stack([np.interp(levels, stops, _HEAT[:, c]) for c in range(3)], axis=1)
-    weight = np.clip(levels / (full * 0.25), 0, 1)[:, None]
-    biggest = delta.max(axis=2)
-    grey = before @ np.array([0.299, 0.587, 0.114], np.float32) * np.float32(0.30)
-    heat, w = ramp.astype(np.float32)[biggest], weight.astype(np.float32)[biggest]
-    out: U8 = np.rint(grey[..., None] * (1 - w) + heat * w).astype(np.uint8)
+    stops = np.linspace(0, full, len(_HEAT))
+    weight = np.clip(levels / (full * 0.15), 0, 1)
+    grey = np.asarray(Image.fromarray(before).convert("L"), np.uint16)
+    delta = (np.maximum(before, after) - np.minimum(before, after)).max(axis=2)
+    index = (grey << 8) | delta
+    out = np.empty_like(before)
+    for c in range(3):
+        heat = np.interp(levels, stops, _HEAT[:, c])
+        table = levels[:, None] * 0.30 * (1 - weight) + heat * weight  # [grey, difference]
+        out[..., c] = np.rint(table).astype(np.uint8).ravel()[index]
     return out
 
 
@@ -213,6 +215,10 @@ def animation(
     """
     pictures = animation_frames(frames, pairs, trajectory, longest=longest)
     few = pictures[:: max(1, len(pictures) // 6)] + pictures[-1:]
+    # the marks are small: without a share of their own their colours would be rounded to grey
+    style = Style()
+    for colour in (style.handle, style.target, style.arrow, TRAIL, INK):
+        few.append(np.full_like(pictures[0][: max(1, len(pictures[0]) // 8)], colour))
     palette = Image.fromarray(np.concatenate(few, axis=0)).quantize(256, dither=Image.Dither.NONE)
     shown = [
         Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)

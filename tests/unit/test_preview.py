@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench import preview
-from workbench.preview import warp, warp_field
+from workbench.preview import quick_warp, warp, warp_field
 from workbench.types import Point, PointPair
 
 
@@ -140,6 +140,32 @@ def test_the_input_is_not_touched() -> None:
     before = rgb.copy()
     warp(rgb, np.ones((64, 64), bool), [pair(20, 20, 40, 40)])
     np.testing.assert_array_equal(rgb, before)
+
+
+def test_quick_warp_is_the_warp_of_the_reduced_picture() -> None:
+    rgb, mask = ramp(1024, 768), ellipse(1024, 768, 500, 380, 300, 250)
+    out = quick_warp(rgb, mask, [pair(420, 380, 580, 420)], longest=256)
+    assert out.shape == (192, 256, 3)
+    assert np.abs(out[105, 145].astype(int) - rgb[380, 420]).max() <= 3
+    assert np.abs(out[5, 5].astype(int) - rgb[22, 22]).max() <= 2
+    dot = np.zeros((768, 1024), bool)
+    dot[1, 1] = True
+    still = quick_warp(rgb, dot, [pair(420, 380, 580, 420)], longest=256)
+    assert np.abs(still[105, 145].astype(int) - rgb[420, 580]).max() <= 3
+    assert quick_warp(rgb[:50, :60], None, [], longest=256).shape == (50, 60, 3)
+
+
+def test_sampling_is_bilinear() -> None:
+    rng = np.random.default_rng(2)
+    rgb = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    y, x = rng.uniform(-2, 22, 500).astype(np.float32), rng.uniform(-2, 32, 500).astype(np.float32)
+    yy, xx = np.rint(np.clip(y, 0, 19) * 64) / 64, np.rint(np.clip(x, 0, 29) * 64) / 64
+    i, j = np.minimum(yy.astype(int), 18), np.minimum(xx.astype(int), 28)
+    v, u = (yy - i)[:, None], (xx - j)[:, None]
+    top = rgb[i, j] * (1 - u) + rgb[i, j + 1] * u
+    low = rgb[i + 1, j] * (1 - u) + rgb[i + 1, j + 1] * u
+    wanted = top * (1 - v) + low * v
+    assert np.abs(preview._sample(rgb, y, x) - wanted).max() <= 0.5001
 
 
 def test_distance_transform_is_exact() -> None:
