@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(levelname)s %(name)s: %(message)s",
     )
     try:
-        args: Any = build_parser().parse_args([a for a in given if a != "--debug"])
+        args: Any = build_parser().parse_args(_joined([a for a in given if a != "--debug"]))
         return int(args.run(args) or OK)
     except BadInput as exc:
         return _say(exc, BAD_INPUT, debug)
@@ -85,6 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
         hint = "" if debug else "; run again with --debug for the details"
         return _say(f"This was not foreseen ({text:.300}){hint}.", FAILED, debug)
+
+
+def _joined(given: list[str]) -> list[str]:
+    """`--pair -9,3:4,3` as one argument: argparse would take the value for an option."""
+    out: list[str] = []
+    for text in given:
+        if out and out[-1] == "--pair" and text.startswith("-") and ":" in text:
+            out[-1] = f"--pair={text}"
+        else:
+            out.append(text)
+    return out
 
 
 def _say(what: object, code: int, debug: bool) -> int:

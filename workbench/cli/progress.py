@@ -84,16 +84,16 @@ class Progress:
         ]
         if info.cached:
             parts.append("from the cache")
-        if info.loss is not None:
-            parts.append(f"loss {info.loss:.4g}")
-        if info.distances:
-            parts.append("to go " + " ".join(f"{d:.0f}" for d in info.distances[:6]) + " px")
         steps, seconds = info.step - self._first[0], now - self._first[1]
         if steps > 0 and seconds > 0.5:
             pace = steps / seconds
             parts.append(f"{pace:.1f}/s" if pace >= 1 else f"{1 / pace:.1f} s each")
             if info.step < info.total:
                 parts.append(f"{_clock_text((info.total - info.step) / pace)} left")
+        if info.distances:
+            parts.append("to go " + " ".join(f"{d:.0f}" for d in info.distances[:6]) + " px")
+        if info.loss is not None:
+            parts.append(f"loss {info.loss:.4g}")
         return "  ".join(parts)
 
     def close(self) -> None:

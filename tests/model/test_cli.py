@@ -1,0 +1,387 @@
+"""The command line on a random model: files in, files out, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from workbench import images
+from workbench.cli import main
+
+REPO = Path(__file__).resolve().parents[2]
+SMALL = ["--working-size", "64", "--lora-steps", "2", "--lora-rank", "2", "--lora-batch-size", "1",
+         "--inversion-steps", "4", "--inversion-strength", "0.5", "--device", "cpu"]  # fmt: skip
+PAIR = ["--pair", "24,30:40,30"]
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    y, x = np.mgrid[:64, :72]
+    rgb = np.stack([x * 3, y * 4, (x + y) % 256], axis=-1).astype(np.uint8)
+    rgb[24:40, 16:32] = (210, 40, 40)
+    Image.fromarray(rgb).save(tmp_path / "robot.png")
+    return tmp_path / "robot.png"
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    painted = np.zeros((64, 72), np.uint8)
+    painted[12:52, 8:60] = 255
+    Image.fromarray(painted).save(tmp_path / "mask.png")
+    return tmp_path / "mask.png"
+
+
+@pytest.fixture
+def small(micro_sd: Path) -> list[str]:
+    return ["--model", str(micro_sd), *SMALL, "--drag-steps", "2", "--quiet"]
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_edit_writes_picture_and_strip(
+    picture: Path, mask: Path, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.png"
+    code = main(["edit", str(picture), *PAIR, "--mask", str(mask), "--prompt", "a robot",
+                 "-o", str(out), *small, "--json"])  # fmt: skip
+    assert code == 0
+    record = said(capsys)
+    assert record["status"] == "done"
+    assert record["request"]["pairs"] == [[24, 30, 40, 30]]
+    assert record["request"]["lora"]["rank"] == 2
+    assert record["result"]["change_outside_mask"] == 0
+    before, after = images.decode(picture.read_bytes()), images.decode(out.read_bytes())
+    outside = np.asarray(Image.open(mask)) == 0
+    assert np.array_equal(after.rgb[outside], before.rgb[outside])
+    strip = images.decode(Path(record["files"]["strip"]).read_bytes())
+    assert strip.width > 2 * before.width
+    assert after.edit is not None
+    assert after.edit["request"]["prompt"] == "a robot"
+
+
+def test_edit_in_words_and_again_from_the_cache(
+    picture: Path, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["edit", str(picture), *PAIR, "-o", str(tmp_path / "out.png"), *small]
+    assert main(given) == 0
+    first = capsys.readouterr()
+    assert "Left to go (px): 1:" in first.out
+    assert "one was proposed from the arrows" in first.out
+    assert first.err == ""
+    assert main(given) == 0
+    assert "from the cache: lora, invert, reference, drag" in capsys.readouterr().out
+
+
+def test_a_clean_environment_and_progress_on_stderr(
+    picture: Path, micro_sd: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench", "edit", str(picture), *PAIR, "--whole", "--model",
+         str(micro_sd), *SMALL, "--drag-steps", "2", "-o", str(tmp_path / "o.png"), "--json"],
+        cwd=REPO, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "done"
+    assert "Training the LoRA" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (own_cache / "history" / "FORMAT").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--pair", "24,30:400,30"], "Point 1 target (400.0, 30.0) is outside the 72x64 image"),
+        (["--pair", "-9,30:4,30"], "handle (-9.0, 30.0) is outside"),
+        ([], "give at least one --pair"),
+        ([*PAIR, "--model", "sd99"], "There is no model 'sd99'"),
+        ([*PAIR, "--lora-rank", "0"], "LoraConfig.rank is 0"),
+        ([*PAIR, "--drag-learning-rate", "inf"], "DragConfig.learning_rate is inf"),
+        ([*PAIR, "--working-size", "9"], "working size is 9"),
+        ([*PAIR, "--lora", "nobody"], "There is no LoRA 'nobody'"),
+        ([*PAIR, "--device", "cuda:77"], "'cuda:77' is not there"),
+        ([*PAIR, "--seed", "-1"], "seed is -1"),
+        ([*PAIR, "-o", "no/such/folder/x.png"], "does not exist"),
+        ([*PAIR, "-o", "x.jpg"], "does not end in .png"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_code_2(
+    picture: Path, micro_sd: Path, given: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["edit", str(picture), "--model", str(micro_sd), "--device", "cpu", *given])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_what_is_no_picture_or_mask(
+    picture: Path, micro_sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    wrong = tmp_path / "wrong.png"
+    Image.new("L", (10, 20), 255).resize((20, 40)).save(wrong)
+    for given, words in (
+        ([str(text), *PAIR], "no picture that can be read"),
+        ([str(tmp_path / "gone.png"), *PAIR], "cannot be read"),
+        ([str(picture), *PAIR, "--mask", str(wrong)], "20x40 px but the picture is 72x64 px"),
+        ([str(picture), *PAIR, "--mask", str(text)], "no picture that can be read"),
+        ([str(picture), "--points", str(text)], "is no JSON"),
+        ([str(picture), *PAIR, "-o", str(picture)], "would overwrite the picture"),
+    ):
+        assert main(["edit", *given, "--model", str(micro_sd)]) == 2
+        err = capsys.readouterr().err
+        assert words in err
+        assert err.count("\n") == 1
+
+
+def test_model_failures_are_code_1(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model, words in (("./gone", "There is no model at"), ("old.ckpt", "is a pickle")):
+        assert main(["edit", str(picture), *PAIR, "--model", model]) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_transparent_pictures_keep_their_alpha(
+    picture: Path, small: list[str], tmp_path: Path
+) -> None:
+    rgba = Image.open(picture).convert("RGBA")
+    alpha = np.full((64, 72), 255, np.uint8)
+    alpha[:, 60:] = 40
+    rgba.putalpha(Image.fromarray(alpha))
+    rgba.save(tmp_path / "glass.png")
+    out = tmp_path / "out.png"
+    assert main(["edit", str(tmp_path / "glass.png"), *PAIR, "-o", str(out), *small]) == 0
+    after = np.asarray(Image.open(out))
+    assert after.shape == (64, 72, 4)
+    assert np.array_equal(after[..., 3], alpha)
+
+
+def test_train_then_edit_then_replay(
+    picture: Path, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = tmp_path / "robot.safetensors"
+    common = [*small[: small.index("--drag-steps")], "--quiet"]
+    code = main(["train", str(picture), "--prompt", "r", "-o", str(lora), "--name", "robot",
+                 "--reconstruction", str(tmp_path / "back.png"), *common, "--json"])  # fmt: skip
+    assert code == 0
+    made = said(capsys)
+    assert len(made["losses"]) == 2
+    assert all("lora_" in k for k in load_file(lora))
+    assert images.decode((tmp_path / "back.png").read_bytes()).rgb.shape == (64, 72, 3)
+
+    out = tmp_path / "out.png"
+    assert (
+        main(["edit", str(picture), "--prompt", "r", *PAIR, "-o", str(out), *small, "--json"]) == 0
+    )
+    record = said(capsys)
+    assert set(record["result"]["cached"]) == {"lora", "invert", "reference"}
+
+    assert main(["replay", record["id"], "--quiet", "--json", "--device", "cpu"]) == 0
+    again = said(capsys)
+    assert (again["identical"], again["max"], again["mean"]) == (True, 0, 0.0)
+    assert again["replayed"] != record["id"]
+
+    assert main(["loras", "show", "robot", "--json"]) == 0
+    assert said(capsys)["prompt"] == "r"
+    kohya = tmp_path / "kohya.safetensors"
+    assert main(["loras", "export", "robot", "-o", str(kohya), "--layout", "kohya"]) == 0
+    assert all(k.startswith("lora_unet_") for k in load_file(kohya))
+    assert main(["edit", str(picture), *PAIR, "-o", str(out), "--lora", str(kohya), *small]) == 0
+    capsys.readouterr()
+    assert main(["loras", "remove", "robot"]) == 0
+    assert main(["replay", "01ARZ3NDEKTSV4RRFFQ69G5FAV", "--quiet"]) == 2
+
+
+def test_history_travels_and_replays_elsewhere(
+    picture: Path, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    out = tmp_path / "out.png"
+    assert main(["edit", str(picture), *PAIR, "-o", str(out), *small, "--json"]) == 0
+    edit = said(capsys)["id"]
+    zip_file = tmp_path / "mine.zip"
+    assert main(["history", "export", "-o", str(zip_file), "--with-lora"]) == 0
+    assert main(["history", "verify", "--quiet"]) == 0
+    assert "0 problems" in capsys.readouterr().out
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "another"))
+    assert main(["history", "import", str(zip_file), "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["replay", edit, "--quiet", "--json", "--device", "cpu"]) == 0
+    assert said(capsys)["identical"] is True
+    assert main(["history", "list", "--json"]) == 0
+    assert len(said(capsys)) == 2
+    saved = tmp_path / "saved.png"
+    assert main(["history", "save", edit, "-o", str(saved)]) == 0
+    assert saved.read_bytes() == out.read_bytes()
+    assert main(["history", "bin", edit]) == 0
+    assert main(["history", "empty-bin"]) == 2
+    assert main(["history", "empty-bin", "--yes"]) == 0
+    capsys.readouterr()
+    assert main(["history", "list", "--json"]) == 0
+    assert len(said(capsys)) == 1
+
+
+def test_cache_is_listed_and_cleared(
+    picture: Path, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["edit", str(picture), *PAIR, "-o", str(tmp_path / "o.png"), *small]) == 0
+    capsys.readouterr()
+    assert main(["cache", "list", "--json"]) == 0
+    kinds = {e["kind"] for e in said(capsys)}
+    assert kinds == {"lora", "inversion", "reference", "state"}
+    assert main(["cache", "clear", "--kind", "state"]) == 0
+    assert "1 entries" in capsys.readouterr().out
+    assert main(["cache", "clear", "--older-than", "1"]) == 0
+    assert "0 entries" in capsys.readouterr().out
+    assert main(["cache", "size", "--json"]) == 0
+    assert set(said(capsys)["kinds"]) == kinds - {"state"}
+    assert main(["cache", "clear"]) == 0
+    assert main(["cache", "list"]) == 0
+    assert "The cache is empty." in capsys.readouterr().out
+
+
+def test_generate(micro_sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["generate", "a robot", "-o", str(tmp_path), "--count", "2", "--model", str(micro_sd),
+             "--generate-steps", "3", "--generate-width", "64", "--generate-height", "64",
+             "--generate-seed", "7", "--quiet", "--json", "--device", "cpu"]  # fmt: skip
+    assert main(given) == 0
+    made = said(capsys)
+    assert [p["config"]["seed"] for p in made["pictures"]] == [7, 8]
+    assert images.decode((tmp_path / "generated-7.png").read_bytes()).rgb.shape == (64, 64, 3)
+    assert main([*given, "--generate-width", "65"]) == 2
+    assert "multiple of 8" in capsys.readouterr().err
+
+
+def test_batch_skips_what_is_done_and_goes_on_after_a_failure(
+    picture: Path, micro_sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"lora.steps": 2, "lora.rank": 2, "lora.batch_size": 1, "inversion.steps": 4,
+               "inversion.strength": 0.5, "drag.steps": 2}  # fmt: skip
+    jobs = {
+        "defaults": {
+            "picture": "robot.png",
+            "working_size": 64,
+            "options": options,
+            "mask": "whole",
+        },
+        "edits": [
+            {"out": "a.png", "pairs": [[24, 30, 40, 30]]},
+            {"out": "b.png", "pairs": [[24, 30, 400, 30]]},
+            {"out": "c.png", "pairs": [[24, 30, 24, 40]]},
+        ],
+    }
+    file = tmp_path / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    given = ["batch", str(file), "--model", str(micro_sd), "--device", "cpu", "--quiet", "--json"]
+    assert main(given) == 1
+    rows = said(capsys)
+    assert [r["state"] for r in rows] == ["done", "failed", "done"]
+    assert "outside the 72x64 image" in rows[1]["error"]
+    assert (tmp_path / "c-strip.png").exists()
+    assert main(given) == 1
+    assert [r["state"] for r in said(capsys)] == ["there already", "failed", "there already"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[", "is no JSON"),
+        ("[]", "at least one"),
+        ("[3]", "entry 1 is no JSON object"),
+        ('[{"picture": "robot.png"}]', "lacks 'out'"),
+        ('[{"picture": "robot.png", "out": "a.png", "colour": 1}]', "does not know 'colour'"),
+        ('[{"picture": "robot.png", "out": "robot.png"}]', "would overwrite"),
+        ('[{"picture": "robot.png", "out": "a.png", "pairs": [[1, 2]]}]', "four numbers"),
+        ('[{"picture": "r", "out": "a.png"}, {"picture": "r", "out": "a.png"}]', "two entries"),
+        ('[{"picture": "robot.png", "out": "a.png", "pairs": [[1,2,3,4]], "method": "magic"}]',
+         "choose one of"),
+        ('[{"picture": "robot.png", "out": "a.png", "pairs": [[1,2,3,4]], "options": {"x": 1}}]',
+         "no option 'x'"),
+    ],
+)  # fmt: skip
+def test_bad_batch_files(
+    picture: Path, text: str, words: str, micro_sd: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    file = tmp_path / "jobs.json"
+    file.write_text(text)
+    code = main(["batch", str(file), "--model", str(micro_sd), "--quiet"])
+    out, err = capsys.readouterr()
+    assert code != 0
+    assert words in err + out
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_models_are_shown_added_and_removed(
+    micro_sd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "list", "--json"]) == 0
+    assert {"storybook", "sd15", "sdxl"} <= {m["name"] for m in said(capsys)}
+    assert main(["models", "show", str(micro_sd), "--json"]) == 0
+    facts = said(capsys)
+    assert facts["native_size"] == 512
+    assert facts["prediction"] == "epsilon"
+    assert main(["models", "add", "tiny", str(micro_sd), "--native-size", "64"]) == 0
+    capsys.readouterr()
+    assert main(["models", "show", "tiny", "--json"]) == 0
+    assert said(capsys)["fingerprint"] == facts["fingerprint"]
+    assert main(["models", "add", "sd15", str(micro_sd)]) == 2
+    assert main(["models", "add", "x", "no such thing"]) == 2
+    assert main(["models", "add", "far", "owner/model"]) == 0
+    assert main(["models", "remove", "tiny"]) == 0
+    assert main(["models", "show", "tiny"]) == 2
+
+
+def test_doctor_reports(micro_sd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["doctor", "--json"])
+    found = {f["what"]: f for f in said(capsys)}
+    assert {"torch", "diffusers", "device cpu", "disk", "cache", "history", "model sd15"} <= set(
+        found
+    )
+    assert found["torch"]["state"] == "ok"
+    assert found["cache"]["state"] == "ok"
+    assert code == (1 if any(f["state"] == "problem" for f in found.values()) else 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_fault_42_signals_cancel_within_five_seconds(
+    picture: Path, micro_sd: Path, tmp_path: Path, own_cache: Path, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workbench", "edit", str(picture), *PAIR, "--whole", "--model",
+         str(micro_sd), *SMALL, "--drag-steps", "2000", "-o", str(tmp_path / "o.png"),
+         "--lora-steps", "2000"],
+        cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "WORKBENCH_CACHE": str(own_cache)},
+    )  # fmt: skip
+    pending = own_cache / "history" / "pending"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(pending.glob("*.json")):
+        time.sleep(0.1)
+        assert process.poll() is None, process.communicate()[1]
+    time.sleep(0.5)
+    asked = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert time.monotonic() - asked < 5
+    assert err.rstrip().endswith("workbench: Cancelled.")
+    assert not (tmp_path / "o.png").exists()
+    (record,) = [json.loads(f.read_bytes()) for f in (own_cache / "history/edits").glob("*.json")]
+    assert record["status"] == "cancelled"
+    assert list(pending.glob("*.json")) == []

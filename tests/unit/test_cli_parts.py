@@ -1,0 +1,213 @@
+"""Parsing, progress lines and stopping: nothing here loads a model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from workbench.cli import build_parser, main
+from workbench.cli.parsers import CONFIGS, pair, read_points
+from workbench.cli.progress import Progress
+from workbench.cli.stopping import stopping
+from workbench.errors import BadInput
+from workbench.jobs import CancelToken
+from workbench.options import options_of
+from workbench.records import StepInfo
+from workbench.types import Point, PointPair
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def commands() -> list[str]:
+    parser = build_parser()
+    (action,) = [a for a in parser._actions if a.dest == "command"]
+    assert action.choices is not None
+    return list(action.choices)
+
+
+def test_the_commands_that_are_promised() -> None:
+    assert {"edit", "train", "generate", "batch", "models", "cache", "history", "replay", "doctor",
+            "demo"} <= set(commands())  # fmt: skip
+
+
+def test_help_of_everything_without_torch() -> None:
+    code = (
+        "import sys\nfrom workbench.cli import main\n"
+        f"codes = [main([c, '--help']) for c in {commands()!r}] + [main(['--help'])]\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'peft'} & set(sys.modules)\n"
+        "sys.exit(0 if not any(codes) and not heavy else 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_option_is_in_help_with_default_and_range(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["edit", "--help"]) == 0
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    for prefix, cls, _ in CONFIGS:
+        for name, (kind, default, opt) in options_of(cls).items():
+            if (prefix, name) == ("drag", "method"):
+                continue
+            flag = f"--{prefix}-{name.replace('_', '-')}"
+            assert flag in text
+            shown = f"{default:g}" if kind in (int, float) else str(default)
+            at = text.index(opt.help[:30])
+            assert f"default {shown}]" in text[at : at + 260], flag
+    assert "--n-pix-steps" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["edit", "x.png", "--pair", "1,2:3"], "is no pair"),
+        (["edit", "x.png", "--pair", "a,b:c,d"], "is no pair"),
+        (["edit", "x.png", "--pair", "1,2:nan,3"], "is no pair"),
+        (["edit", "x.png", "--mask", "m.png", "--whole"], "not allowed with"),
+        (["edit", "x.png", "--drag-steps", "many"], "invalid int value"),
+        (["edit", "x.png", "--method", "magic"], "invalid choice: 'magic'"),
+        (["edit"], "required: picture"),
+        (["edit", "x.png", "--drag-ste", "3"], "Unrecognized arguments"),
+        (["nonsense"], "invalid choice"),
+        ([], "required: COMMAND"),
+        (["history", "export"], "required: -o"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(
+    given: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(given) == 2
+    out, err = capsys.readouterr()
+    assert words in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_pair() -> None:
+    assert pair("120,80:120.5,-0.4") == PointPair(Point(120, 80), Point(120.5, -0.4))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [[1, 2, 3, 4], [5, 6, 7, 8]],
+        {"pairs": [[1, 2, 3, 4], [5, 6, 7, 8]]},
+        {"points": [[1, 2], [3, 4], [5, 6], [7, 8]]},
+        [[1, 2], [3, 4], [5, 6], [7, 8]],
+    ],
+)
+def test_points_files(data: object, tmp_path: Path) -> None:
+    file = tmp_path / "points.json"
+    file.write_text(json.dumps(data))
+    assert [p.to_json() for p in read_points(file)] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is no JSON"),
+        ("3", "must hold a list"),
+        ("[[1,2],[3,4],[5,6]]", "3 points"),
+        ("[[1,2,3]]", "four numbers"),
+        ('[[1,2,3,"x"]]', "finite number"),
+        ("[" * 100_000, "is no JSON"),
+    ],
+)
+def test_fault_14_bad_points_files(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "points.json"
+    file.write_text(text)
+    with pytest.raises(BadInput, match=words):
+        read_points(file)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_progress_says_step_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, out = Clock(), io.StringIO()
+    monkeypatch.setenv("COLUMNS", "120")
+    progress = Progress(out, live=True, clock=clock)
+    for step in range(11):
+        progress(StepInfo(stage="drag", step=step, total=80, loss=0.5, distances=(12.4, 3.0)))
+        clock.now += 2.0
+    line = out.getvalue().split("\r")[-1]
+    for part in ("Dragging", "10/80", "loss 0.5", "to go 12 3 px", "2.0 s each", "2:20 min left"):
+        assert part in line
+    progress(StepInfo(stage="denoise", step=1, total=1, cached=True))
+    assert "from the cache" in out.getvalue().split("\n")[-2]
+
+
+def test_progress_is_sparse_where_there_is_no_terminal() -> None:
+    clock, out = Clock(), io.StringIO()
+    progress = Progress(out, live=False, clock=clock)
+    for step in range(101):
+        progress(StepInfo(stage="lora", step=step, total=100))
+        clock.now += 0.5
+    lines = out.getvalue().splitlines()
+    assert 3 <= len(lines) <= 7
+    assert "100/100" in lines[-1]
+    quiet = io.StringIO()
+    Progress(quiet, quiet=True)(StepInfo(stage="lora", step=1, total=1))
+    assert quiet.getvalue() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_asks_second_stops(number: signal.Signals) -> None:
+    token = CancelToken()
+    before = signal.getsignal(number)
+    with stopping(token, patience=60):
+        assert not token.cancelled
+        os.kill(os.getpid(), number)
+        assert token.wait(5)
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_stops_at_once(number: signal.Signals) -> None:
+    def impatient() -> None:
+        with stopping(CancelToken(), patience=60):
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        impatient()
+
+
+def test_a_signal_that_is_not_heard_stops_all_the_same() -> None:
+    def deaf() -> None:
+        with stopping(CancelToken(), patience=0.1):
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(100):
+                time.sleep(0.1)
+
+    with pytest.raises(KeyboardInterrupt):
+        deaf()
+
+
+def test_stopping_in_another_thread_does_nothing() -> None:
+    ran = []
+
+    def work() -> None:
+        with stopping(CancelToken()):
+            ran.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert ran == [True]
