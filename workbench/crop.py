@@ -7,6 +7,7 @@ detail is kept: an edit that changes nothing gives back the very picture, also i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from workbench.errors import BadInput
-from workbench.geometry import Frame, bounds, shrink_mask
+from workbench.geometry import Frame, bounds, clamp_point, shrink_mask
 from workbench.images import resize, working_size
 from workbench.types import PointPair
 
@@ -91,6 +92,7 @@ def plan(
     native: int,
     *,
     longest: int = 0,
+    grid: int = 0,
 ) -> Crop:
     """Choose the part of a picture to edit: mask and arrows with a margin, at least native size.
 
@@ -106,6 +108,9 @@ def plan(
         pairs: arrows in image pixels.
         native: the model's own size in pixels (256, 512, ...).
         longest: longest side of the working size; 0 = native.
+        grid: the part's place and size go in such steps (pixels; 0 or 1 = none), so that a small
+            change of mask or arrows gives the same part, and what was computed for it still holds.
+            A quarter of the native size is well inside the margin.
 
     Raises:
         BadInput: when the mask is not of the picture's size.
@@ -122,16 +127,22 @@ def plan(
     x0, x1, y0, y1 = float(xs[0]), float(xs[-1]), float(ys[0]), float(ys[-1])
     ends = [p for pair in pairs for p in (pair.handle, pair.target)]
     if ends:
-        left, top, right, bottom = bounds(ends)
+        left, top, right, bottom = bounds([clamp_point(p, width, height) for p in ends])
         x0, y0, x1, y1 = min(x0, left), min(y0, top), max(x1, right), max(y1, bottom)
     box = max(x1 - x0, y1 - y0) + 1
-    square = round(max(side, box * (1 + 2 * _MARGIN)))
+    step = max(1, grid)
+    square = math.ceil(max(side, box * (1 + 2 * _MARGIN)) / step) * step
     w, h = min(square, width), min(square, height)
     if w * h >= _NEARLY_ALL * width * height:
         return whole(width, height, native, longest=longest)
-    left_edge = int(min(max((x0 + x1 + 1) / 2 - w / 2, 0), width - w))
-    top_edge = int(min(max((y0 + y1 + 1) / 2 - h / 2, 0), height - h))
+    left_edge = _start((x0 + x1 + 1) / 2, w, width, step)
+    top_edge = _start((y0 + y1 + 1) / 2, h, height, step)
     return Crop(left_edge, top_edge, w, h, *working_size(w, h, native, longest=longest))
+
+
+def _start(centre: float, size: int, limit: int, step: int) -> int:
+    """First pixel of a stretch of `size` around `centre`, on the grid, inside 0 .. limit."""
+    return min(max(round((centre - size / 2) / step) * step, 0), limit - size)
 
 
 def paste(

@@ -49,6 +49,10 @@ def flatten(
     rgb = _to_srgb(base, profile, notices)
     if alpha is not None and alpha.getextrema() == (255, 255):
         alpha = None
+    if alpha is not None and convert and alpha.getextrema() == (0, 0):
+        # some programs write 32-bit BMP and TIFF with the alpha channel left empty
+        notices.append("The picture is fully transparent; its colours are shown without that.")
+        alpha = None
     if alpha is not None:
         rgb = Image.fromarray(_on_white(np.asarray(rgb), np.asarray(alpha)))
         if convert:

@@ -55,12 +55,14 @@ def test_a_small_mask_in_a_big_picture_is_edited_at_full_detail() -> None:
 @settings(max_examples=60)
 @given(
     st.integers(300, 1500), st.integers(300, 1500), st.floats(0, 1), st.floats(0, 1),
-    st.floats(3, 300), st.sampled_from([128, 256, 512]),
+    st.floats(3, 300), st.sampled_from([128, 256, 512]), st.booleans(),
 )  # fmt: skip
-def test_the_crop_holds_mask_and_arrows_and_lies_in_the_picture(w, h, fx, fy, r, native) -> None:  # type: ignore[no-untyped-def]
+def test_the_crop_holds_mask_and_arrows_and_lies_in_the_picture(  # type: ignore[no-untyped-def]
+    w, h, fx, fy, r, native, gridded
+) -> None:
     mask = disc(w, h, fx * (w - 1), fy * (h - 1), r)
     arrow = pair(fx * (w - 1), fy * (h - 1), w / 2, h / 2)
-    crop = plan(w, h, mask, [arrow], native)
+    crop = plan(w, h, mask, [arrow], native, grid=native // 4 if gridded else 0)
     assert crop.x0 >= 0
     assert crop.y0 >= 0
     assert crop.x0 + crop.width <= w
@@ -74,6 +76,17 @@ def test_the_crop_holds_mask_and_arrows_and_lies_in_the_picture(w, h, fx, fy, r,
         assert crop.frame.back(q).distance(p) < 1e-6
     assert crop.working_width % 8 == 0
     assert max(crop.working) <= max(native, 8 * 64)
+
+
+def test_on_a_grid_small_changes_keep_the_crop_and_its_full_detail() -> None:
+    crops = [
+        plan(4000, 3000, disc(4000, 3000, 1500 + d, 1200 - d, 90), [], 512, grid=128)
+        for d in range(-30, 31, 6)
+    ]
+    assert len(set(crops)) <= 3  # at most one step each way
+    assert {c.reduction for c in crops} == {1.0}
+    edge = plan(4001, 3001, disc(4001, 3001, 4000, 3000, 90), [], 512, grid=128)
+    assert (edge.x0 + edge.width, edge.y0 + edge.height) == (4001, 3001)
 
 
 @settings(max_examples=25)

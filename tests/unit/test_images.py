@@ -61,7 +61,6 @@ def test_jpeg_and_gif_give_the_picture() -> None:
     ("im", "colour"),
     [
         (flat("RGBA", (255, 0, 0, 128)), (255, 127, 127)),
-        (flat("RGBA", (10, 20, 30, 0)), (255, 255, 255)),
         (flat("LA", (0, 51)), (204, 204, 204)),
         (flat("L", 77), (77, 77, 77)),
         (flat("1", 1), (255, 255, 255)),
@@ -86,6 +85,27 @@ def test_fault_08_palette_with_transparent_entry() -> None:
     assert got.alpha[5, 5] == 0
     assert got.alpha[0, 0] == 255
     assert "white" in got.notices[0]
+
+
+def test_fault_08_transparent_pixels_are_white_unless_all_are() -> None:
+    im = flat("RGBA", (10, 20, 30, 0))
+    hollow = images.decode(save(im))
+    assert hollow.alpha is None
+    assert hollow.rgb[3, 4].tolist() == [10, 20, 30]
+    assert "fully transparent" in hollow.notices[0]
+    im.putpixel((0, 0), (1, 2, 3, 255))
+    got = images.decode(save(im))
+    assert got.rgb[3, 4].tolist() == [255, 255, 255]
+    assert got.rgb[0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "LAB", "CMYK", "RGBX"])
+def test_fault_08_print_and_video_modes_of_tiff(mode: str) -> None:
+    grey = Image.new("RGB", (20, 18), (128, 128, 128))
+    im = Image.new("LAB", (20, 18), (137, 128, 128)) if mode == "LAB" else grey.convert(mode)
+    got = images.decode(save(im, "TIFF"))
+    assert np.abs(got.rgb.astype(int) - 128).max() <= 3
+    assert got.alpha is None
 
 
 def test_fault_08_cmyk_jpeg() -> None:
