@@ -67,7 +67,7 @@ class App:
             BadInput: naming a field that is unknown or out of range.
             StoreError: when they cannot be written.
         """
-        unknown = set(changes) - {f.name for f in dataclasses.fields(Settings)} - {"folder"}
+        unknown = set(changes) - ({f.name for f in dataclasses.fields(Settings)} - {"folder"})
         if unknown:
             raise BadInput(f"There is no setting {sorted(unknown)[0]!r}.")
         with self._guard:
