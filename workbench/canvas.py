@@ -308,6 +308,11 @@ def _point_object(p: Point, view: Viewport, c: Colours) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def _short(xy: tuple[float, float]) -> tuple[float, float]:
+    """As many digits as Fabric keeps: the component sends all points at every stroke."""
+    return round(xy[0], _DIGITS), round(xy[1], _DIGITS)
+
+
 def _shape_object(shape: Shape, view: Viewport, c: Colours) -> dict[str, Any]:
     colour = c.eraser if shape.erase else c.brush
     if isinstance(shape, Rect):
@@ -319,7 +324,7 @@ def _shape_object(shape: Shape, view: Viewport, c: Colours) -> dict[str, Any]:
             "Rect", box_of([a, b]), stroke=colour, fill=colour, strokeUniform=True,
             strokeWidth=shape.border / view.k,
         )  # fmt: skip
-    xy = [view.outline_to_canvas(p.x, p.y) for p in shape.points]
+    xy = [_short(view.outline_to_canvas(p.x, p.y)) for p in shape.points]
     if isinstance(shape, Polygon):
         return _object(
             "Polygon", box_of(xy), stroke=colour, fill=colour,
