@@ -1,0 +1,1 @@
+"""Benchmarks: quality against known truth, other people's data, speed against the reference."""
