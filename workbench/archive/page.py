@@ -35,7 +35,8 @@ _PAGE = Template("""<!doctype html>
  content="default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'">
 <title>$count - drag workbench</title>
 <style>
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --faint: #777; }
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --faint: #666; }
+@media (prefers-color-scheme: dark) { :root { --faint: #a0a0a0; --bad: #ff8a80; } }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 72rem; }
 h1 { font-size: 1.5rem; margin: 0; }
 h2 { font-size: 1.15rem; margin: 0; overflow-wrap: anywhere; }
@@ -44,7 +45,7 @@ p { margin: .4rem 0; overflow-wrap: anywhere; }
 article { border: 1px solid var(--line); border-radius: .6rem; padding: 1rem 1.2rem; margin: 0 0 1.2rem; }
 .child { margin-left: 2rem; }
 .meta, figcaption, th { color: var(--faint); font-size: .87rem; font-weight: normal; }
-.bad { color: #c33; }
+.bad { color: var(--bad, #b3261e); }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; margin: .8rem 0; }
 figure { margin: 0; flex: 1 1 18rem; max-width: 32rem; }
 figure svg, figure img { display: block; width: 100%; height: auto; border-radius: .3rem;
@@ -88,7 +89,7 @@ def page(items: Sequence[Item], left_out: Sequence[tuple[str, str]]) -> str:
     )
     toc = "\n".join(
         f'<li><a href="#{escape(i.record.id)}">{_title(i)}</a> '
-        f'<span class="meta">{_WORDS[i.record.status]}</span></li>'
+        f'<span class="meta">{_facts(i.record)}</span></li>'
         for i, _depth in order
     )
     edits = "\n".join(_edit(item, depth, items) for item, depth in order)
@@ -129,8 +130,7 @@ def _edit(item: Item, depth: int, items: Sequence[Item]) -> str:
     parts = [
         f'<article id="{escape(record.id)}"{" class=child" if depth else ""}>',
         f"<h2>{_title(item)}{star}</h2>",
-        f'<p class="meta">{_WORDS[record.status]} · {escape(record.request.drag.method)} · '
-        f"{escape(_when(record))} · {escape(record.id)}</p>",
+        f'<p class="meta">{_facts(record)} · {escape(record.id)}</p>',
     ]
     parent = record.request.parent
     if parent:
@@ -278,6 +278,11 @@ def _changed_first(config: LoraConfig | InversionConfig | DragConfig) -> list[tu
         for n, (_k, default, _o) in options_of(type(config)).items()
     ]
     return [(n, v) for n, v, d in sorted(values, key=lambda row: row[1] == row[2])]
+
+
+def _facts(record: EditRecord) -> str:
+    method = escape(record.request.drag.method)
+    return f"{_WORDS[record.status]} · {method} · {escape(_when(record))}"
 
 
 def _when(record: EditRecord) -> str:
