@@ -1,0 +1,16 @@
+"""Mask & points: paint what may change, draw arrows, see what is meant, run."""
+
+from __future__ import annotations
+
+from workbench.ui import dragging
+from workbench.ui.backend import Backend
+from workbench.ui.shell import page
+from workbench.ui.workspace import Workspace
+
+
+def body(backend: Backend, space: Workspace | None) -> None:
+    assert space is not None  # `needs_picture`
+    dragging.editor(backend, space.id)
+
+
+page("Mask & points", "Paint what may change, draw arrows.", body, needs_picture=True)

@@ -1,0 +1,16 @@
+"""Results: before and after, how far it got, downloads, and where to go from there."""
+
+from __future__ import annotations
+
+from workbench.ui import results
+from workbench.ui.backend import Backend
+from workbench.ui.shell import page
+from workbench.ui.workspace import Workspace
+
+
+def body(backend: Backend, space: Workspace | None) -> None:
+    assert space is not None  # `needs_picture`
+    results.body(backend, space)
+
+
+page("Results", "Before and after, and where to go from here.", body, needs_picture=True)

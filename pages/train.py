@@ -1,0 +1,27 @@
+"""Upload & train: choose a picture, say what it shows, let the model learn it by heart."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from workbench.ui import intake, training
+from workbench.ui.backend import Backend
+from workbench.ui.shell import page
+from workbench.ui.workspace import Workspace
+
+
+def body(backend: Backend, space: Workspace | None) -> None:
+    if space is None:
+        intake.choose(backend)
+        return
+    with st.container(key="halves_train"):
+        left, right = st.columns([5, 6], gap="large")
+    with left:
+        intake.what_was_read(backend, space)
+    with right:
+        training.prompt_and_lora(backend, space)
+        training.progress(backend, space)
+    training.reconstruction(backend, space)
+
+
+page("Upload & train", "Choose a picture, say what it shows, and let the model learn it.", body)

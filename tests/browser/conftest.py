@@ -1,0 +1,255 @@
+"""A real server and a real browser: one Streamlit process and one Chromium per test worker.
+
+Every page that a test opens is watched: a request that leaves this machine, an uncaught error of a
+script or a traceback on the page fails the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO / "tools"))
+from find_chromium import find_chromium  # noqa: E402
+
+ARGS = [
+    "--no-sandbox",
+    "--headless",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HOME = "http://127.0.0.1"
+STARTS_WITHIN = 60.0
+SENT_AFTER = 0.35  # the canvas collects strokes for 200 ms before it sends them
+expect.set_options(timeout=20_000)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder drives a browser."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker("browser")
+
+
+class Server:
+    """The workbench in a process of its own, with a cache folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cache = folder / "cache"
+        self.log = folder / "server.log"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"{HOME}:{self.port}"
+        env = {
+            **os.environ,
+            "WORKBENCH_CACHE": str(self.cache),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "WORKBENCH_MODEL": str(REPO / "tests" / "data" / "reference" / "micro_sd"),
+        }
+        command = [sys.executable, "-m", "streamlit", "run", "streamlit_app.py"]
+        command += ["--server.port", str(self.port)]
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, cwd=REPO, env=env, stdout=out, stderr=subprocess.STDOUT
+            )
+        self._wait()
+
+    def _wait(self) -> None:
+        end = time.monotonic() + STARTS_WITHIN
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                break
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=2) as answer,
+            ):
+                if answer.status == 200:
+                    return
+            time.sleep(0.1)
+        raise RuntimeError(f"the server did not start:\n{self.log.read_text()}")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+
+    def store(self) -> Any:
+        """The history that the server writes, opened beside it."""
+        from workbench.store import Store
+
+        return Store(self.cache / "history")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests of a worker; each test works on projects of its own."""
+    made = Server(tmp_path_factory.mktemp("server"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """One browser process for all tests of a worker."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGS)
+        yield browser
+        browser.close()
+
+
+class Bench:
+    """A page of the workbench and the moves of a person in front of it."""
+
+    def __init__(self, context: BrowserContext, url: str) -> None:
+        self.context = context
+        self.url = url
+        self.page: Page = context.new_page()
+        self.faults: list[str] = []
+        self._watch(self.page)
+
+    def _watch(self, page: Page) -> None:
+        def on_request(request: Any) -> None:
+            local = (f"{HOME}:", "ws://127.0.0.1:", "data:", "blob:")
+            if not request.url.startswith(local):
+                self.faults.append(f"left this machine: {request.url}")
+
+        page.on("request", on_request)
+        page.on("pageerror", lambda error: self.faults.append(f"script error: {error}"))
+
+    def check(self) -> None:
+        """No request went out, no script failed, and no traceback is shown."""
+        assert not self.faults
+        shown = self.page.locator("[data-testid=stException]")
+        assert shown.count() == 0, shown.first.inner_text()
+
+    # --- going about ------------------------------------------------------------------------------
+
+    def open(self, path: str = "/", **query: str) -> None:
+        """Type an address: a new session, as after a reload."""
+        text = "&".join(f"{k}={v}" for k, v in query.items())
+        self.page.goto(f"{self.url}{path}{'?' + text if text else ''}")
+        self.settle()
+
+    def settle(self, wait: float = SENT_AFTER) -> None:
+        """Let what is under way arrive: the canvas's patience, then the script's run."""
+        self.page.wait_for_timeout(1000 * wait)
+        done = "[data-testid=stApp][data-test-script-state=notRunning]"
+        self.page.wait_for_selector(done, timeout=30_000)
+
+    def query(self, name: str) -> str | None:
+        """A parameter of the page's address."""
+        found = re.search(rf"[?&]{name}=([^&]*)", self.page.url)
+        return found[1] if found else None
+
+    def goto_page(self, title: str) -> None:
+        """Click a page's name in the menu."""
+        self.page.get_by_role("link", name=title, exact=True).first.click()
+        expect(self.page.get_by_role("heading", level=1)).to_have_text(title)
+        self.settle()
+
+    def upload(self, raw: bytes, name: str = "picture.png", mime: str = "image/png") -> None:
+        """Hand a file to the uploader."""
+        file: Any = {"name": name, "mimeType": mime, "buffer": raw}
+        self.page.locator("input[type=file]").first.set_input_files([file])
+        self.settle()
+
+    # --- drawing ----------------------------------------------------------------------------------
+
+    @property
+    def canvas(self) -> Locator:
+        """The layer of the drawing canvas that takes the mouse."""
+        return self.page.locator("canvas.upper-canvas")
+
+    def tool(self, name: str) -> None:
+        """Choose a drawing tool by its name."""
+        self.page.get_by_role("radio", name=name, exact=True).click()
+        self.settle()
+
+    def on_canvas(self, x: float, y: float, size: tuple[int, int]) -> tuple[float, float]:
+        """Where a point of the picture (image px, of a picture of `size`) is on the screen."""
+        box = self.canvas.bounding_box()
+        assert box is not None
+        kx, ky = box["width"] / size[0], box["height"] / size[1]
+        return box["x"] + (x + 0.5) * kx, box["y"] + (y + 0.5) * ky
+
+    def stroke(
+        self, *points: tuple[float, float], size: tuple[int, int], wait: bool = True
+    ) -> None:
+        """Press, move and release the mouse along points of the picture (image px)."""
+        expect(self.canvas).to_have_count(1)
+        self.canvas.scroll_into_view_if_needed()
+        places = [self.on_canvas(x, y, size) for x, y in points]
+        self.page.mouse.move(*places[0])
+        self.page.mouse.down()
+        for place in places[1:]:
+            self.page.mouse.move(*place, steps=8)
+        self.page.mouse.up()
+        if wait:
+            self.settle()
+
+
+@pytest.fixture
+def bench(chromium: Browser, server: Server) -> Iterator[Bench]:
+    """A fresh browser profile, 1440 wide, light."""
+    context = chromium.new_context(viewport={"width": 1440, "height": 1000})
+    made = Bench(context, server.url)
+    yield made
+    made.check()
+    context.close()
+
+
+@pytest.fixture
+def new_bench(chromium: Browser, server: Server) -> Iterator[Any]:
+    """Makes benches with other screens: `new_bench(viewport=..., device_scale_factor=2, ...)`."""
+    made: list[Bench] = []
+
+    def make(**options: Any) -> Bench:
+        options.setdefault("viewport", {"width": 1440, "height": 1000})
+        one = Bench(chromium.new_context(**options), server.url)
+        made.append(one)
+        return one
+
+    yield make
+    for one in made:
+        one.check()
+        one.context.close()
+
+
+def picture(width: int = 256, height: int = 192, seed: int = 0) -> bytes:
+    """A PNG with smooth colours and two blobs, the same for the same arguments."""
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    rng = np.random.default_rng(seed)
+    phase = rng.uniform(0, 6, 3)
+    rgb = np.stack([127 + 100 * np.sin(4 * x + 3 * y + p) for p in phase], axis=2)
+    for cx, cy, colour in ((0.3, 0.4, (220, 60, 50)), (0.7, 0.35, (40, 90, 200))):
+        inside = (x - cx) ** 2 + (y - cy) ** 2 < 0.006
+        rgb[inside] = colour
+    out = io.BytesIO()
+    Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,1 @@
+"""What the pages share: routing, state, widgets, pictures. The only package that knows Streamlit."""

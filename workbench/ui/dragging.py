@@ -1,0 +1,114 @@
+"""The second page: canvas, instant preview, checklist, arrows, options, run and its progress."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from workbench.canvas import Drawing, checklist, ready
+from workbench.ui import components, router, run_panel
+from workbench.ui.backend import Backend
+from workbench.ui.drag_form import drag_form
+from workbench.ui.drawpad import Drawpad
+from workbench.ui.shell import guard
+from workbench.ui.text import inert
+from workbench.ui.workspace import Workspace
+
+_SIGNS = {
+    "block": ":material/radio_button_unchecked:",
+    "warn": ":orange[:material/warning:]",
+    "ok": ":green[:material/check_circle:]",
+}
+
+
+def editor(backend: Backend, project: str) -> None:
+    """Everything that a stroke changes stands in one fragment: only that is run again."""
+
+    def part() -> None:
+        with guard():
+            space = Workspace.open(backend.store, project)
+            with st.container(key="halves_drag"):
+                left, right = st.columns([3, 2], gap="large")
+            with left:
+                pad = Drawpad(backend, space)
+                tool = pad.tools()
+                brush = pad.options(tool)
+                pad.canvas(tool, brush)
+                _hint(space, pad)
+                pad.table()
+            with right:
+                progress(backend, space.id)
+                _instant(backend, space, pad.drawing)
+                _checks_and_run(backend, space, pad.drawing)
+
+    st.fragment(part)()
+
+
+def _hint(space: Workspace, pad: Drawpad) -> None:
+    """One line that says what to do next; an example offers its own drag."""
+    hint = str(space.get("hint") or "")
+    example = space.get("example")
+    if pad.drawing.arrows and pad.drawing.has_mask:
+        return
+    words = "Drag from the part that shall move to where it shall go; then paint what may change."
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(f"{inert(hint)} {words}" if hint else words)
+        if example:
+            st.button(
+                "Show me",
+                key="show_example",
+                icon=":material/auto_fix_high:",
+                help="Draws this example's mask and arrows.",
+                on_click=lambda: pad.change(Drawing.from_json(example)),
+            )
+
+
+def _instant(backend: Backend, space: Workspace, drawing: Drawing) -> None:
+    """The pixel warp of the drag: shows at once whether mask and direction are as meant."""
+    if drawing.pairs:
+        raw, label = backend.warped(space, drawing), "Instant preview: what the arrows mean"
+    else:
+        raw, label = backend.shown(space.image.id, 640), "The picture, nothing moved yet"
+    components.viewer([(label, raw)], mode="single", key="instant", max_height=380)
+    st.caption(label + ("; running it draws it properly." if drawing.pairs else "."))
+
+
+def _checks_and_run(backend: Backend, space: Workspace, drawing: Drawing) -> None:
+    size = (space.image.width, space.image.height)
+    checks = checklist(drawing, size, backend.mask(drawing, size), space.drag)
+    with st.container(key="card_run"):
+        st.markdown("  \n".join(f"{_SIGNS[c.level]} {inert(c.text)}" for c in checks))
+        drag_form(space)
+        reason = next((c.text for c in checks if c.level == "block"), None)
+        pressed = st.button(
+            "Run",
+            key="run",
+            type="primary",
+            width="stretch",
+            icon=":material/play_arrow:",
+            disabled=not ready(checks),
+            help=reason,
+            shortcut="Ctrl+Enter",
+        )
+        if reason:
+            st.caption(inert(reason))
+        if pressed:
+            request = space.request(drawing.pairs, backend.mask_asset(drawing, size))
+            job = backend.submit_edit(request)
+            space.add_job(job)
+            router.remember("job", job)
+            st.rerun(scope="app")
+
+
+def progress(backend: Backend, project: str) -> None:
+    """The job of this address, the rest of the queue, and the way to the result."""
+    job_id = router.current("job")
+    if job_id is None:
+        run_panel.queue_panel(backend, key="queue")
+        return
+    with st.container(key="card_job"):
+        run_panel.job_panel(backend, job_id, key="drag")
+        edit = backend.edit_of(job_id)
+        if edit is not None:
+            router.remember("edit", edit)
+            router.link("results", "See the result", icon=":material/arrow_forward:")
+    run_panel.queue_panel(backend, key="queue", but=job_id)

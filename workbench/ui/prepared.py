@@ -1,0 +1,90 @@
+"""What the model already knows of a picture: asked of the cache by key, without loading torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from workbench import crop, images, keys
+from workbench.app import App
+from workbench.errors import WorkbenchError
+from workbench.models import find_files, native_size
+from workbench.types import EditRequest
+
+SMALL = 500 * 10**6  # bytes of weights that are hashed while a page waits (about a second)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model as the pages need to know it. `problem` is why it cannot be used now, or ""."""
+
+    name: str
+    native: int = 512
+    size: int = 0  # bytes of weights
+    fingerprint: str = ""  # "" while it is not known
+    problem: str = ""
+
+
+class Facts:
+    """Looks models up and remembers what it found, until `forget`."""
+
+    def __init__(self, app: App) -> None:
+        """Ask `app`."""
+        self._app = app
+        self._look = lru_cache(maxsize=32)(self._find)
+
+    def of(self, name: str) -> ModelFacts:
+        """The facts about a model."""
+        found = self._look(name)
+        if found.problem or not found.fingerprint:
+            self._look.cache_clear()  # its files may have come since
+        return found
+
+    def forget(self) -> None:
+        """Look anew: models were added, fetched or removed."""
+        self._look.cache_clear()
+
+    def _find(self, name: str) -> ModelFacts:
+        try:
+            spec = self._app.registry.resolve(name)
+            files = find_files(spec, self._app.registry)
+            mark = self._app.model_ref(name).fingerprint if files.bytes < SMALL else ""
+            return ModelFacts(name, native_size(files), files.bytes, mark)
+        except WorkbenchError as exc:
+            return ModelFacts(name, problem=str(exc))
+
+
+def digest(request: EditRequest) -> str:
+    """What a picture's LoRA depends on, as one text."""
+    parts = (request.image.id, request.prompt, dataclasses.asdict(request.lora), request.seed)
+    return keys.key("pages", *parts, request.model.name, request.working_size)
+
+
+def lora_key(request: EditRequest, facts: ModelFacts) -> str | None:
+    """The cache key of the LoRA of a picture that is edited as a whole; None where it is not known."""
+    if not facts.fingerprint:
+        return None
+    image = request.image
+    found = crop.whole(image.width, image.height, facts.native, longest=request.working_size)
+    model = keys.styled_model(facts.fingerprint, request.style)
+    return keys.adapter_key(request, image.id, model, max(found.working))
+
+
+def is_cropped(request: EditRequest, facts: ModelFacts, mask: Any) -> bool:
+    """Whether only the part around the mask, bool [H,W] or None, is edited."""
+    if not request.crop or request.drag.parity:
+        return False
+    image = request.image
+    args = (image.width, image.height, mask, request.pairs, facts.native)
+    found = crop.plan(*args, longest=request.working_size)
+    return not found.is_whole(image.width, image.height)
+
+
+def working_size(request: EditRequest, facts: ModelFacts) -> tuple[int, int]:
+    """Width and height at which the whole picture is edited, px."""
+    image = request.image
+    return images.working_size(
+        image.width, image.height, facts.native, longest=request.working_size
+    )
