@@ -31,6 +31,7 @@ from workbench.types import EditRequest, ModelRef
 
 if TYPE_CHECKING:
     from workbench.jobs import Task
+    from workbench.need import Need
     from workbench.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,33 @@ class App:
             return self.store.blob(request.lora_file.id)
         names = self._names(request)
         return self.cache.get(names.adapter) if names.adapter is not None else None
+
+    def need(self, request: EditRequest, device: str = "") -> Need:
+        """How much memory an edit needs, what is free, and which smaller setting would fit.
+
+        Imports torch (a second or more the first time): ask after `warm_up` or in a worker.
+
+        Raises:
+            BadInput, ModelError: when the model is unknown or not here.
+        """
+        from workbench import device as devices
+        from workbench.need import estimate
+
+        where = devices.devices(device or self.settings.workers()[0])[0]
+        spec = self.registry.resolve(request.model.name)
+        files = find_files(spec, self.registry)
+        dtype = self.settings.dtype
+        if dtype == "auto":
+            dtype = devices.dtype_name(where, files.bytes // 2)
+        return estimate(
+            request,
+            files,
+            native=native_size(files),
+            device=where,
+            dtype=dtype,
+            loaded=(where, spec.name) in self.loaded(),
+            trained=self.prepared(request)[0],
+        )
 
     def _names(self, request: EditRequest) -> StageNames:
         spec = self.registry.resolve(request.model.name)

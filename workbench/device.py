@@ -78,8 +78,13 @@ def choose_dtype(wanted: str, device: torch.device, parameters: int) -> torch.dt
     if wanted not in DTYPES:
         raise BadInput(f"There is no precision {wanted!r}; choose one of: {', '.join(DTYPES)}.")
     if wanted == "auto":
-        wanted = "fp32" if device.type == "cpu" or parameters < _SMALL else "fp16"
+        wanted = dtype_name(device.type, parameters)
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[wanted]
+
+
+def dtype_name(device: str, parameters: int) -> str:
+    """The precision that "auto" means on a device for a model of so many parameters."""
+    return "fp32" if device.startswith("cpu") or parameters < _SMALL else "fp16"
 
 
 def set_threads(count: int) -> None:

@@ -51,6 +51,7 @@ def edit(
 ) -> EditRecord:
     """One edit on the app's runtime, cache and history; see `pipeline.run_edit`."""
     runtime = app.runtime(request.model.name, device=device, on_step=on_step)
+    sparing = app.settings.low_memory or not app.need(request, str(runtime.device)).fits
     return run_edit(
         request,
         runtime=runtime,
@@ -59,19 +60,20 @@ def edit(
         on_step=on_step,
         owner=owner,
         fresh=fresh,
-        low_memory=app.settings.low_memory,
+        low_memory=sparing,
     )
 
 
 def _train(app: App, task: TrainTask, on_step: OnStep, _owner: str, device: str) -> dict[str, Any]:
     runtime = app.runtime(task.request.model.name, device=device, on_step=on_step)
+    sparing = app.settings.low_memory or not app.need(task.request, str(runtime.device)).fits
     made = prepare(
         task,
         runtime=runtime,
         cache=app.cache,
         store=app.store,
         on_step=on_step,
-        low_memory=app.settings.low_memory,
+        low_memory=sparing,
     )
     if task.name:
         lora = made["lora_file"]

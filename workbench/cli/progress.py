@@ -16,6 +16,7 @@ STAGES = {
     "encode": "Encoding",
     "lora": "Training the LoRA",
     "invert": "Inverting",
+    "reference": "Reading the original",
     "drag": "Dragging",
     "denoise": "Denoising",
     "decode": "Decoding",
@@ -79,7 +80,7 @@ class Progress:
         total, step = max(1, info.total), min(info.step, max(1, info.total))
         filled = round(20 * step / total)
         parts = [
-            f"{self._prefix}{STAGES.get(info.stage, info.stage):<18}",
+            f"{self._prefix}{STAGES.get(info.stage, info.stage):<20}",
             "[" + "#" * filled + "." * (20 - filled) + f"] {info.step}/{info.total}",
         ]
         if info.cached:

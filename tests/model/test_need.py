@@ -1,0 +1,98 @@
+"""The memory estimate: counted activations against a real run, and advice that is true."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import KINDS
+
+from workbench import need, runtime
+from workbench.device import Memory
+from workbench.models import ModelFiles, Registry, find_files
+from workbench.need import Need, estimate
+from workbench.types import EditRequest, ImageAsset, LoraConfig, Point, PointPair
+
+REQUEST = EditRequest(
+    image=ImageAsset(id="wb1:1", width=512, height=512),
+    pairs=(PointPair(Point(10, 10), Point(20, 10)),),
+)
+GB = 10**9
+
+
+def saved_bytes(run: runtime.Runtime, side: int) -> int:
+    """What a real forward of the U-Net leaves for the backward pass, counted by its storages."""
+    own = {p.untyped_storage()._cdata for p in run.unet.parameters()}
+    seen: dict[int, int] = {}
+    alive = []  # or a storage's address would be used again
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        where = tensor.untyped_storage()._cdata
+        alive.append(tensor)
+        if where not in own:
+            seen[where] = max(seen.get(where, 0), tensor.numel() * tensor.element_size())
+        return tensor
+
+    text = run.text("x")
+    latent = torch.zeros(1, 4, side // 8, side // 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        run.unet(latent, 500, text.embedding, added_cond_kwargs=run.added(text, (side, side)))
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_counted_activations_are_those_of_a_real_run(
+    tiny_model: Callable[[str], Path], kind: str
+) -> None:
+    run = runtime.load(str(tiny_model(kind)), device="cpu")
+    files = find_files(Registry().resolve(str(tiny_model(kind))))
+    for side in (64, 128):
+        counted = need._counted(files)(1, side, side) * 4
+        assert counted == pytest.approx(saved_bytes(run, side), rel=0.05)
+
+
+@pytest.fixture
+def files(micro_sd: Path) -> ModelFiles:
+    return find_files(Registry().resolve(str(micro_sd)))
+
+
+def asked(files: ModelFiles, free: float, **changes: object) -> Need:
+    request = dataclasses.replace(REQUEST, **changes)  # type: ignore[arg-type]
+    return estimate(
+        request, files, native=512, device="cpu", dtype="fp32", loaded=False,
+        memory=Memory(int(free * GB), 64 * GB),
+    )  # fmt: skip
+
+
+def test_more_pixels_and_batches_need_more(files: ModelFiles) -> None:
+    usual = asked(files, 64)
+    assert usual.fits
+    assert usual.advice == ""
+    assert asked(files, 64, lora=LoraConfig(batch_size=8)).peak > 1.5 * usual.peak
+    assert asked(files, 64, working_size=256).stages["drag"] < usual.stages["drag"]
+    assert "lora" not in asked(files, 64, lora=LoraConfig(steps=0)).stages
+
+
+def test_advice_names_a_setting_that_fits(files: ModelFiles) -> None:
+    usual = asked(files, 64)
+    tight = asked(files, (usual.sparing + 1e6) / GB)
+    assert not tight.fits
+    assert "low-memory mode fits" in tight.advice
+    single = asked(files, 64, lora=LoraConfig(batch_size=1), working_size=320)
+    tighter = asked(files, min(single.peak, usual.sparing - 1e6) / GB)
+    words = tighter.advice
+    assert "GB are free" in words
+    size = int(words.split("working size of ")[1].split(" px")[0])
+    fitting = asked(files, 64, lora=LoraConfig(batch_size=1), working_size=size)
+    assert fitting.peak <= tighter.free
+    assert "choose a smaller model" in asked(files, 0.01).advice
+
+
+def test_a_loaded_model_counts_as_free(files: ModelFiles) -> None:
+    given = {"native": 512, "device": "cpu", "dtype": "fp32", "memory": Memory(GB, 2 * GB)}
+    cold = estimate(REQUEST, files, loaded=False, **given)  # type: ignore[arg-type]
+    warm = estimate(REQUEST, files, loaded=True, **given)  # type: ignore[arg-type]
+    assert warm.free - cold.free == need._weights(files, "fp32") > 4_000_000
