@@ -111,13 +111,19 @@ def _repeatable() -> Any:
     before = torch.are_deterministic_algorithms_enabled()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
+    memory: Any = torch.utils.deterministic  # a module with a property, which its types leave out
+    filling = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # would write NaN into every new tensor first, which finds bugs and costs a pass over memory
+    memory.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn)
+        torch.utils.deterministic.fill_uninitialized_memory = filling
         torch.backends.cudnn.benchmark = benchmark
+        memory.fill_uninitialized_memory = filling
 
 
 def memory(device: str) -> Memory:

@@ -27,6 +27,7 @@ from workbench.types import ModelRef
 log = logging.getLogger(__name__)
 
 _TEXTS_KEPT = 16
+_TILE, _LEAST_TILE = 512, 256  # px; tiles of the autoencoder in the low-memory mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +179,19 @@ class Runtime:
     def low_memory(self, on: bool = True) -> Iterator[None]:
         """Trade time for memory: gradient checkpointing, tiled autoencoder, nothing kept.
 
-        The gradients are the same numbers; tiles of the autoencoder overlap and are blended, which
-        changes a picture by a few levels at most.
+        The gradients are the same numbers. The autoencoder works in overlapping tiles only beyond
+        512 px (or the native size, if that is less): its group norms see each tile by itself, so
+        that small tiles would get tints of their own.
         """
         if not on:
             yield
             return
         self._kept = None
         self.saving_memory = True
+        tile = max(_LEAST_TILE, min(self.native_size, _TILE))
+        before = self.vae.tile_sample_min_size, self.vae.tile_latent_min_size
+        self.vae.tile_sample_min_size = tile
+        self.vae.tile_latent_min_size = tile // self.factor
         self.unet.enable_gradient_checkpointing()
         self.vae.enable_tiling()
         self.vae.enable_slicing()
@@ -196,6 +202,7 @@ class Runtime:
             self.unet.disable_gradient_checkpointing()
             self.vae.disable_tiling()
             self.vae.disable_slicing()
+            self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = before
 
     # --- what is kept between jobs --------------------------------------------------------------------
 

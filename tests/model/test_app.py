@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,13 @@ from workbench.types import (
 
 
 @pytest.fixture
-def app(own_cache: Path, micro_sd: Path) -> Iterator[App]:
-    made = App(Settings(folder=own_cache, device="cpu", threads=1, model=str(micro_sd)))
+def model(tiny_model: Callable[[str], Path]) -> Path:
+    return tiny_model("sd1")
+
+
+@pytest.fixture
+def app(own_cache: Path, model: Path) -> Iterator[App]:
+    made = App(Settings(folder=own_cache, device="cpu", threads=1, model=str(model)))
     yield made
     made.close()
 
@@ -170,7 +175,7 @@ def test_one_load_for_warm_up_and_job(app: App, monkeypatch: pytest.MonkeyPatch)
 
 def test_only_so_many_models_stay_in_memory(app: App, tiny_model: Any) -> None:
     app.runtime()
-    app.runtime(str(tiny_model("sd1")))
+    app.runtime(str(tiny_model("sd2")))
     assert len(app.loaded()) == 1
     app.change(kept_models=2)
     app.runtime()
@@ -185,8 +190,8 @@ def test_warm_up_of_a_missing_model_is_no_drama(own_cache: Path) -> None:
     app.close()
 
 
-def test_closing_interrupts_what_runs(own_cache: Path, micro_sd: Path) -> None:
-    app = App(Settings(folder=own_cache, device="cpu", threads=1, model=str(micro_sd)))
+def test_closing_interrupts_what_runs(own_cache: Path, model: Path) -> None:
+    app = App(Settings(folder=own_cache, device="cpu", threads=1, model=str(model)))
     job = app.submit_edit(request(app, lora=LoraConfig(steps=2000, rank=2, batch_size=1)))
     executor = app.executor
     app.close()
@@ -196,11 +201,11 @@ def test_closing_interrupts_what_runs(own_cache: Path, micro_sd: Path) -> None:
     app.close()
 
 
-def test_what_a_dead_process_left_is_recorded(own_cache: Path, micro_sd: Path) -> None:
-    app = App(Settings(folder=own_cache, model=str(micro_sd)))
+def test_what_a_dead_process_left_is_recorded(own_cache: Path, model: Path) -> None:
+    app = App(Settings(folder=own_cache, model=str(model)))
     edit = app.store.begin(request(app))
     app.close()
-    again = App(Settings(folder=own_cache, model=str(micro_sd)))
+    again = App(Settings(folder=own_cache, model=str(model)))
     assert again.interrupted == [edit]
     assert again.store.record(edit).status is JobState.INTERRUPTED
     again.close()

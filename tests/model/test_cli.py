@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ REPO = Path(__file__).resolve().parents[2]
 SMALL = ["--working-size", "64", "--lora-steps", "2", "--lora-rank", "2", "--lora-batch-size", "1",
          "--inversion-steps", "4", "--inversion-strength", "0.5", "--device", "cpu"]  # fmt: skip
 PAIR = ["--pair", "24,30:40,30"]
+
+
+@pytest.fixture
+def model(tiny_model: Callable[[str], Path]) -> Path:
+    return tiny_model("sd1")
 
 
 @pytest.fixture
@@ -43,8 +49,8 @@ def mask(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def small(micro_sd: Path) -> list[str]:
-    return ["--model", str(micro_sd), *SMALL, "--drag-steps", "2", "--quiet"]
+def small(model: Path) -> list[str]:
+    return ["--model", str(model), *SMALL, "--drag-steps", "2", "--quiet"]
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> Any:
@@ -86,11 +92,11 @@ def test_edit_in_words_and_again_from_the_cache(
 
 
 def test_a_clean_environment_and_progress_on_stderr(
-    picture: Path, micro_sd: Path, tmp_path: Path, own_cache: Path
+    picture: Path, model: Path, tmp_path: Path, own_cache: Path
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "workbench", "edit", str(picture), *PAIR, "--whole", "--model",
-         str(micro_sd), *SMALL, "--drag-steps", "2", "-o", str(tmp_path / "o.png"), "--json"],
+         str(model), *SMALL, "--drag-steps", "2", "-o", str(tmp_path / "o.png"), "--json"],
         cwd=REPO, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -118,9 +124,9 @@ def test_a_clean_environment_and_progress_on_stderr(
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2(
-    picture: Path, micro_sd: Path, given: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    picture: Path, model: Path, given: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = main(["edit", str(picture), "--model", str(micro_sd), "--device", "cpu", *given])
+    code = main(["edit", str(picture), "--model", str(model), "--device", "cpu", *given])
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
     assert words in err
@@ -128,7 +134,7 @@ def test_bad_input_is_one_sentence_and_code_2(
 
 
 def test_what_is_no_picture_or_mask(
-    picture: Path, micro_sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    picture: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / "text.png"
     text.write_text("no picture")
@@ -142,7 +148,7 @@ def test_what_is_no_picture_or_mask(
         ([str(picture), "--points", str(text)], "is no JSON"),
         ([str(picture), *PAIR, "-o", str(picture)], "would overwrite the picture"),
     ):
-        assert main(["edit", *given, "--model", str(micro_sd)]) == 2
+        assert main(["edit", *given, "--model", str(model)]) == 2
         err = capsys.readouterr().err
         assert words in err
         assert err.count("\n") == 1
@@ -255,8 +261,8 @@ def test_cache_is_listed_and_cleared(
     assert "The cache is empty." in capsys.readouterr().out
 
 
-def test_generate(micro_sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["generate", "a robot", "-o", str(tmp_path), "--count", "2", "--model", str(micro_sd),
+def test_generate(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["generate", "a robot", "-o", str(tmp_path), "--count", "2", "--model", str(model),
              "--generate-steps", "3", "--generate-width", "64", "--generate-height", "64",
              "--generate-seed", "7", "--quiet", "--json", "--device", "cpu"]  # fmt: skip
     assert main(given) == 0
@@ -268,7 +274,7 @@ def test_generate(micro_sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_batch_skips_what_is_done_and_goes_on_after_a_failure(
-    picture: Path, micro_sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    picture: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"lora.steps": 2, "lora.rank": 2, "lora.batch_size": 1, "inversion.steps": 4,
                "inversion.strength": 0.5, "drag.steps": 2}  # fmt: skip
@@ -287,7 +293,7 @@ def test_batch_skips_what_is_done_and_goes_on_after_a_failure(
     }
     file = tmp_path / "jobs.json"
     file.write_text(json.dumps(jobs))
-    given = ["batch", str(file), "--model", str(micro_sd), "--device", "cpu", "--quiet", "--json"]
+    given = ["batch", str(file), "--model", str(model), "--device", "cpu", "--quiet", "--json"]
     assert main(given) == 1
     rows = said(capsys)
     assert [r["state"] for r in rows] == ["done", "failed", "done"]
@@ -315,12 +321,12 @@ def test_batch_skips_what_is_done_and_goes_on_after_a_failure(
     ],
 )  # fmt: skip
 def test_bad_batch_files(
-    picture: Path, text: str, words: str, micro_sd: Path, tmp_path: Path,
+    picture: Path, text: str, words: str, model: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     file = tmp_path / "jobs.json"
     file.write_text(text)
-    code = main(["batch", str(file), "--model", str(micro_sd), "--quiet"])
+    code = main(["batch", str(file), "--model", str(model), "--quiet"])
     out, err = capsys.readouterr()
     assert code != 0
     assert words in err + out
@@ -328,26 +334,26 @@ def test_bad_batch_files(
 
 
 def test_models_are_shown_added_and_removed(
-    micro_sd: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["models", "list", "--json"]) == 0
     assert {"storybook", "sd15", "sdxl"} <= {m["name"] for m in said(capsys)}
-    assert main(["models", "show", str(micro_sd), "--json"]) == 0
+    assert main(["models", "show", str(model), "--json"]) == 0
     facts = said(capsys)
-    assert facts["native_size"] == 512
+    assert facts["native_size"] == 64
     assert facts["prediction"] == "epsilon"
-    assert main(["models", "add", "tiny", str(micro_sd), "--native-size", "64"]) == 0
+    assert main(["models", "add", "tiny", str(model), "--native-size", "64"]) == 0
     capsys.readouterr()
     assert main(["models", "show", "tiny", "--json"]) == 0
     assert said(capsys)["fingerprint"] == facts["fingerprint"]
-    assert main(["models", "add", "sd15", str(micro_sd)]) == 2
+    assert main(["models", "add", "sd15", str(model)]) == 2
     assert main(["models", "add", "x", "no such thing"]) == 2
     assert main(["models", "add", "far", "owner/model"]) == 0
     assert main(["models", "remove", "tiny"]) == 0
     assert main(["models", "show", "tiny"]) == 2
 
 
-def test_doctor_reports(micro_sd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_reports(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["doctor", "--json"])
     found = {f["what"]: f for f in said(capsys)}
     assert {"torch", "diffusers", "device cpu", "disk", "cache", "history", "model sd15"} <= set(
@@ -360,11 +366,11 @@ def test_doctor_reports(micro_sd: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_fault_42_signals_cancel_within_five_seconds(
-    picture: Path, micro_sd: Path, tmp_path: Path, own_cache: Path, number: signal.Signals
+    picture: Path, model: Path, tmp_path: Path, own_cache: Path, number: signal.Signals
 ) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "workbench", "edit", str(picture), *PAIR, "--whole", "--model",
-         str(micro_sd), *SMALL, "--drag-steps", "2000", "-o", str(tmp_path / "o.png"),
+         str(model), *SMALL, "--drag-steps", "2000", "-o", str(tmp_path / "o.png"),
          "--lora-steps", "2000"],
         cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "WORKBENCH_CACHE": str(own_cache)},

@@ -84,23 +84,24 @@ def picture(width: int, height: int, seed: int = 0) -> U8:
 
 
 @pytest.fixture(scope="module")
-def micro(micro_sd: Path) -> Runtime:
-    return runtime.load(str(micro_sd), device="cpu")
+def tiny(tiny_model: Callable[[str], Path]) -> Runtime:
+    return runtime.load(str(tiny_model("sd1")), device="cpu")
 
 
 @pytest.fixture
-def bench(micro: Runtime, tmp_path: Path) -> Iterator[Bench]:
-    micro.forget()
+def bench(tiny: Runtime, tmp_path: Path) -> Iterator[Bench]:
+    tiny.forget()
     store = Store(tmp_path / "history")
-    yield Bench(micro, store, Cache(tmp_path / "derived"))
+    yield Bench(tiny, store, Cache(tmp_path / "derived"))
     store.close()
 
 
 @pytest.mark.parametrize("case", ["masked", "odd"])
 def test_whole_edit_equals_the_authors_picture(
-    bench: Bench, reference_dir: Path, case: str, tmp_path: Path
+    bench: Bench, micro_sd: Path, reference_dir: Path, case: str, tmp_path: Path
 ) -> None:
     """Upload to PNG: decode, LoRA file, inversion, drag, denoise, decode; gate of the reference."""
+    bench.runtime = runtime.load(str(micro_sd), device="cpu")
     facts = json.loads((reference_dir / case / "case.json").read_text())
     source = images.decode((reference_dir / case / "image.png").read_bytes())
     mask = images.decode_mask(
@@ -142,9 +143,9 @@ def test_second_drag_trains_and_inverts_nothing(bench: Bench) -> None:
     assert all(s.cached for s in bench.steps if s.stage in ("lora", "invert", "reference"))
 
 
-def test_cache_serves_a_new_process(bench: Bench, micro_sd: Path) -> None:
+def test_cache_serves_a_new_process(bench: Bench, tiny_model: Callable[[str], Path]) -> None:
     first = bench.edit()
-    bench.runtime = runtime.load(str(micro_sd), device="cpu")
+    bench.runtime = runtime.load(str(tiny_model("sd1")), device="cpu")
     bench.cache = Cache(bench.cache.folder)
     again = bench.edit(fresh=True)
     assert first.result is not None
@@ -261,6 +262,20 @@ def test_every_architecture_runs_whole(
     assert again.result is not None
     assert record.result is not None
     assert again.result.notices == ()
+    assert again.result.image == record.result.image
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("sd1", "bf16"), ("sd2v", "fp16"), ("sdxl", "fp16")])
+def test_half_precision_runs_whole(
+    bench: Bench, tiny_model: Callable[[str], Path], kind: str, dtype: str
+) -> None:
+    bench.runtime = runtime.load(str(tiny_model(kind)), device="cpu", dtype=dtype)
+    record = bench.edit()
+    assert record.status is JobState.DONE
+    assert record.environment["dtype"] == dtype
+    again = bench.edit(fresh=True)
+    assert again.result is not None
+    assert record.result is not None
     assert again.result.image == record.result.image
 
 
