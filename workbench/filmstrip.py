@@ -27,8 +27,11 @@ QUALITY = 85
 class Film:
     """Turns the steps of a method into progress with points and, now and then, a preview."""
 
-    def __init__(self, piece: Workpiece, runtime: Runtime, on_step: OnStep) -> None:
+    def __init__(
+        self, piece: Workpiece, runtime: Runtime, on_step: OnStep, *, previews: bool = True
+    ) -> None:
         """Nothing is shown yet."""
+        self._previews = previews
         self.frames: list[bytes] = []
         self._piece = piece
         self._runtime = runtime
@@ -68,7 +71,7 @@ class Film:
     def _preview(self, step: DragStep) -> bytes | None:
         """A JPEG of the predicted clean picture, if one is due."""
         now = time.perf_counter()
-        if step.clean is None or now < self._due or self._runtime.saving_memory:
+        if step.clean is None or now < self._due or not self._shown():
             return None
         with torch.no_grad():
             latent = step.clean()
@@ -80,6 +83,9 @@ class Film:
         done = time.perf_counter()
         self._due = done + (done - now) * (1 - SHARE) / SHARE
         return raw
+
+    def _shown(self) -> bool:
+        return self._previews and not self._runtime.saving_memory
 
     def _keep(self, raw: bytes) -> None:
         """Keep a frame; when there are too many, every other one goes."""

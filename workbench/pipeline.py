@@ -69,6 +69,7 @@ def run_edit(
     owner: str = "",
     fresh: bool = False,
     low_memory: bool = False,
+    previews: bool = True,
 ) -> EditRecord:
     """Carry out an edit and record it; whatever happens, the history says how it ended.
 
@@ -81,6 +82,7 @@ def run_edit(
         owner: whose edit it is.
         fresh: drag from the beginning even where an earlier run of the same drag could be continued.
         low_memory: start in the low-memory mode.
+        previews: show the picture while it is dragged, which takes a tenth of the time at most.
 
     Raises:
         Cancelled: after a "cancelled" record was written.
@@ -101,7 +103,9 @@ def run_edit(
 
     try:
         result, failure = with_memory(
-            lambda sparing: _edit(request, runtime, cache, store, on_step, fresh, sparing),
+            lambda sparing: _edit(
+                request, runtime, cache, store, on_step, fresh, sparing, previews
+            ),
             runtime,
             request,
             low_memory,
@@ -128,6 +132,7 @@ def _edit(
     on_step: OnStep,
     fresh: bool,
     sparing: bool,
+    previews: bool,
 ) -> tuple[EditResult, ModelError | None]:
     """The edit itself: the result, and why it counts as failed although there is a picture."""
     piece = Workpiece.of(request, store, runtime.native_size)
@@ -137,7 +142,7 @@ def _edit(
         account.note(piece.notice)
         if sparing:
             account.note("The low-memory mode was used: slower, and a few levels of rounding.")
-        film = Film(piece, runtime, on_step)
+        film = Film(piece, runtime, on_step, previews=previews)
         with stages.styled():
             lora, weight = stages.lora()
             with merged(runtime.unet, lora, weight):

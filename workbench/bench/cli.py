@@ -1,0 +1,12 @@
+"""The commands of `python -m workbench bench`; parsing imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workbench.bench import speed
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add the commands to an argparse subparsers object; each sets `run(args) -> int`."""
+    speed.add_parser(subparsers)
