@@ -121,7 +121,6 @@ def _repeatable() -> Any:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn)
-        torch.utils.deterministic.fill_uninitialized_memory = filling
         torch.backends.cudnn.benchmark = benchmark
         memory.fill_uninitialized_memory = filling
 
