@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from edit_bench import Bench
 from tiny_models import build
+
+from workbench import runtime
+from workbench.cache import Cache
+from workbench.runtime import Runtime
+from workbench.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +38,18 @@ def tiny_model(micro_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         return made[kind]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model: Callable[[str], Path]) -> Runtime:
+    """The random Stable Diffusion 1.x pipeline, loaded once."""
+    return runtime.load(str(tiny_model("sd1")), device="cpu")
+
+
+@pytest.fixture
+def bench(tiny: Runtime, tmp_path: Path) -> Iterator[Bench]:
+    """That model with a history and a cache of its own."""
+    tiny.forget()
+    store = Store(tmp_path / "history")
+    yield Bench(tiny, store, Cache(tmp_path / "derived"))
+    store.close()
