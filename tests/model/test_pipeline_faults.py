@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from edit_bench import Bench
 
-from workbench import pipeline
+from workbench import pipeline, runtime
 from workbench.cache import Cache
 from workbench.errors import Cancelled, ModelError, OutOfMemory
 from workbench.modelstate import snapshot
