@@ -16,13 +16,13 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from workbench import keys
+from workbench import keys, placing
 from workbench.cache import Cache
 from workbench.errors import BadInput
 from workbench.jobs import Board, ThreadExecutor
 from workbench.loras import LoraLibrary
 from workbench.models import ModelSpec, Registry, find_files, fingerprint, native_size
-from workbench.placing import StageNames, stage_names
+from workbench.placing import StageNames
 from workbench.records import OnStep, ignore_steps
 from workbench.settings import Settings
 from workbench.store import Store
@@ -113,7 +113,7 @@ class App:
             BadInput, ModelError: when the model is unknown or not here.
             StoreError: when picture or mask are missing.
         """
-        names = self._names(request)
+        names = self.stage_names(request)
         lora = names.adapter is None or request.lora_file is not None
         return lora or self.cache.has(names.adapter or ""), self.cache.has(names.latent)
 
@@ -125,7 +125,7 @@ class App:
         """
         if request.lora_file is not None:
             return self.store.blob(request.lora_file.id)
-        names = self._names(request)
+        names = self.stage_names(request)
         return self.cache.get(names.adapter) if names.adapter is not None else None
 
     def need(self, request: EditRequest, device: str = "") -> Need:
@@ -155,12 +155,13 @@ class App:
             trained=self.prepared(request)[0],
         )
 
-    def _names(self, request: EditRequest) -> StageNames:
+    def stage_names(self, request: EditRequest) -> StageNames:
+        """The cache keys of a request's stages; raises as `prepared` does."""
         spec = self.registry.resolve(request.model.name)
         native = native_size(find_files(spec, self.registry))
         if not request.model.fingerprint:
             request = self.complete(request)
-        return stage_names(request, self.store, native)
+        return placing.stage_names(request, self.store, native)
 
     @property
     def _sums(self) -> Any:

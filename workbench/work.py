@@ -11,6 +11,7 @@ import numpy as np
 
 from workbench.errors import BadInput, Cancelled, WorkbenchError
 from workbench.generate import generate
+from workbench.lora_files import read
 from workbench.pipeline import prepare, run_edit
 from workbench.records import EditRecord, JobState, OnStep, StepInfo
 from workbench.tasks import GenerateTask, SweepTask, TrainTask
@@ -150,6 +151,7 @@ def replay(
             "another picture."
         )
         request = dataclasses.replace(request, model=here)
+    _adopt_lora(app, edit_id, request)
     again = edit(app, request, on_step=on_step, owner=owner, device=device, fresh=True)
     assert again.result is not None
     before, after = app.store.image(record.result.image), app.store.image(again.result.image)
@@ -167,6 +169,28 @@ def replay(
             if record.environment.get(name) != again.environment.get(name)
         },
     }
+
+
+def _adopt_lora(app: App, edit_id: str, request: EditRequest) -> None:
+    """Put the LoRA that was imported with an edit where its replay looks for it.
+
+    Training again on another machine gives slightly other numbers. A file whose card names another
+    model, picture, prompt or recipe is left alone.
+    """
+    name = app.store.notes(edit_id).lora
+    key = app.stage_names(request).adapter
+    if not name or key is None or request.lora_file is not None or app.cache.has(key):
+        return
+    raw = app.store.blob(name)
+    try:
+        card = read(raw, "The imported LoRA").card
+    except BadInput as exc:
+        log.warning("the LoRA that came with edit %s is not used: %s", edit_id, exc)
+        return
+    mine = (request.model.fingerprint, request.image.id, request.prompt, request.seed)
+    recipe = dataclasses.asdict(request.lora)
+    if (card.model, card.image, card.prompt, card.seed) == mine and dict(card.config) == recipe:
+        app.cache.put(key, raw, kind="lora", label=request.image.name)
 
 
 _KINDS: dict[str, Callable[[Any, Any, OnStep, str, str], Any]] = {

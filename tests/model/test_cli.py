@@ -228,9 +228,12 @@ def test_history_travels_and_replays_elsewhere(
     assert main(["history", "import", str(zip_file), "--quiet"]) == 0
     capsys.readouterr()
     assert main(["replay", edit, "--quiet", "--json", "--device", "cpu"]) == 0
-    assert said(capsys)["identical"] is True
+    again = said(capsys)
+    assert again["identical"] is True
     assert main(["history", "list", "--json"]) == 0
-    assert len(said(capsys)) == 2
+    records = {r["id"]: r for r in said(capsys)}
+    assert len(records) == 2
+    assert records[again["replayed"]]["result"]["cached"] == ["lora"]  # it came along
     saved = tmp_path / "saved.png"
     assert main(["history", "save", edit, "-o", str(saved)]) == 0
     assert saved.read_bytes() == out.read_bytes()
