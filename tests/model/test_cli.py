@@ -221,7 +221,7 @@ def test_history_travels_and_replays_elsewhere(
     assert main(["edit", str(picture), *PAIR, "-o", str(out), *small, "--json"]) == 0
     edit = said(capsys)["id"]
     zip_file = tmp_path / "mine.zip"
-    assert main(["history", "export", "-o", str(zip_file), "--with-lora"]) == 0
+    assert main(["history", "export", str(zip_file), "--with-lora"]) == 0
     assert main(["history", "verify", "--quiet"]) == 0
     assert "0 problems" in capsys.readouterr().out
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "another"))

@@ -79,7 +79,7 @@ def test_every_option_is_in_help_with_default_and_range(capsys: pytest.CaptureFi
         (["edit", "x.png", "--drag-ste", "3"], "Unrecognized arguments"),
         (["nonsense"], "invalid choice"),
         ([], "required: COMMAND"),
-        (["history", "export"], "required: -o"),
+        (["history", "export"], "required: ZIP"),
     ],
 )
 def test_bad_arguments_are_one_sentence(

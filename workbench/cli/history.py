@@ -39,8 +39,8 @@ def add_parsers(subparsers: Any) -> None:
     save.set_defaults(run=run_save)
 
     export = inner.add_parser("export", help="write edits as a zip that any browser can show")
+    export.add_argument("out", type=Path, metavar="ZIP", help="file to write")
     export.add_argument("edits", nargs="*", metavar="EDIT", help="which; default: all")
-    export.add_argument("-o", "--out", type=Path, required=True, metavar="ZIP")
     export.add_argument("--with-lora", action="store_true", help="the LoRAs go along")
     export.set_defaults(run=run_export)
 
