@@ -1,19 +1,33 @@
-"""Ingredients of our own methods, as numbers that a benchmark can vary."""
+"""Ingredients of our own methods, as numbers that a benchmark can vary.
+
+"Noise level" is a timestep of the model's 1000: the lower, the more of the warped picture is kept
+and the fewer denoising steps follow; the higher, the more is drawn anew. Where a picture was
+inverted less deeply, its start is taken.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarpOptions:
-    """How the latent is warped and how briefly it is denoised."""
+    """How a latent is moved along the arrows in one step, and how briefly it is denoised."""
 
-    denoise_steps: int = 10  # of the inverted ones
+    noise_level: int = 300  # timestep at which the moved latent is put together again
+    denoise_steps: int = 10  # at most; spread over the timesteps from there to the picture
+    stretch: bool = False  # pull like rubber (no holes) instead of moving pieces
+    sharpness: float = 2.0  # between arrows: small blends them, large lets the nearest win
+    rigid: float = 0.75  # latent cells round a handle that move as one piece
+    # holes: True draws clean content in from around and keeps the place's own noise
+    fill_holes: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoOptions:
-    """What `auto` is made of."""
+    """What `auto` is made of: a warped start, then motion supervision anchored at the original."""
 
-    warp_start: bool = False  # begin from the warped latent
+    start: WarpOptions = field(
+        default_factory=lambda: WarpOptions(noise_level=500, denoise_steps=1000)
+    )
+    warp_start: bool = True  # False begins from the original latent, as the other methods do

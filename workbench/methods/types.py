@@ -159,6 +159,7 @@ class DragProblem:
     uncond_added: Mapping[str, Tensor] | None = None
     reference: Reference | None = None  # computed when missing or made for other settings
     resume: DragState | None = None
+    graphs: bool = False  # record the drag's step on CUDA
     auto: AutoOptions = field(default_factory=AutoOptions)
     warp: WarpOptions = field(default_factory=WarpOptions)
 
@@ -182,6 +183,7 @@ class DragProblem:
         return Denoiser(
             self.unet, self.schedule, self.text, uncond=self.uncond, guidance=self.guidance,
             added=self.added, uncond_added=self.uncond_added, block=self.config.feature_block,
+            graphs=self.graphs,
         )  # fmt: skip
 
     def used_mask(self) -> Tensor | None:

@@ -97,6 +97,7 @@ class Denoiser:
         added: Mapping[str, Tensor] | None = None,
         uncond_added: Mapping[str, Tensor] | None = None,
         block: int = 3,
+        graphs: bool = False,
     ) -> None:
         """Fix the conditions.
 
@@ -109,7 +110,9 @@ class Denoiser:
             added: SDXL's added conditions, each [1,...].
             uncond_added: the same for the unconditional row; the conditional ones when missing.
             block: which feature, see `block_of`.
+            graphs: whether loops over this denoiser may be recorded, see `graphs`.
         """
+        self.graphs = graphs
         self.unet = unet
         self.schedule = schedule
         self.block = block

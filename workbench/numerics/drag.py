@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from workbench.numerics.denoiser import Denoiser
-from workbench.numerics.features import Size, inside, patches, samples, track
+from workbench.numerics.features import Size, Tracked, inside, patches, samples, track
+from workbench.numerics.graphs import Recorded
 from workbench.numerics.optimiser import AdamState, LatentOptimiser, NotFinite
 from workbench.types import DragConfig
 
@@ -117,7 +118,7 @@ class Dragged:
     latent: Tensor  # [1,C,h,w] float32
     trajectory: list[Tensor] = field(default_factory=list)  # [P,2] on the CPU; the start first
     distances: Tensor = field(default_factory=lambda: torch.zeros(0))
-    costs: Tensor = field(default_factory=lambda: torch.zeros(0))
+    costs: Tensor = field(default_factory=lambda: torch.zeros(0))  # of the last tracking, see there
     losses: list[float] = field(default_factory=list)
     updates: int = 0
     reached: bool = False
@@ -171,51 +172,76 @@ def drag(
     optimiser = LatentOptimiser(
         latent, settings.learning_rate, half=denoiser.dtype == torch.float16, state=adam
     )
-    points, goal = handles.to(device), targets.to(device)
+    points, goal = handles.to(device).clone(), targets.to(device)
     with torch.no_grad():
         templates = samples(reference, lattice, origins.to(device).floor())
-    out = Dragged(latent.detach(), [handles.detach().cpu().clone()])
-    pending: Tensor | None = None
-    while True:
-        last = out.updates >= settings.steps
+
+    def follow(feature: Tensor) -> Tracked:
+        return track(
+            feature.detach(), lattice, points, templates, settings.track_radius,
+            parity=settings.parity,
+        )  # fmt: skip
+
+    def turn(tracking: bool) -> tuple[Tensor, ...]:
+        """Forward, track, loss, gradient; reads `points` and the latent, changes neither."""
         eps: Tensor | None = None
-        with torch.set_grad_enabled(not last):
-            if held and not last:
+        with torch.enable_grad():
+            if held:
                 feature, eps = denoiser.both(optimiser.latent, t)
             else:
                 feature = denoiser.feature(optimiser.latent, t)
-        found = None
-        if out.updates > 0:
-            found = track(
-                feature.detach(), lattice, points, templates, settings.track_radius,
-                parity=settings.parity,
+            here, cost = points, torch.zeros_like(points[:, 0])
+            if tracking:
+                found = follow(feature)
+                here, cost = found.points, found.cost
+            distances = (goal - here).norm(dim=1)
+            loss = motion_loss(
+                feature, lattice, here, goal,
+                radius=settings.patch_radius, max_shift=settings.max_shift,
+                active=(distances >= settings.stop_distance).float(),
             )  # fmt: skip
-            points = found.points
-        distances = (goal - points).norm(dim=1)
-        _read(out, points, distances, found.cost if found else None, pending)
+            if eps is not None and mask is not None and reference_previous is not None:
+                previous = denoiser.schedule.step(optimiser.latent, eps, t)
+                loss = loss + held * mask_loss(previous, reference_previous, mask)
+            grad = optimiser.gradient(loss)
+        kept = () if eps is None else (eps.detach(),)
+        return here, distances, cost, loss.detach(), grad, *kept
+
+    later = Recorded(lambda: turn(True), on=denoiser.graphs and device.type == "cuda")
+    out = Dragged(latent.detach(), [handles.detach().cpu().clone()])
+    pending: Tensor | None = None
+    while out.updates < settings.steps:
+        tracking = out.updates > 0
+        # the gradient comes before it is known whether all have arrived: one backward too many at the
+        # end, and no wait for the device in between
+        here, distances, cost, loss, grad, *rest = later() if tracking else turn(False)
+        points.copy_(here)
+        read_turn(out, points, distances, cost if tracking else None, pending)
         out.latent = optimiser.latent.detach().clone()  # its features are finite: worth keeping
-        on_step(_progress(out, denoiser, eps, t))
+        on_step(progress_of(out, denoiser, rest[0] if rest else None, t))
         out.reached = bool((out.distances < settings.stop_distance).all())
-        if last or out.reached:
+        if out.reached:
             break
-        loss = motion_loss(
-            feature, lattice, points, goal,
-            radius=settings.patch_radius, max_shift=settings.max_shift,
-            active=(distances >= settings.stop_distance).float(),
-        )  # fmt: skip
-        if held and eps is not None and mask is not None and reference_previous is not None:
-            previous = denoiser.schedule.step(optimiser.latent, eps, t)
-            loss = loss + held * mask_loss(previous, reference_previous, mask)
-        grad = optimiser.update(loss)
+        pending = loss.clone()
+        optimiser.apply(grad)
         if on_gradient is not None:
             on_gradient(out.updates, grad)
-        pending = loss.detach()
         out.updates += 1
+    else:  # where the last update has left the points
+        with torch.no_grad():
+            found = follow(denoiser.feature(optimiser.latent, t)) if out.updates else None
+        if found is not None:
+            points.copy_(found.points)
+        distances = (goal - points).norm(dim=1)
+        read_turn(out, points, distances, found.cost if found else None, pending)
+        out.latent = optimiser.latent.detach().clone()
+        on_step(progress_of(out, denoiser, None, t))
+        out.reached = bool((out.distances < settings.stop_distance).all())
     out.adam = optimiser.state()
     return out
 
 
-def _read(
+def read_turn(
     out: Dragged,
     points: Tensor,
     distances: Tensor,
@@ -240,7 +266,8 @@ def _read(
         out.trajectory.append(flat[: 2 * n].reshape(n, 2))
 
 
-def _progress(out: Dragged, denoiser: Denoiser, eps: Tensor | None, t: int) -> Progress:
+def progress_of(out: Dragged, denoiser: Denoiser, eps: Tensor | None, t: int) -> Progress:
+    """The account as it stands, for `on_step`; `eps` is the latent's noise, if it was predicted."""
     kept, latent = None if eps is None else eps.detach(), out.latent
 
     @torch.no_grad()

@@ -93,6 +93,16 @@ def inside(first: Tensor, count: int, lattice: Size) -> Tensor:
     return good_row[:, :, None] & good_col[:, None, :]
 
 
+def contrast(feature: Tensor, templates: Tensor) -> Tensor:
+    """How different each template [P,C] is from an average place: mean |difference| [P].
+
+    The unit of doubt: a match whose cost is a small part of it is a find, one that costs as much is
+    any place.
+    """
+    cells = feature[0].flatten(1).T.float()
+    return torch.cdist(templates, cells, p=1).mean(1) / feature.shape[1]
+
+
 @dataclass(frozen=True, slots=True)
 class Tracked:
     """Where the templates were found: `points` [P,2] float32, `cost` [P] mean |difference|,
@@ -146,9 +156,8 @@ def _track(
     feature: Tensor, lattice: Size, points: Tensor, templates: Tensor, radius: int, parity: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     side = 2 * radius + 1
-    centre = points.round()
-    limit = torch.tensor(lattice, device=points.device, dtype=points.dtype) - 1
-    centre = torch.minimum(centre.clamp(min=0), limit)
+    row, col = points.round().unbind(1)  # limits as numbers: a tensor would be sent to the device
+    centre = torch.stack([row.clamp(0, lattice[0] - 1), col.clamp(0, lattice[1] - 1)], dim=1)
     first = centre - radius
     # patches() clamps each position to the border, which keeps window and position in step:
     # an outside candidate repeats the border's and is ruled out below

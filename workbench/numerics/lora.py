@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from workbench.errors import ModelError
 from workbench.numerics.ddim import Schedule
 from workbench.numerics.denoiser import frozen
+from workbench.numerics.graphs import Recorded
 from workbench.numerics.readback import Lagged
 from workbench.types import LoraConfig
 
@@ -114,6 +115,7 @@ def train(
     start: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     added: Mapping[str, Tensor] | None = None,
+    graphs: bool = False,
     on_step: OnTrain = lambda _done, _total, _loss: None,
 ) -> TrainedLora:
     """Fit adapters to one picture; the U-Net comes back exactly as it was, also on an error.
@@ -129,6 +131,7 @@ def train(
         start: adapters to begin with (standard keys); fresh ones when None.
         seed: of the fresh adapters.
         added: SDXL's added conditions, each [1,...].
+        graphs: record the step on CUDA (not with accumulation).
         on_step: progress after each optimiser step.
 
     Raises:
@@ -155,11 +158,20 @@ def train(
         )  # fmt: skip
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         lagged = Lagged(device)
+        replayed = None
+        if graphs and device.type == "cuda" and config.accumulation == 1:
+            replayed = _Replayed(
+                unet, schedule, text.to(dtype), added, list(weights.values()), scaler
+            )
         for step in range(config.steps):
             total = torch.zeros((), device=device)
             for part in range(config.accumulation):
                 draw = draws(step * config.accumulation + part)
-                loss = _loss(unet, schedule, draw, text.to(dtype), added) / config.accumulation
+                if replayed is not None:
+                    total += replayed(draw)
+                    continue
+                batch = _batch(schedule, draw, text.to(dtype))
+                loss = _loss(unet, batch, text.to(dtype), added) / config.accumulation
                 scaler.scale(loss).backward()
                 total += loss.detach()
             scaler.step(adam)
@@ -172,26 +184,66 @@ def train(
     return TrainedLora(state, tuple(losses))
 
 
-def _loss(
-    unet: Any,
-    schedule: Schedule,
-    draw: Draw,
-    text: Tensor,
-    added: Mapping[str, Tensor] | None,
-) -> Tensor:
-    """Mean squared error of the predicted noise (or v) on one batch, float32."""
-    n = len(draw.latents)
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Noised latents in the U-Net's precision, their timesteps, and what the U-Net should say (float32)."""
+
+
+def _batch(schedule: Schedule, draw: Draw, text: Tensor) -> Batch:
     clean = draw.latents.to(text.device, torch.float32)
     noise = draw.noise.to(text.device, torch.float32, non_blocking=True)
     noisy = schedule.add_noise(clean, noise, draw.timesteps)
+    levels = draw.timesteps.to(text.device, non_blocking=True)
+    return noisy.to(text.dtype), levels, schedule.training_target(clean, noise, draw.timesteps)
+
+
+def _loss(unet: Any, batch: Batch, text: Tensor, added: Mapping[str, Tensor] | None) -> Tensor:
+    """Mean squared error of the predicted noise (or v) on one batch, float32."""
+    noisy, levels, target = batch
+    n = len(noisy)
     given: dict[str, Any] = {"encoder_hidden_states": text.expand(n, -1, -1)}
     if added:
         given["added_cond_kwargs"] = {
             k: v.to(text.device, text.dtype).expand(n, *v.shape[1:]) for k, v in added.items()
         }
-    levels = draw.timesteps.to(text.device, non_blocking=True)
-    out = unet(noisy.to(text.dtype), levels, return_dict=False, **given)[0]
-    return F.mse_loss(out.float(), schedule.training_target(clean, noise, draw.timesteps))
+    out = unet(noisy, levels, return_dict=False, **given)[0]
+    return F.mse_loss(out.float(), target)
+
+
+class _Replayed:
+    """Loss and gradients of a batch, on tensors that stay where they are (see `graphs`)."""
+
+    def __init__(
+        self,
+        unet: Any,
+        schedule: Schedule,
+        text: Tensor,
+        added: Mapping[str, Tensor] | None,
+        weights: list[Tensor],
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        self._schedule, self._text, self._weights = schedule, text, weights
+        self._batch: Batch | None = None
+
+        def work() -> tuple[Tensor, ...]:
+            assert self._batch is not None
+            with torch.enable_grad():
+                loss = _loss(unet, self._batch, text, added)
+                return loss.detach(), *torch.autograd.grad(scaler.scale(loss), weights)
+
+        self._step = Recorded(work, on=True)
+
+    def __call__(self, draw: Draw) -> Tensor:
+        """Set the gradients; returns the loss, which the next call overwrites."""
+        new = _batch(self._schedule, draw, self._text)
+        if self._batch is None:
+            self._batch = new
+        else:
+            for kept, given in zip(self._batch, new, strict=True):
+                kept.copy_(given)
+        loss, *grads = self._step()
+        for weight, grad in zip(self._weights, grads, strict=True):
+            weight.grad = grad
+        return loss
 
 
 @contextlib.contextmanager

@@ -1,0 +1,85 @@
+"""`warp`: the latent moved along the arrows in one step, then briefly denoised; no optimisation.
+
+FastDrag's idea (arXiv 2405.15769) with three differences: the clean part and the noise of the latent
+are moved separately, so that sub-cell positions are exact and the noise keeps its variance; the
+arrow that is strongest at a place takes it (winner takes all); and the moved latent is put together
+at a moderate noise level, which keeps what was moved and leaves few steps to go.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from workbench.methods.finish import denoise, reference_for
+from workbench.methods.locate import located
+from workbench.methods.options import WarpOptions
+from workbench.methods.types import DragOutcome, DragProblem, OnDragStep, Reference
+from workbench.numerics import warp
+from workbench.numerics.denoiser import frozen
+from workbench.records import Stop
+
+Tensor = torch.Tensor
+
+
+@torch.no_grad()
+def run(problem: DragProblem, on_step: OnDragStep) -> DragOutcome:
+    """Move, denoise in `problem.warp.denoise_steps`, and look where the points came to lie."""
+    denoiser, options = problem.denoiser(), problem.warp
+    with frozen(problem.unet):
+        reference = reference_for(problem, on_step)
+        first = start_index(problem, options.noise_level)
+        t = problem.timesteps[first]
+        moved = moved_latent(problem, reference, first, options)
+        steps = problem.schedule.thinned(t, options.denoise_steps)
+        clean = denoise(problem, denoiser, reference, moved, steps, on_step)
+        points, distances, costs = located(problem, denoiser, clean)
+    still = not len(points) or torch.equal(problem.handles, problem.targets)
+    return DragOutcome(
+        latent=clean, trajectory=(problem.handles, points), distances=tuple(distances.tolist()),
+        losses=(), iterations=0, stop=Stop.NO_MOTION if still else Stop.ONE_STEP,
+        costs=tuple(costs.tolist()),
+    )  # fmt: skip
+
+
+def start_index(problem: DragProblem, noise_level: int) -> int:
+    """Index of the first of the problem's timesteps that is not above a noise level."""
+    return next(
+        (i for i, t in enumerate(problem.timesteps) if t <= noise_level), problem.inverted - 1
+    )
+
+
+def field_of(problem: DragProblem, options: WarpOptions) -> warp.Field:
+    """Where each latent cell of the result comes from, inside the mask or around the arrows."""
+    size = (problem.trail.shape[-2], problem.trail.shape[-1])
+    device = problem.trail.device
+    handles = warp.to_cells(problem.handles.to(device), problem.lattice, size)
+    targets = warp.to_cells(problem.targets.to(device), problem.lattice, size)
+    mask = problem.used_mask()
+    area = mask[0, 0] if mask is not None else warp.arrow_mask(handles, targets, size)
+    shape = {"sharpness": options.sharpness, "rigid": options.rigid}
+    if options.stretch:
+        return warp.backward_field(handles, targets, area, **shape)
+    travel, priority = warp.displacement(handles, targets, area, **shape)
+    return warp.forward_field(travel, priority, area)
+
+
+def moved_latent(
+    problem: DragProblem, reference: Reference, index: int, options: WarpOptions
+) -> Tensor:
+    """The original's latent at timesteps[index] with its content moved along the arrows [1,C,h,w].
+
+    z = sqrt(a) x0 + sqrt(1-a) eps, with x0 the picture's own clean latent, gives eps; both are moved
+    along one field. Holes: x0 is filled in from around, eps stays the place's own.
+    """
+    if not len(problem.handles):
+        return reference.latents[index].to(problem.trail.device)
+    schedule, t = problem.schedule, problem.timesteps[index]
+    a = schedule.alpha(t)
+    x0 = problem.trail[0].float()
+    z = reference.latents[index].to(x0)
+    eps = (z - a**0.5 * x0) / (1 - a) ** 0.5
+    field = field_of(problem, options)
+    clean = warp.pick(x0, field)
+    if options.fill_holes:
+        clean = warp.fill(clean, field)
+    return schedule.noised(clean, warp.pick(eps, field, noise=True), t)

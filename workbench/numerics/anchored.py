@@ -1,0 +1,151 @@
+"""Motion supervision anchored at the original, for a latent that may already have been warped.
+
+The loss is GoodDrag's (arXiv 2404.07206): the patch at handle + shift is pulled to the *original*
+handle's patch, so that errors of tracking do not add up in what is being moved. What differs is when
+a point counts as done. A warped latent has the right feature at the target from the first step, and
+a loop that stops there leaves a picture whose denoising undoes half of it; so points that have
+arrived keep being supervised at their target, and the loop ends when all have arrived, beyond doubt,
+and the loss has stopped falling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from workbench.numerics.denoiser import Denoiser
+from workbench.numerics.drag import (
+    Dragged,
+    Progress,
+    anchor_patches,
+    mask_loss,
+    motion_loss,
+    progress_of,
+    read_turn,
+)
+from workbench.numerics.features import Size, contrast, samples, track
+from workbench.numerics.optimiser import AdamState, LatentOptimiser
+from workbench.types import DragConfig
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """When an anchored drag is done."""
+
+    arrived_weight: float = 1.0  # of a point within the stop distance; the others count 1
+    doubt: float = 0.7  # cost over contrast above which a point has not been found
+    least: int = 10  # updates before it may stop
+    window: int = 5  # updates whose mean loss is compared with that of the same number before
+    gain: float = 0.05  # share by which the loss must have fallen, to go on
+
+
+def anchored_drag(
+    denoiser: Denoiser,
+    latent: Tensor,
+    t: int,
+    *,
+    handles: Tensor,
+    targets: Tensor,
+    origins: Tensor,
+    lattice: Size,
+    reference: Tensor,
+    reference_previous: Tensor | None,
+    mask: Tensor | None,
+    settings: DragConfig,
+    patience: Patience,
+    adam: AdamState | None = None,
+    on_step: Callable[[Progress], None] = lambda _p: None,
+) -> Dragged:
+    """Optimise the latent, at most `settings.steps` updates.
+
+    Each turn: one forward; track within `settings.track_radius` (but for the first turn); stop when
+    done; loss of all points at handle + shift, where shift reaches at most to the target; the mask
+    term; one Adam update.
+
+    Args:
+        denoiser: U-Net under fixed conditions.
+        latent: start [1,C,h,w] at timestep t: the original's, or a warped one.
+        t: timestep.
+        handles: where the points are believed to be at the start [P,2]: the targets, if warped.
+        targets: [P,2].
+        origins: original handles [P,2], of which patches and templates are taken.
+        lattice: (rows, cols).
+        reference: the original's feature at t [1,C',fh,fw].
+        reference_previous: its DDIM result [1,C,h,w]; needed with a mask.
+        mask: [1,1,h,w], 1 = may change; None for no mask term.
+        settings: steps, step size, radii, shift, mask weight, stop distance.
+        patience: when to stop.
+        adam: moments to continue with.
+        on_step: called once per turn, before its update; raises `Cancelled` to stop.
+
+    Returns:
+        As `drag`; `costs` are relative to the contrast: 0 is the same feature, 1 any place.
+
+    Raises:
+        NotFinite: when loss or features became NaN; carries the last finite latent.
+    """
+    device = latent.device
+    held = settings.mask_weight if mask is not None and reference_previous is not None else 0.0
+    optimiser = LatentOptimiser(
+        latent, settings.learning_rate, half=denoiser.dtype == torch.float16, state=adam
+    )
+    points, goal = handles.to(device), targets.to(device)
+    with torch.no_grad():
+        templates = samples(reference, lattice, origins.to(device).floor())
+        anchors = anchor_patches(reference, lattice, origins.to(device), settings.patch_radius)
+        unit = contrast(reference, templates).clamp(min=1e-12)
+    # the factor of GoodDrag's program, so that the mask weight means the same in all methods
+    weight = float(max(1, 2 * settings.patch_radius) ** 2)
+    out = Dragged(latent.detach(), [handles.detach().cpu().clone()])
+    pending: Tensor | None = None
+    while True:
+        last = out.updates >= settings.steps
+        eps: Tensor | None = None
+        with torch.set_grad_enabled(not last):
+            if held and not last:
+                feature, eps = denoiser.both(optimiser.latent, t)
+            else:
+                feature = denoiser.feature(optimiser.latent, t)
+        cost = None
+        if out.updates > 0:
+            found = track(
+                feature.detach(), lattice, points, templates, settings.track_radius,
+                parity=settings.parity,
+            )  # fmt: skip
+            points, cost = found.points, found.cost / unit
+        distances = (goal - points).norm(dim=1)
+        read_turn(out, points, distances, cost, pending)
+        out.latent = optimiser.latent.detach().clone()
+        on_step(progress_of(out, denoiser, eps, t))
+        arrived = out.distances < settings.stop_distance
+        out.reached = bool((arrived & (out.costs < patience.doubt)).all())
+        done = out.reached and settled(out.losses, patience)
+        if last or done or not len(points):
+            break
+        waiting = torch.where(distances < settings.stop_distance, patience.arrived_weight, 1.0)
+        loss = motion_loss(
+            feature, lattice, points, goal,
+            radius=settings.patch_radius, max_shift=settings.max_shift, active=waiting,
+            anchors=anchors, weight=weight,
+        )  # fmt: skip
+        if held and eps is not None and mask is not None and reference_previous is not None:
+            previous = denoiser.schedule.step(optimiser.latent, eps, t)
+            loss = loss + held * mask_loss(previous, reference_previous, mask)
+        optimiser.update(loss)
+        pending = loss.detach()
+        out.updates += 1
+    out.adam = optimiser.state()
+    return out
+
+
+def settled(losses: Sequence[float], patience: Patience) -> bool:
+    """Whether the loss of the last updates is hardly below that of those before them."""
+    n = patience.window
+    if len(losses) < max(patience.least, 2 * n):
+        return False
+    now, before = sum(losses[-n:]), sum(losses[-2 * n : -n])
+    return now > (1 - patience.gain) * before
