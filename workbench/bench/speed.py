@@ -37,6 +37,9 @@ def add_parser(subparsers: Any) -> None:
     add("--size", type=int, default=0, metavar="PX",
         help="side of the picture, a multiple of 64 [default: the model's own]")  # fmt: skip
     add("--threads", type=int, default=0, metavar="N", help="CPU threads [default: torch's choice]")
+    add("--clock", choices=("wall", "cpu"), default="wall",
+        help="cpu: CPU seconds of this process, for a machine that others use; best with --threads 1 "
+        "[default wall]")  # fmt: skip
     add("--repeats", type=int, default=3, metavar="N", help="alternations, 1 to 100 [default 3]")
     add("--quick", action="store_true", help="fewer steps, extended to full length in the tables")
     add("--seconds", type=float, default=0.0, metavar="S",

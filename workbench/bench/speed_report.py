@@ -116,6 +116,8 @@ def tables(records: Sequence[Record]) -> str:
         return "There is nothing to show."
     runs = [r for r in records if r["kind"] == "run"]
     parts = ["", _line(setup), ""]
+    if setup.get("clock") == "cpu":
+        parts += ["Seconds are CPU seconds of the process.", ""]
     if setup["quick"]:
         p, f = setup["plan"], setup["full"]
         parts += [

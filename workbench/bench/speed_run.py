@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from workbench import geometry
-from workbench.bench import baseline
+from workbench.bench import baseline, speed_trace
 from workbench.bench.speed_models import Subject, subject, weight_bytes
 from workbench.bench.speed_report import Sink
 from workbench.bench.speed_trace import Trace, clear, counting, matrix_peak
@@ -74,6 +74,8 @@ def measure(args: argparse.Namespace, sink: Sink) -> None:
     started = time.perf_counter()
     _quiet()
     set_threads(args.threads)
+    if args.clock == "cpu":
+        speed_trace.use_cpu_clock()
     chosen = subject(
         args.model, device=args.device, dtype=args.dtype, load_stage=not args.no_load_stage,
         folder=Settings.load().folder / "bench",
@@ -94,9 +96,9 @@ class Speed:
         self.plan = QUICK if args.quick else FULL
         self.trains = "train" in args.stages
         self.loads = "load" in args.stages and chosen.loads and not args.no_load_stage
-        before = time.perf_counter()
+        before = speed_trace.clock()
         self.runtime: Runtime = chosen.runtime()
-        self.load_seconds = time.perf_counter() - before
+        self.load_seconds = speed_trace.clock() - before
         self.size = args.size or self.runtime.native_size
         self.rgb = picture(self.size)
         self.mask = painted(self.size) if args.mask else None
@@ -158,6 +160,7 @@ class Speed:
             machine=torch.cuda.get_device_name(run.device) if cuda else platform.processor(),
             threads=torch.get_num_threads(), torch=torch.__version__, size=self.size,
             mask=self.mask is not None, quick=self.args.quick, trains=self.trains, loads=self.loads,
+            clock=self.args.clock,
             plan={"lora": self.plan.lora, "drag": self.plan.drag, "ddim": self.plan.ddim},
             full={"lora": FULL.lora, "drag": FULL.drag, "ddim": FULL.ddim},
             weights=weight_bytes(run.unet, run.vae), peak_flops=self.peak,
@@ -404,6 +407,6 @@ def _quiet() -> None:
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
+    begun = speed_trace.clock()
     work()
-    return time.perf_counter() - begun
+    return speed_trace.clock() - begun

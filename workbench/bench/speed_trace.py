@@ -11,7 +11,7 @@ import gc
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,16 @@ class StageTime:
         return per * steps if per is not None else self.flops
 
 
+clock: Callable[[], float] = time.perf_counter
+"""Seconds that count; `use_cpu_clock` changes it."""
+
+
+def use_cpu_clock() -> None:
+    """Count CPU seconds of this process instead, which other programs on the machine hardly change."""
+    global clock
+    clock = time.process_time
+
+
 class Trace:
     """Collects the marks of one run on one device."""
 
@@ -94,7 +104,7 @@ class Trace:
         self.first: float | None = None  # seconds until anything was reported
         self.longest = 0.0  # between two reports: how long a cancel may have to wait
         self._counter = counter
-        self._start = self._last = time.perf_counter()
+        self._start = self._last = clock()
         self._seen_flops = self._flops()
         _reset_peak(device)
 
@@ -103,13 +113,13 @@ class Trace:
 
     def mark(self, stage: str, step: int, total: int) -> None:
         """A stage reports that `step` of `total` steps are done."""
-        now = time.perf_counter()
+        now = clock()
         if self.first is None:
             self.first = now - self._start
         self.longest = max(self.longest, now - self._last)
         if step <= 1 or step >= total:
             synchronise(self.device)  # in between, the device is left to run ahead
-            now = time.perf_counter()
+            now = clock()
         found = self.stages.setdefault(stage, StageTime(ahead=self.device.type == "cuda"))
         flops = self._flops()
         found.seconds += now - self._last
@@ -204,8 +214,8 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     best = float("inf")
     for _ in range(12 if device.type == "cuda" else 6):
         synchronise(device)
-        start = time.perf_counter()
+        start = clock()
         a @ b
         synchronise(device)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return 2.0 * side**3 / best
