@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from workbench.errors import BadInput
-from workbench.methods import dragdiffusion, gooddrag
+from workbench.methods import auto, dragdiffusion, gooddrag, warp
 from workbench.methods.finish import reference_of
 from workbench.methods.options import AutoOptions, WarpOptions
 from workbench.methods.types import (
@@ -26,6 +26,8 @@ __all__ = [
 _METHODS: dict[str, Callable[[DragProblem, OnDragStep], DragOutcome]] = {
     "dragdiffusion": dragdiffusion.run,
     "gooddrag": gooddrag.run,
+    "warp": warp.run,
+    "auto": auto.run,
 }
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from workbench.numerics.anchored import Patience
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarpOptions:
@@ -31,3 +33,4 @@ class AutoOptions:
         default_factory=lambda: WarpOptions(noise_level=500, denoise_steps=1000)
     )
     warp_start: bool = True  # False begins from the original latent, as the other methods do
+    patience: Patience = field(default_factory=Patience)

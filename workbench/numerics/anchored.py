@@ -58,6 +58,7 @@ def anchored_drag(
     settings: DragConfig,
     patience: Patience,
     adam: AdamState | None = None,
+    losses: Sequence[float] = (),
     on_step: Callable[[Progress], None] = lambda _p: None,
 ) -> Dragged:
     """Optimise the latent, at most `settings.steps` updates.
@@ -80,10 +81,12 @@ def anchored_drag(
         settings: steps, step size, radii, shift, mask weight, stop distance.
         patience: when to stop.
         adam: moments to continue with.
+        losses: of a run that is continued; whether it has settled is judged on all of them.
         on_step: called once per turn, before its update; raises `Cancelled` to stop.
 
     Returns:
-        As `drag`; `costs` are relative to the contrast: 0 is the same feature, 1 any place.
+        As `drag`, `losses` with those given; `costs` are relative to the contrast: 0 is the same
+        feature, 1 any place.
 
     Raises:
         NotFinite: when loss or features became NaN; carries the last finite latent.
@@ -94,13 +97,16 @@ def anchored_drag(
         latent, settings.learning_rate, half=denoiser.dtype == torch.float16, state=adam
     )
     points, goal = handles.to(device), targets.to(device)
+    still = torch.equal(origins, targets)  # or there are none
     with torch.no_grad():
         templates = samples(reference, lattice, origins.to(device).floor())
         anchors = anchor_patches(reference, lattice, origins.to(device), settings.patch_radius)
         unit = contrast(reference, templates).clamp(min=1e-12)
     # the factor of GoodDrag's program, so that the mask weight means the same in all methods
     weight = float(max(1, 2 * settings.patch_radius) ** 2)
-    out = Dragged(latent.detach(), [handles.detach().cpu().clone()])
+    out = Dragged(latent.detach(), [handles.detach().cpu().clone()], losses=list(losses))
+    if losses:
+        out.trajectory.clear()  # the first turn below says where the points are
     pending: Tensor | None = None
     while True:
         last = out.updates >= settings.steps
@@ -111,11 +117,12 @@ def anchored_drag(
             else:
                 feature = denoiser.feature(optimiser.latent, t)
         cost = None
-        if out.updates > 0:
+        if out.losses or pending is not None:
+            # a continued run was tracked on this very latent: only the doubt is needed once more
+            radius = settings.track_radius if out.updates > 0 else 0
             found = track(
-                feature.detach(), lattice, points, templates, settings.track_radius,
-                parity=settings.parity,
-            )  # fmt: skip
+                feature.detach(), lattice, points, templates, radius, parity=settings.parity
+            )
             points, cost = found.points, found.cost / unit
         distances = (goal - points).norm(dim=1)
         read_turn(out, points, distances, cost, pending)
@@ -124,7 +131,7 @@ def anchored_drag(
         arrived = out.distances < settings.stop_distance
         out.reached = bool((arrived & (out.costs < patience.doubt)).all())
         done = out.reached and settled(out.losses, patience)
-        if last or done or not len(points):
+        if last or done or still:
             break
         waiting = torch.where(distances < settings.stop_distance, patience.arrived_weight, 1.0)
         loss = motion_loss(
