@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from workbench.bench import speed
+from workbench.bench import scenes_cli, speed
 
 
 def add_parsers(subparsers: Any) -> None:
     """Add the commands to an argparse subparsers object; each sets `run(args) -> int`."""
+    scenes_cli.add_parsers(subparsers)
     speed.add_parser(subparsers)

@@ -127,3 +127,31 @@ def paired(
     if not both:
         return Paired(math.nan, math.nan, difference)
     return Paired(float(x.mean()), float(y.mean()), difference)
+
+
+def ratio(
+    a: Mapping[K, float], b: Mapping[K, float], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """Mean of B over mean of A on the drags that both have, with a paired bootstrap interval.
+
+    Percentiles of the ratios of resampled means (drags are drawn, so that both means see the same
+    ones); "at most half of A's" is answered by `high` <= 0.5. NaN where A's mean is 0.
+    """
+    both = [k for k in a if k in b and math.isfinite(a[k]) and math.isfinite(b[k])]
+    x = np.array([a[k] for k in both], np.float64)
+    y = np.array([b[k] for k in both], np.float64)
+    n = len(both)
+    if n == 0 or x.mean() == 0:
+        return Interval(math.nan, math.nan, math.nan, n)
+    mean = float(y.mean() / x.mean())
+    if n == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    per = max(1, min(resamples, _AT_ONCE // n))
+    parts = []
+    for start in range(0, resamples, per):
+        drawn = rng.integers(n, size=(min(per, resamples - start), n))
+        below, above = x[drawn].mean(axis=1), y[drawn].mean(axis=1)
+        parts.append(above[below != 0] / below[below != 0])
+    low, high = np.quantile(np.concatenate(parts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(mean, float(low), float(high), n)
