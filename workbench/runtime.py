@@ -21,6 +21,7 @@ from workbench import device as devices
 from workbench.models import ModelSpec, Registry, find_files, fingerprint, native_size
 from workbench.models.loading import Parts, load_parts
 from workbench.modelstate import unchanged
+from workbench.numerics.lean import lean
 from workbench.records import OnStep, ignore_steps
 from workbench.types import ModelRef
 
@@ -172,7 +173,13 @@ class Runtime:
     @contextlib.contextmanager
     def job(self) -> Iterator[None]:
         """Hold the model for a whole job and give it back as it was."""
-        with self.lock, unchanged(self.unet), unchanged(self.vae), devices.repeatable():
+        with (
+            self.lock,
+            unchanged(self.unet),
+            unchanged(self.vae),
+            lean(self.unet),
+            devices.repeatable(),
+        ):
             yield
 
     @contextlib.contextmanager

@@ -20,6 +20,7 @@ from workbench.errors import ModelError
 from workbench.numerics.ddim import Schedule
 from workbench.numerics.denoiser import frozen
 from workbench.numerics.graphs import Recorded
+from workbench.numerics.lean import Folded, folded
 from workbench.numerics.readback import Lagged
 from workbench.types import LoraConfig
 
@@ -274,6 +275,9 @@ def _adapters(unet: Any, rank: int, state: Mapping[str, Tensor]) -> Iterator[dic
                 weight.data = state[key].to(weight.device, torch.float32, copy=True)
                 weight.requires_grad_(True)
                 weights[key] = weight
+            if folded(originals[name], rank):
+                down, up = (getattr(layer, p)[_ADAPTER].weight for p in ("lora_A", "lora_B"))
+                layer.forward = Folded(originals[name], down, up)
         yield weights
     finally:
         for name, module in originals.items():

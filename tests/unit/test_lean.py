@@ -1,0 +1,137 @@
+"""The CPU's way of computing attention, gated layers and adapters gives the same numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_unet import TEXT, normal, small_unet, text
+from torch import nn
+
+from workbench.numerics import lean, lora
+
+Tensor = torch.Tensor
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    parts = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+
+
+def some(n: int, rows: int, keys: int, width: int, dtype: torch.dtype) -> list[Tensor]:
+    return [
+        normal(n, length, width, seed=i).to(dtype).requires_grad_()
+        for i, length in enumerate((rows, keys, keys))
+    ]
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 1000])
+@pytest.mark.parametrize(("n", "rows", "keys"), [(1, 50, 50), (3, 33, 7), (2, 1, 5)])
+def test_attention_and_its_gradients_are_those_of_the_definition(
+    n: int, rows: int, keys: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lean, "_rows", lambda _heads, queries, _keys: min(block, queries))
+    given = some(n, rows, keys, 24, torch.float64)
+    out, want = lean.narrow_attention(*given, 3), fused(*given, 3)
+    torch.testing.assert_close(out, want)
+    weight = normal(*want.shape, seed=9).double()
+    mine = torch.autograd.grad((out * weight).sum(), given)
+    torch.testing.assert_close(mine, torch.autograd.grad((want * weight).sum(), given))
+
+
+def test_attention_passes_the_numerical_gradient_check() -> None:
+    given = some(1, 6, 5, 4, torch.float64)
+    assert torch.autograd.gradcheck(lambda q, k, v: lean.narrow_attention(q, k, v, 2), given)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    q, k, v = (x.detach() for x in some(1, 40, 40, 8, torch.float32))
+    out = lean.narrow_attention(q * 1e3, k * 1e3, v, 1)
+    assert out.isfinite().all()
+    torch.testing.assert_close(out, fused(q * 1e3, k * 1e3, v, 1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_split_gate_is_geglu(bias: bool) -> None:
+    layer = nn.Linear(6, 20, bias=bias)
+    x = normal(2, 9, 6)
+    value, gate = layer(x).chunk(2, dim=-1)
+    torch.testing.assert_close(lean.split_gate(x, layer.weight, layer.bias), value * F.gelu(gate))
+
+
+def test_the_whole_unet_says_the_same_and_is_given_back_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unet = small_unet()
+    monkeypatch.setattr(lean, "_LEAST_ROWS", 1)
+    z, t = normal(2, 4, 16, 16), torch.tensor([3, 700])
+    states = normal(2, 5, TEXT, seed=3)
+    before = dict(unet.attn_processors)
+    calls: list[int] = []
+    original = lean.narrow_attention
+    monkeypatch.setattr(
+        lean, "narrow_attention", lambda *given: (calls.append(1), original(*given))[1]
+    )
+    with torch.no_grad():
+        want = unet(z, t, encoder_hidden_states=states).sample
+        with lean.lean(unet):
+            got = unet(z, t, encoder_hidden_states=states).sample
+        after = unet(z, t, encoder_hidden_states=states).sample
+    assert len(calls) == len(before)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert torch.equal(after, want)
+    assert dict(unet.attn_processors) == before
+    assert not any("forward" in vars(m) for m in unet.modules())
+
+
+def test_it_is_given_back_after_an_error() -> None:
+    unet = small_unet()
+    before = dict(unet.attn_processors)
+    with pytest.raises(RuntimeError, match="midway"), lean.lean(unet):
+        raise RuntimeError("midway")
+    assert dict(unet.attn_processors) == before
+
+
+def test_other_precisions_are_left_alone() -> None:
+    unet = small_unet().to(torch.bfloat16)
+    before = dict(unet.attn_processors)
+    with lean.lean(unet):
+        assert dict(unet.attn_processors) == before
+
+
+def test_an_attention_with_a_norm_of_its_own_keeps_its_processor() -> None:
+    unet = small_unet()
+    attention = unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    assert lean.plain(attention)
+    attention.norm_q = nn.LayerNorm(4)
+    kept = attention.processor
+    with lean.lean(unet):
+        assert attention.processor is kept
+
+
+def test_folded_adapters_train_as_pefts_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = small_unet()
+    start = lora.initial_state(unet, 4, seed=1)
+    start = {k: v if "lora_A" in k else normal(*v.shape, seed=2) for k, v in start.items()}
+
+    def gradients() -> tuple[Tensor, dict[str, Tensor]]:
+        with lora._adapters(unet, 4, start) as weights:
+            out = unet(
+                normal(2, 4, 8, 8), 10, encoder_hidden_states=text().expand(2, -1, -1)
+            ).sample
+            grads = torch.autograd.grad(out.square().mean(), list(weights.values()))
+            return out.detach(), dict(zip(weights, grads, strict=True))
+
+    assert lean.folded(nn.Linear(8, 8), 4)
+    out, mine = gradients()
+    monkeypatch.setattr(lora, "folded", lambda _layer, _rank: False)
+    want, theirs = gradients()
+    torch.testing.assert_close(out, want, rtol=1e-3, atol=1e-5)
+    for name, grad in mine.items():
+        atol = 1e-3 * float(theirs[name].abs().max())  # float32 in another order
+        torch.testing.assert_close(grad, theirs[name], rtol=0, atol=atol)
+
+
+def test_wide_layers_keep_the_two_step_way() -> None:
+    assert not lean.folded(nn.Linear(640, 640), 4)
+    assert not lean.folded(nn.Conv2d(8, 8, 1), 4)
