@@ -128,7 +128,7 @@ def test_folded_adapters_train_as_pefts_do(monkeypatch: pytest.MonkeyPatch) -> N
     want, theirs = gradients()
     torch.testing.assert_close(out, want, rtol=1e-3, atol=1e-5)
     for name, grad in mine.items():
-        atol = 1e-3 * float(theirs[name].abs().max())  # float32 in another order
+        atol = 1e-2 * float(theirs[name].abs().max())  # groups of two channels lose digits
         torch.testing.assert_close(grad, theirs[name], rtol=0, atol=atol)
 
 
