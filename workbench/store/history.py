@@ -224,12 +224,14 @@ class Store:
             parent = edits[parent].record.request.parent
         return out
 
-    def search(self, text: str, *, owner: str | None = None) -> list[EditRecord]:
+    def search(
+        self, text: str, *, owner: str | None = None, binned: bool | None = False
+    ) -> list[EditRecord]:
         """Edits that hold every word of `text` in prompt, names, notes, settings or outcome."""
         words = text.casefold().split()
         notes = self._notes.load()
         found = []
-        for record in self.records(owner=owner):
+        for record in self.records(owner=owner, binned=binned):
             req, note = record.request, notes.get(record.id, Notes())
             parts = (record.id, req.prompt, req.image.name, req.model.name, req.drag.method)
             more = (record.status.value, record.error or "", record.started, note.title, note.note)
@@ -244,6 +246,10 @@ class Store:
     def notes(self, name: str) -> Notes:
         """Title, note, favourite and bin of an edit (empty ones where none were written)."""
         return self._notes.load().get(name, Notes())
+
+    def all_notes(self) -> dict[str, Notes]:
+        """The notes of every edit that has some, by its id (one look at the folder for a list)."""
+        return self._notes.load()
 
     def annotate(self, name: str, **changes: Any) -> Notes:
         """Change `title`, `note` or `favourite` of an edit.
