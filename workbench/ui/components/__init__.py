@@ -4,6 +4,7 @@ Each Python function mounts one component (Streamlit components v2: one document
 iframe, nothing fetched from elsewhere). Pictures travel as data URLs, already small.
 
     viewer      before/after slider, side by side with a common zoom, flicker
+    board       thumbnails to choose from, in groups or as a table
     chart       lines over steps (loss, distance), drawn as SVG in the theme's colours
     width       how wide the column is, in px
     pairs       the table of arrows: switch, numbers, delete
@@ -56,8 +57,9 @@ def viewer(
     first: int = 0,
     second: int = 1,
     max_height: int = 640,
+    columns: int = 0,
 ) -> None:
-    """Show pictures of one size against each other.
+    """Show pictures against each other.
 
     Args:
         images: (label, encoded bytes) each; labels are shown as plain text.
@@ -67,8 +69,10 @@ def viewer(
         first: index of the picture on the left of the divider.
         second: index of the picture on its right.
         max_height: limit of the picture's height on the page, CSS px.
+        columns: most panes in a row with "side" (0: as many as there is room for).
     """
     data = {
+        "columns": columns,
         "images": [{"label": label, "src": data_url(raw)} for label, raw in images],
         "mode": mode,
         "first": first,
@@ -76,6 +80,30 @@ def viewer(
         "maxHeight": max_height,
     }
     _component("viewer", '<div class="wb-viewer"></div>')(data=data, key=key)
+
+
+def board(
+    data: Mapping[str, Any],
+    chosen: Sequence[str],
+    *,
+    most: int,
+    key: str,
+    on_change: Callable[[], None],
+) -> Any:
+    """Show thumbnails to choose from.
+
+    Args:
+        data: `groups`, a list of {title, cells}, or `table`, {columns, rows, corner} with rows of
+            {label, cells}. A cell has id, src (data URL), title, note and state: only one that is
+            "done" can be chosen; the others show their note and `reason`.
+        chosen: ids that are chosen, in their order.
+        most: how many can be chosen.
+        key: unique key of the element.
+        on_change: called after a click; the result's `chosen` lists the ids.
+    """
+    return _component("compare", '<div class="wb-board"></div>')(
+        key=key, data={**data, "chosen": list(chosen), "most": most}, on_chosen_change=on_change
+    )
 
 
 def chart(

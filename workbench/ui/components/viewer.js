@@ -50,7 +50,7 @@ class Viewer {
 
   update(data) {
     this.data = data;
-    const made = JSON.stringify([data.mode, data.first, data.second, data.maxHeight, data.images.map((i) => i.label)]);
+    const made = JSON.stringify([data.mode, data.first, data.second, data.maxHeight, data.columns, data.images.map((i) => i.label)]);
     if (made !== this.made) {
       this.made = made;
       this.build();
@@ -80,6 +80,7 @@ class Viewer {
       button("full", "Full screen", () => this.fullScreen()),
     );
     this.panes = element("div", `panes ${mode}`);
+    if (this.data.columns) this.panes.style.setProperty("--columns", this.data.columns);
     this.layers = [];
     this.divider = null;
     const every = images.map((_, i) => i);
@@ -120,6 +121,7 @@ class Viewer {
     }
     pane.addEventListener("pointerdown", (e) => this.down(e, pane));
     pane.addEventListener("pointermove", (e) => this.move(e, pane));
+    if (mode === "side") this.follow(pane);
     for (const kind of ["pointerup", "pointercancel", "lostpointercapture"]) {
       pane.addEventListener(kind, (e) => this.pointers.delete(e.pointerId));
     }
@@ -135,6 +137,25 @@ class Viewer {
     });
     pane.addEventListener("keydown", (e) => this.paneKey(e));
     return pane;
+  }
+
+  // A cross in the other panes stands where the pointer is in this one.
+  follow(pane) {
+    const cross = element("div", "cross", { "aria-hidden": "true" });
+    pane.append(cross);
+    const others = () => [...this.panes.querySelectorAll(".cross")].filter((c) => c !== cross);
+    pane.addEventListener("pointermove", (e) => {
+      if (e.pointerType === "touch") return;
+      const [u, v] = this.at(e, pane);
+      cross.hidden = true;
+      for (const one of others()) {
+        one.hidden = false;
+        one.style.left = `${100 * u}%`;
+        one.style.top = `${100 * v}%`;
+      }
+    });
+    pane.addEventListener("pointerleave", () => others().forEach((c) => (c.hidden = true)));
+    cross.hidden = true;
   }
 
   at(event, pane) {
