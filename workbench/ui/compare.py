@@ -104,7 +104,8 @@ def _style() -> str:
 def _choice(backend: Backend, space: Workspace | None, records: Sequence[EditRecord]) -> None:
     """Thumbnails of all edits, this picture's first; a click takes one in or out."""
     open_at_first = st.session_state.setdefault("compare_open", len(records) < FEWEST)
-    with st.expander(f"Choose edits ({len(records)} of at most {MOST})", expanded=open_at_first):
+    # the words stay the same: with another label it would be another, closed, expander
+    with st.expander(f"Choose edits (at most {MOST})", expanded=open_at_first):
         words = st.text_input(
             "Find",
             key="compare_find",
@@ -160,9 +161,14 @@ def _cell(backend: Backend, record: EditRecord) -> dict[str, str]:
         "id": record.id,
         "src": components.data_url(backend.thumbnail(picture, 160)),
         "title": f"{name}: {words}, {when(record.finished)}",
-        "note": f"{facts.METHOD_NAMES[record.request.drag.method]} · {when(record.finished)}",
+        "note": f"{facts.METHOD_NAMES[record.request.drag.method]}\n{_when_and_steps(record)}",
         "state": "done",
     }
+
+
+def _when_and_steps(record: EditRecord) -> str:
+    steps = record.result.iterations if record.result else 0
+    return f"{count(steps, 'step')}, {when(record.finished)}"
 
 
 # --- pictures ---------------------------------------------------------------------------------------
@@ -173,7 +179,7 @@ def _pictures(views: Sequence[EditView], names: Sequence[str]) -> None:
     panes: list[tuple[str, Callable[[], bytes]]] = [
         (name, _getter(view, "after")) for name, view in zip(names, views, strict=True)
     ]
-    with st.container(horizontal=True, vertical_alignment="bottom", key="compare_bar"):
+    with st.container(horizontal=True, vertical_alignment="center", key="compare_bar"):
         mode = VIEWS[
             st.segmented_control(
                 "View",
@@ -212,7 +218,7 @@ def _pictures(views: Sequence[EditView], names: Sequence[str]) -> None:
             st.info("These two pictures have different shapes; choose two of one shape.")
             return
         heat = figures.encode(preview.heatmap(a, fitted))
-        _show([*two, ("Difference, dark: none, bright: strong", heat)], "side", columns=3)
+        _show([*two, ("Difference", heat)], "side", columns=3)
         st.caption(_difference(a, fitted))
 
 
@@ -231,8 +237,17 @@ def _show(
 def _two(labels: list[str]) -> tuple[int, int]:
     """Which two pictures stand against each other."""
     with st.container(horizontal=True, width="content", key="compare_two"):
-        first = st.selectbox("First", labels, index=0, key=f"compare_a_{len(labels)}", width=240)
-        second = st.selectbox("Second", labels, index=1, key=f"compare_b_{len(labels)}", width=240)
+        first, second = (
+            st.selectbox(
+                name,
+                labels,
+                index=n,
+                key=f"compare_{n}_{len(labels)}",
+                width=230,
+                label_visibility="collapsed",
+            )
+            for n, name in enumerate(("First picture", "Second picture"))
+        )
     return labels.index(first), labels.index(second)
 
 
@@ -241,7 +256,7 @@ def _difference(a: figures.U8, b: figures.U8) -> str:
     delta = abs(a.astype("int16") - b.astype("int16")).max(axis=2)
     share = 100 * float((delta > 8).mean())
     return (
-        f"{share:.1f} % of the picture differs by more than 8 of 255 levels; the largest difference "
+        f"Dark: no difference, bright: strong. {share:.1f} % of the picture differs by more than 8 of 255 levels; the largest difference "
         f"is {int(delta.max())}, the mean {float(delta.mean()):.2f}."
     )
 

@@ -93,8 +93,9 @@ def metric_rows(views: Sequence[EditView]) -> list[Row]:
         )
         rows.append(Row(f"Arrow {n + 1}: still to go", texts, _lowest(left)))
     rows.append(Row("Steps", tuple(str(v.result.iterations) for v in views)))
-    dragging = [float(v.result.seconds.get("drag", 0.0)) for v in views]
-    rows.append(Row("Time dragging", tuple(seconds(t) for t in dragging), _lowest(dragging)))
+    rows.append(
+        Row("Time dragging", tuple(seconds(v.result.seconds.get("drag", 0.0)) for v in views))
+    )
     rows.append(Row("Time in all", tuple(seconds(v.total()) for v in views)))
     rows.append(Row("From the cache", tuple(_cached(v) for v in views)))
     outside = [v.result.change_outside_mask for v in views]
@@ -126,18 +127,17 @@ def names(records: Sequence[EditRecord]) -> list[str]:
         return []
     columns = [dict(parameters(r.request)) for r in records]
     pictures = len({r.request.image.id for r in records}) > 1
-    apart = [
-        label
-        for label in columns[0]
-        if len({c.get(label) for c in columns}) > 1 and label not in ("Method", "Arrows", "Mask")
-    ]
-    if len({c["Method"] for c in columns}) > 1:
-        apart = []  # each method has its own defaults: the method says it all
     out = []
     for n, (record, column) in enumerate(zip(records, columns, strict=True), 1):
-        method = record.request.drag.method
-        words = [METHOD_NAMES.get(method, method)]
-        words += [f"{_tail(k)} {plain(column.get(k, '–'), 24)}" for k in apart[:_IN_A_NAME]]
+        # each method has its own defaults: only among edits of one method do parameters say more
+        alike = [c for c in columns if c["Method"] == column["Method"]]
+        apart = [
+            label
+            for label in column
+            if len({c.get(label) for c in alike}) > 1 and label not in ("Arrows", "Mask")
+        ]
+        words = [METHOD_NAMES.get(record.request.drag.method, record.request.drag.method)]
+        words += [f"{_tail(k)} {plain(column[k], 24)}" for k in apart[:_IN_A_NAME]]
         if pictures:
             words.insert(0, plain(record.request.image.name, 24))
         out.append(f"{n} · {', '.join(words)}")
