@@ -270,7 +270,8 @@ def drag_targets(
         ValueError: when the scene has no such drag.
     """
     spec = _KINDS[scene.kind]
-    names = list(scene.handles)
+    start = scene.handles
+    names = list(start)
     if pairs > len(names):
         raise ValueError(f"a {scene.kind} has {len(names)} handles, not {pairs}")
     for _ in range(3000):
@@ -286,9 +287,7 @@ def drag_targets(
         if not well_placed(after):
             continue
         now = after.handles
-        lengths = [
-            np.hypot(now[n].x - scene.handles[n].x, now[n].y - scene.handles[n].y) for n in moved
-        ]
+        lengths = [np.hypot(now[n].x - start[n].x, now[n].y - start[n].y) for n in moved]
         if min_px <= min(lengths) and max(lengths) <= max_px:
             return {n: (now[n].x, now[n].y) for n in moved}
     raise ValueError(
