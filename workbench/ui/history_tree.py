@@ -8,19 +8,12 @@ a family; the family in which something happened last comes first.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from workbench.records import EditRecord, JobState
 from workbench.store import Notes, Store
 from workbench.types import ImageAsset
-
-STATUS_WORDS = {
-    JobState.DONE: "Finished",
-    JobState.FAILED: "Failed",
-    JobState.CANCELLED: "Cancelled",
-    JobState.INTERRUPTED: "Interrupted",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,34 +52,31 @@ class Family:
     edits: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """What the page shows: rows in their order, and every family by its picture's id."""
+class Forest:
+    """Every edit of a history at one moment, with its notes and its family."""
 
-    rows: tuple[Row, ...]
-    families: Mapping[str, Family]
-    total: int  # edits outside the bin
-    binned: int
+    def __init__(self, store: Store) -> None:
+        """Read the history."""
+        self.store = store
+        self.records = {r.id: r for r in store.records(binned=None)}
+        self.notes = store.all_notes()
+        self.binned = {n for n in self.records if n in self.notes and self.notes[n].binned}
+        self._first = {name: _first(name, self.records) for name in self.records}
+        self.families = _families(self.records, self._first, self.binned)
+
+    def rows(self, wanted: Filter) -> list[Row]:
+        """The edits that a filter lets through, in the order in which they are shown."""
+        shown = [r for r in self.records.values() if (r.id in self.binned) == wanted.binned]
+        if wanted.words.strip():
+            found = {r.id for r in self.store.search(wanted.words, binned=None)}
+            shown = [r for r in shown if r.id in found]
+        first, notes = self._first, self.notes
+        shown = [r for r in shown if _fits(r, notes.get(r.id), first[r.id], wanted)]
+        return list(_rows(shown, self.records, notes, first))
 
     def of_family(self, image: str) -> list[str]:
-        """Ids of the shown edits of a family."""
-        return [r.record.id for r in self.rows if r.family == image]
-
-
-def arrange(store: Store, wanted: Filter) -> Tree:
-    """Read the history and put it in order."""
-    records = {r.id: r for r in store.records(binned=None)}
-    notes = store.all_notes()
-    first = {name: _first(name, records) for name in records}
-    in_bin = {name for name in records if name in notes and notes[name].binned}
-    families = _families(records, first, in_bin)
-    shown = [r for r in records.values() if (r.id in in_bin) == wanted.binned]
-    if wanted.words.strip():
-        found = {r.id for r in store.search(wanted.words, binned=None)}
-        shown = [r for r in shown if r.id in found]
-    shown = [r for r in shown if _fits(r, notes.get(r.id), first[r.id], wanted)]
-    rows = _rows(shown, records, notes, first)
-    return Tree(tuple(rows), families, len(records) - len(in_bin), len(in_bin))
+        """Ids of a family's edits outside the bin, newest first."""
+        return [n for n in self.records if self._first[n] == image and n not in self.binned]
 
 
 def _fits(record: EditRecord, notes: Notes | None, family: str, wanted: Filter) -> bool:
@@ -126,7 +116,7 @@ def _rows(
     records: Mapping[str, EditRecord],
     notes: Mapping[str, Notes],
     first: Mapping[str, str],
-) -> Iterable[Row]:
+) -> Iterator[Row]:
     """Depth first, siblings newest first, with an own stack: a chain may be longer than Python's."""
     there = {r.id for r in shown}
     under: dict[str | None, list[EditRecord]] = defaultdict(list)

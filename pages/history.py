@@ -1,0 +1,15 @@
+"""History: every edit as a tree, to find again, keep, compare, hand on or go on from."""
+
+from __future__ import annotations
+
+from workbench.ui import history
+from workbench.ui.backend import Backend
+from workbench.ui.shell import page
+from workbench.ui.workspace import Workspace
+
+
+def body(backend: Backend, space: Workspace | None) -> None:
+    history.body(backend, space)
+
+
+page("History", "Every edit that was ever run here. Nothing is lost.", body)

@@ -1,0 +1,62 @@
+"""How the history speaks of an edit: its name, how it ended, its place among the others. No Streamlit."""
+
+from __future__ import annotations
+
+from workbench.records import EditRecord, JobState
+from workbench.store import Notes
+from workbench.ui.history_tree import Row
+from workbench.ui.text import count, inert, plain, seconds, when
+
+INDENT, DEEPEST = 26, 7  # CSS px per level; deeper ones are not indented any further
+METHODS = {
+    "dragdiffusion": "DragDiffusion",
+    "gooddrag": "GoodDrag",
+    "warp": "Warp",
+    "auto": "Auto",
+}
+STATUS_WORDS = {
+    JobState.DONE: "Finished",
+    JobState.FAILED: "Failed",
+    JobState.CANCELLED: "Cancelled",
+    JobState.INTERRUPTED: "Interrupted",
+}
+SIGNS = {
+    JobState.FAILED: (":material/error:", "red"),
+    JobState.CANCELLED: (":material/do_not_disturb_on:", "gray"),
+    JobState.INTERRUPTED: (":material/power_off:", "orange"),
+}
+
+
+def title_of(record: EditRecord, notes: Notes) -> str:
+    """What an edit is called: its title, or how it was made."""
+    if notes.title.strip():
+        return plain(notes.title, 60)
+    method = record.request.drag.method
+    words = METHODS.get(method, method)
+    return f"{words}, {count(len(record.request.pairs), 'arrow')}"
+
+
+def line_of(row: Row) -> str:
+    """When, how it ended, how far it got."""
+    record = row.record
+    parts = [when(record.finished)]
+    if record.status is not JobState.DONE:
+        icon, colour = SIGNS[record.status]
+        parts.insert(0, f":{colour}[{icon} {STATUS_WORDS[record.status]}]")
+    elif record.result is not None:
+        parts.append(seconds(sum(record.result.seconds.values())))
+        if record.result.distances:
+            parts.append(f"{max(record.result.distances):.1f} px left")
+    if row.notes.note.strip():
+        parts.append(f":material/sticky_note_2: {inert(row.notes.note, 40)}")
+    return " · ".join(p for p in parts if p)
+
+
+def branch_of(row: Row) -> str:
+    """The lines that join an edit to the one whose result it began with."""
+    guides = row.guides[-DEEPEST:]
+    lines = [f'<i style="left:{n * INDENT + 12}px"></i>' for n, on in enumerate(guides[:-1]) if on]
+    last = (len(guides) - 1) * INDENT + 12
+    kind = "tee" if guides[-1] else "end"
+    lines.append(f'<b class="{kind}" style="left:{last}px"></b>')
+    return f'<div class="wb-branch" style="width:{len(guides) * INDENT}px">{"".join(lines)}</div>'
