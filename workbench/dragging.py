@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from workbench import keys
 from workbench.errors import ModelError
 from workbench.filmstrip import Film
-from workbench.methods import DragOutcome, DragProblem, DragState, run
+from workbench.methods import DragOutcome, DragProblem, DragState, Pixels, run
 from workbench.methods.finish import denoise
 from workbench.numerics.optimiser import NotFinite
 from workbench.records import Stop
@@ -47,6 +47,20 @@ def problem_of(stages: Stages) -> DragProblem:
         guidance=stages.guidance,
         added=run.added(text, piece.size),
         uncond_added=run.added(uncond, piece.size) if uncond else None,
+        pixels=_pixels(stages) if request.drag.method in ("warp", "auto") else None,
+    )
+
+
+def _pixels(stages: Stages) -> Pixels:
+    piece, run = stages.piece, stages.runtime
+    handles, targets = piece.places()
+    mask = piece.working_mask
+    return Pixels(
+        picture=piece.pixels().to(run.device),
+        mask=torch.from_numpy(mask) if mask is not None else None,
+        handles=handles,
+        targets=targets,
+        encode=lambda picture: run.encode(picture)[0],
     )
 
 

@@ -14,13 +14,14 @@ from workbench.methods.types import (
     DragState,
     DragStep,
     OnDragStep,
+    Pixels,
     Reference,
     ignore,
 )
 
 __all__ = [
     "AutoOptions", "DragOutcome", "DragProblem", "DragState", "DragStep", "OnDragStep",
-    "Reference", "WarpOptions", "reference_of", "run",
+    "Pixels", "Reference", "WarpOptions", "reference_of", "run",
 ]  # fmt: skip
 
 _METHODS: dict[str, Callable[[DragProblem, OnDragStep], DragOutcome]] = {

@@ -10,14 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from workbench.numerics.anchored import Patience
+from workbench.numerics.pieces import Pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarpOptions:
-    """How a latent is moved along the arrows in one step, and how briefly it is denoised."""
+    """How a picture is moved along the arrows in one step, and how briefly it is denoised."""
 
-    noise_level: int = 300  # timestep at which the moved latent is put together again
+    noise_level: int = 101  # timestep at which the moved latent is put together again
     denoise_steps: int = 10  # at most; spread over the timesteps from there to the picture
+    pixels: bool = True  # move the picture and encode it; False moves the latent, as FastDrag does
+    pieces: Pieces = field(default_factory=Pieces)  # how pixels are moved; the rest is for latents
     stretch: bool = False  # pull like rubber (no holes) instead of moving pieces
     sharpness: float = 2.0  # between arrows: small blends them, large lets the nearest win
     rigid: float = 0.75  # latent cells round a handle that move as one piece

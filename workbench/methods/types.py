@@ -141,6 +141,17 @@ class DragState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pixels:
+    """The working picture itself, for methods that move pixels; positions are its pixels (row, col)."""
+
+    picture: Tensor  # [1,3,H,W] in [-1,1]
+    mask: Tensor | None  # [H,W], 1 = may change; None: everything may
+    handles: Tensor  # [P,2], not rounded to the lattice
+    targets: Tensor
+    encode: Callable[[Tensor], Tensor]  # picture -> clean latent [1,C,h,w] in the U-Net's scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DragProblem:
     """One drag on a prepared picture."""
 
@@ -160,6 +171,7 @@ class DragProblem:
     reference: Reference | None = None  # computed when missing or made for other settings
     resume: DragState | None = None
     graphs: bool = False  # record the drag's step on CUDA
+    pixels: Pixels | None = None  # without them, `warp` and `auto` move the latent instead
     auto: AutoOptions = field(default_factory=AutoOptions)
     warp: WarpOptions = field(default_factory=WarpOptions)
 

@@ -1,20 +1,22 @@
-"""`warp`: the latent moved along the arrows in one step, then briefly denoised; no optimisation.
+"""`warp`: the picture moved along the arrows in one step, then briefly denoised; no optimisation.
 
-FastDrag's idea (arXiv 2405.15769) with three differences: the clean part and the noise of the latent
-are moved separately, so that sub-cell positions are exact and the noise keeps its variance; the
-arrow that is strongest at a place takes it (winner takes all); and the moved latent is put together
-at a moderate noise level, which keeps what was moved and leaves few steps to go.
+FastDrag's idea (arXiv 2405.15769) of one step without optimisation, but what is moved is the picture
+(`numerics.pieces`), encoded anew and put together with its noise at a moderate level, which keeps
+what was moved and leaves few steps to go. Where there is no picture to move, or on demand, the latent
+is moved: clean part and noise separately, so that sub-cell positions are exact and the noise keeps
+its variance; the arrow that is strongest at a place takes it (winner takes all).
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from workbench.methods.finish import denoise, reference_for
 from workbench.methods.locate import located
 from workbench.methods.options import WarpOptions
-from workbench.methods.types import DragOutcome, DragProblem, OnDragStep, Reference
-from workbench.numerics import warp
+from workbench.methods.types import DragOutcome, DragProblem, OnDragStep, Pixels, Reference
+from workbench.numerics import pieces, warp
 from workbench.numerics.denoiser import frozen
 from workbench.records import Stop
 
@@ -68,18 +70,37 @@ def moved_latent(
 ) -> Tensor:
     """The original's latent at timesteps[index] with its content moved along the arrows [1,C,h,w].
 
-    z = sqrt(a) x0 + sqrt(1-a) eps, with x0 the picture's own clean latent, gives eps; both are moved
-    along one field. Holes: x0 is filled in from around, eps stays the place's own.
+    z = sqrt(a) x0 + sqrt(1-a) eps, with x0 the picture's own clean latent, gives eps. x0 is moved;
+    eps stays the place's own where the moved picture is encoded anew, and moves along with a moved
+    latent.
     """
-    if not len(problem.handles):
+    if torch.equal(problem.handles, problem.targets):
         return reference.latents[index].to(problem.trail.device)
     schedule, t = problem.schedule, problem.timesteps[index]
     a = schedule.alpha(t)
     x0 = problem.trail[0].float()
     z = reference.latents[index].to(x0)
     eps = (z - a**0.5 * x0) / (1 - a) ** 0.5
+    if problem.pixels is not None and options.pixels:
+        return schedule.noised(_moved_pixels(problem.pixels, x0, options.pieces), eps, t)
     field = field_of(problem, options)
     clean = warp.pick(x0, field)
     if options.fill_holes:
         clean = warp.fill(clean, field)
     return schedule.noised(clean, warp.pick(eps, field, noise=True), t)
+
+
+def _moved_pixels(given: Pixels, x0: Tensor, options: pieces.Pieces) -> Tensor:
+    """Clean latent of the picture with its pieces moved; where no pixel changed, x0 itself."""
+    device = x0.device
+    picture = given.picture.to(device)
+    size = (picture.shape[-2], picture.shape[-1])
+    handles, targets = given.handles.to(device), given.targets.to(device)
+    if given.mask is None:
+        mask = warp.arrow_mask(handles, targets, size, margin=size[1] * 3.0 / x0.shape[-1])
+    else:
+        mask = given.mask.to(device, torch.float32)
+    moved = pieces.move_pieces(picture, mask, handles, targets, options)
+    cells = (x0.shape[-2], x0.shape[-1])
+    changed = F.adaptive_max_pool2d(moved.changed.float()[None, None], cells) > 0
+    return torch.where(changed, given.encode(moved.picture).to(x0), x0)

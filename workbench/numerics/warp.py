@@ -39,15 +39,15 @@ def to_cells(points: Tensor, lattice: Size, size: Size) -> Tensor:
     return (points + 0.5) * scale - 0.5
 
 
-def arrow_mask(handles: Tensor, targets: Tensor, size: Size) -> Tensor:
-    """Cells [h,w] within reach of an arrow, where no mask was painted: 3 cells + 0.6 of its length."""
+def arrow_mask(handles: Tensor, targets: Tensor, size: Size, *, margin: float = 3.0) -> Tensor:
+    """Cells [h,w] within reach of an arrow, where no mask was painted: margin + 0.6 of its length."""
     cells = _cells(size, handles.device)
     way = targets - handles
     along = torch.einsum("hwpc,pc->hwp", cells[:, :, None] - handles, way)
     share = (along / (way**2).sum(1).clamp(min=1e-9)).clamp(0, 1)
     nearest = handles + share[..., None] * way
     gap = (cells[:, :, None] - nearest).norm(dim=-1)
-    reach: Tensor = (gap <= 3.0 + 0.6 * way.norm(dim=1)).any(dim=-1)
+    reach: Tensor = (gap <= margin + 0.6 * way.norm(dim=1)).any(dim=-1)
     return reach.float()
 
 
