@@ -101,9 +101,9 @@ def sheet(
     font = ImageFont.load_default(size)
     pad = max(6, cell // 24)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    wrapped = [_wrap(measure, str(label), font, cell) for label in labels]
+    wrapped = [wrap(measure, str(label), font, cell) for label in labels]
     texts = max(measure.multiline_textbbox((0, 0), t or " ", font=font)[3] for t in wrapped)
-    shrunk = [_fit(p, cell) for p in pictures]
+    shrunk = [fit_cell(p, cell, cell) for p in pictures]
     tall = max(p.shape[0] for p in shrunk)
     head = size * 2 + pad if title else 0
     rows = math.ceil(len(pictures) / columns)
@@ -124,14 +124,15 @@ def sheet(
     return np.array(out)
 
 
-def _fit(picture: U8, cell: int) -> U8:
+def fit_cell(picture: U8, width: int, height: int) -> U8:
+    """A picture uint8 [H,W,3] as large as fits into `width` x `height` px."""
     h, w = picture.shape[:2]
-    k = min(cell / w, cell / h)
+    k = min(width / w, height / h)
     size = max(1, round(w * k)), max(1, round(h * k))
     return resize(picture, size, "lanczos" if k < 1 else "nearest" if k >= 3 else "bicubic")
 
 
-def _wrap(
+def wrap(
     draw: ImageDraw.ImageDraw,
     text: str,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,

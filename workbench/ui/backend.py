@@ -11,6 +11,7 @@ import io
 import itertools
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -28,7 +29,7 @@ from workbench.models import ModelSpec
 from workbench.preview import canvas_background, warp
 from workbench.records import JobState
 from workbench.store import Store
-from workbench.tasks import TrainTask
+from workbench.tasks import SweepTask, TrainTask
 from workbench.types import EditRequest, MaskAsset
 from workbench.ui import figures, prepared, router, trace
 from workbench.ui.prepared import Facts, ModelFacts
@@ -258,6 +259,14 @@ class Backend:
     def submit_edit(self, request: EditRequest) -> str:
         """Queue an edit; the same request still under way gives the same job."""
         return self.app.submit_edit(request)
+
+    def submit_sweep(self, requests: Sequence[EditRequest], label: str) -> str:
+        """Queue several edits as one job."""
+        return self.app.submit_sweep(SweepTask(tuple(requests), label))
+
+    def sweeps(self) -> list[Job]:
+        """The sweeps that this process ran or will run, newest first."""
+        return [j for j in self.app.executor.recent() if j.kind == "sweep"]
 
     def submit_train(self, space: Workspace) -> str:
         """Queue the training and inversion of a project's picture.

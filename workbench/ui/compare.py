@@ -256,8 +256,9 @@ def _difference(a: figures.U8, b: figures.U8) -> str:
     delta = abs(a.astype("int16") - b.astype("int16")).max(axis=2)
     share = 100 * float((delta > 8).mean())
     return (
-        f"Dark: no difference, bright: strong. {share:.1f} % of the picture differs by more than 8 of 255 levels; the largest difference "
-        f"is {int(delta.max())}, the mean {float(delta.mean()):.2f}."
+        f"Dark: no difference, bright: strong. {share:.1f} % of the picture differs by more than 8 of "
+        f"255 levels; the largest difference is {int(delta.max())}, "
+        f"the mean {float(delta.mean()):.2f}."
     )
 
 

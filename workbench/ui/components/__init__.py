@@ -95,7 +95,8 @@ def board(
     Args:
         data: `groups`, a list of {title, cells}, or `table`, {columns, rows, corner} with rows of
             {label, cells}. A cell has id, src (data URL), title, note and state: only one that is
-            "done" can be chosen; the others show their note and `reason`.
+            "done" can be chosen; the others show their note and `reason`. `shape`: width / height
+            of all cells.
         chosen: ids that are chosen, in their order.
         most: how many can be chosen.
         key: unique key of the element.

@@ -23,6 +23,7 @@ class Board {
 
   update(data) {
     this.data = data;
+    if (data.shape) this.box.style.setProperty("--shape", data.shape);
     const drawn = JSON.stringify([data.groups, data.table]);
     if (drawn !== this.drawn) {
       this.drawn = drawn;
