@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from workbench.bench.stats import Interval, mean_interval, paired
+from workbench.bench.stats import Interval, mean_interval, paired, ratio
 
 # 97.5 % quantiles of Student's t for n - 1 degrees of freedom
 STUDENT = {10: 2.262, 40: 2.023, 400: 1.966}
@@ -113,3 +113,24 @@ def test_only_common_finite_drags_count() -> None:
     assert (found.a, found.b, found.difference.n) == (1.5, 3.0, 2)
     assert paired({"x": 1.0}, {"x": 2.0}).verdict(lower_is_better=True) == "too few"
     assert paired({"x": 1.0}, {"y": 2.0}).difference.n == 0
+
+
+def test_ratio_of_means_is_paired() -> None:
+    rng = np.random.default_rng(0)
+    a = {i: float(v) for i, v in enumerate(rng.exponential(10, 60))}
+    half = {k: v / 2 for k, v in a.items()}
+    exact = ratio(a, half)
+    assert exact.mean == pytest.approx(0.5)
+    assert exact.low == pytest.approx(0.5) and exact.high == pytest.approx(0.5)
+    noisy = {k: v * float(rng.uniform(0.2, 0.8)) for k, v in a.items()}
+    found = ratio(a, noisy)
+    assert found.low < found.mean < found.high
+    assert found.mean == pytest.approx(0.5, abs=0.1) and found.half < 0.1
+    assert found == ratio(a, noisy)
+
+
+def test_ratio_needs_drags_in_common_and_something_to_divide_by() -> None:
+    assert math.isnan(ratio({1: 1.0}, {2: 1.0}).mean)
+    assert math.isnan(ratio({1: 0.0, 2: 0.0}, {1: 1.0, 2: 2.0}).mean)
+    one = ratio({1: 4.0, 2: math.nan}, {1: 1.0, 2: 1.0})
+    assert (one.mean, one.n) == (0.25, 1) and math.isnan(one.low)
