@@ -55,6 +55,7 @@ FIGURES = (
     Figure("steps", "steps", 0),
 )
 BY_NAME = {f.name: f for f in FIGURES}
+ACCURACY, COST = FIGURES[:8], FIGURES[8:]
 GROUPED = ("left_features", "left_template", "mae_ratio", "ssim_ratio")
 GROUPS: tuple[tuple[str, str, Callable[[Record], str]], ...] = (
     ("kind of scene", "kind", lambda r: str(r["scene"])),
@@ -89,7 +90,7 @@ def tables(records: Sequence[Record], *, common: bool = False) -> str:
     setups = [r for r in records if r["kind"] == "setup"]
     if not rows or not setups:
         return "There is nothing to show."
-    parts = [_head(setups, rows), "", *overall(rows)]
+    parts = [_head(setups, rows), "", *overall(rows, ACCURACY), "", *overall(rows, COST)]
     for title, short, group in GROUPS:
         for name in GROUPED:
             parts += ["", f"{BY_NAME[name].title}, by {title}:", ""]
@@ -104,13 +105,13 @@ def interval(rows: Iterable[Record], name: str) -> Interval:
     return mean_interval([finite(r.get(name)) for r in rows])
 
 
-def overall(rows: Sequence[Record]) -> list[str]:
+def overall(rows: Sequence[Record], figures: Sequence[Figure]) -> list[str]:
     """Methods x figures."""
-    out = ["| method | drags | " + " | ".join(f.title for f in FIGURES) + " |"]
-    out.append("|---" * (len(FIGURES) + 2) + "|")
+    out = ["| method | drags | " + " | ".join(f.title for f in figures) + " |"]
+    out.append("|---" * (len(figures) + 2) + "|")
     for method in methods_of(rows):
         mine = [r for r in rows if r["method"] == method]
-        cells = [f.cell(interval(mine, f.name)) for f in FIGURES]
+        cells = [f.cell(interval(mine, f.name)) for f in figures]
         out.append(f"| {method} | {len(mine)} | " + " | ".join(cells) + " |")
     return out
 
