@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from workbench.ui import compare
+from workbench.ui import compare, sweep
+from workbench.ui.backend import Backend
 from workbench.ui.shell import page
+from workbench.ui.workspace import Workspace
 
-page("Compare", "Edits side by side, and one drag in many variants.", compare.body)
+
+def body(backend: Backend, space: Workspace | None) -> None:
+    part = sweep if compare.part() == "Sweep" else compare
+    part.body(backend, space)
+
+
+page("Compare", "Edits side by side, and one drag in many variants.", body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -111,7 +112,7 @@ def sheet(
     out = Image.new("RGB", (columns * (cell + pad) + pad, rows * row_height + pad + head), ground)
     draw = ImageDraw.Draw(out)
     if title:
-        draw.text((pad, pad), title, fill=ink, font=ImageFont.load_default(size * 1.3))
+        draw.text((pad, pad), printable(title), fill=ink, font=ImageFont.load_default(size * 1.3))
     for n, (picture, text) in enumerate(zip(shrunk, wrapped, strict=True)):
         x = pad + (n % columns) * (cell + pad)
         y = pad + head + (n // columns) * row_height
@@ -122,6 +123,18 @@ def sheet(
             align="center",
         )  # fmt: skip
     return np.array(out)
+
+
+def printable(text: str) -> str:
+    """Text in the letters that Pillow's own font has: accents go, signs are written out."""
+    spelled = text.translate(_SIGNS)
+    folded = unicodedata.normalize("NFKD", spelled)
+    bare = "".join(c for c in folded if not unicodedata.combining(c))
+    return "".join(c if c.isascii() or c in _HAS else "?" for c in bare)
+
+
+_SIGNS = str.maketrans({"×": "x", "→": "->", "–": "-", "—": "-", "≥": ">=", "≤": "<=", "ß": "ss"})
+_HAS = "·…“”‘’"
 
 
 def fit_cell(picture: U8, width: int, height: int) -> U8:
@@ -140,7 +153,7 @@ def wrap(
 ) -> str:
     """Break a label at spaces so that it fits; a word that is too long is cut."""
     lines: list[str] = []
-    for line in text.splitlines():
+    for line in printable(text).splitlines():
         now = ""
         for word in line.split():
             trial = f"{now} {word}".strip()

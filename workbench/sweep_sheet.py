@@ -70,15 +70,16 @@ def grid_sheet(
     notes = [[wrap(measure, t.note, font, cell) if t.picture is not None else "" for t in row]
              for row in tiles]  # fmt: skip
     under = [max((n.count("\n") + 1 for n in row if n), default=1) * line for row in notes]
-    top = gap + (2 * line if title else 0)
+    width = gap + side + len(columns) * (cell + gap)
+    large = ImageFont.load_default(size * 1.4)
+    over = wrap(measure, title, large, width - 2 * gap)
+    top = gap + ((over.count("\n") + 1) * round(size * 1.9) + gap if title else 0)
     head = max(h.count("\n") + 1 for h in heads) * line + gap // 2
     steps = [tall + u + 2 * gap for u in under]
-    out = Image.new(
-        "RGB", (gap + side + len(columns) * (cell + gap), top + head + sum(steps)), _GROUND
-    )
+    out = Image.new("RGB", (width, top + head + sum(steps)), _GROUND)
     draw = ImageDraw.Draw(out)
     if title:
-        draw.text((gap, gap), title, fill=_INK, font=ImageFont.load_default(size * 1.4))
+        draw.multiline_text((gap, gap), over, fill=_INK, font=large)
     lefts = [gap + side + n * (cell + gap) for n in range(len(columns))]
     for text, x in zip(heads, lefts, strict=True):
         _middle(draw, (x + cell / 2, top), text, bold, _INK)

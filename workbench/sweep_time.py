@@ -44,10 +44,11 @@ def estimate(
         latent = (*lora, request.inversion)
         if not has_lora and lora not in trained:
             total += _rate(known, "lora", _lora_work, request)
-        if not has_latent and latent not in inverted:
-            total += _rate(known, "invert", _depth, request) + _rate(
-                known, "reference", _depth, request
-            )
+        if latent not in inverted:
+            if not has_latent:
+                total += _rate(known, "invert", _depth, request)
+            # the original's pass is only kept in memory, so it is made anew for each sweep
+            total += _rate(known, "reference", _depth, request)
         trained.add(lora)
         inverted.add(latent)
         own = [k for k in known if k[0].drag.method == request.drag.method]

@@ -29,6 +29,7 @@ VIEWS = {
 }
 SHOWN = 48  # thumbnails in the choice, without a search
 _KEY = "at_edits"
+_PART = "compare_at"
 _HERE = Path(__file__).parent
 
 
@@ -79,8 +80,35 @@ def _records(backend: Backend, space: Workspace | None) -> list[EditRecord]:
     return found
 
 
+PARTS = ("Compare", "Sweep")
+
+
+def part() -> str:
+    """The switch between the page's two parts; a sweep's address opens the second."""
+    chosen = st.session_state.get(_PART)
+    if chosen not in PARTS:
+        chosen = "Sweep" if "sweep" in st.query_params else "Compare"
+    key = f"compare_part_{chosen}"
+    return str(
+        st.segmented_control(
+            "Part",
+            PARTS,
+            default=chosen,
+            required=True,
+            key=key,
+            label_visibility="collapsed",
+            on_change=lambda: show_part(str(st.session_state[key])),
+        )
+    )
+
+
+def show_part(name: str) -> None:
+    """Turn to a part of the page."""
+    st.session_state[_PART] = name
+
+
 def body(backend: Backend, space: Workspace | None) -> None:
-    """The whole page below the heading."""
+    """Edits against each other."""
     st.html(_style())
     records = _records(backend, space)
     _choice(backend, space, records)

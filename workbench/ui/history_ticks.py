@@ -79,6 +79,7 @@ def _compare(forest: Forest, names: list[str]) -> None:
         help=None if possible else f"Choose {FEWEST} to {MOST} edits that have a picture.",
     ):
         compare.choose(with_picture)
+        compare.show_part("Compare")
         query = {**router.params(), "edits": ",".join(with_picture)}
         st.switch_page(router.PAGES["compare"][0], query_params=query)
 

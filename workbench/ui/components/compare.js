@@ -56,6 +56,7 @@ class Board {
   table({ columns, rows, corner }) {
     const frame = element("div", "frame");
     const table = element("table");
+    table.style.setProperty("--cell", `${[320, 320, 320, 280, 236][columns.length] ?? 200}px`);
     const head = element("tr");
     head.append(element("td", "corner", {}, corner));
     for (const name of columns) head.append(element("th", "", { scope: "col" }, name));
