@@ -89,6 +89,20 @@ class LoraLibrary:
             raise BadInput(f"There is a LoRA {name!r} already; choose another name or replace it.")
         return path
 
+    def rename(self, name: str, to: str) -> None:
+        """Give a file of the library another name.
+
+        Raises:
+            BadInput: when there is none of this name, or the new one is taken or impossible.
+            StoreError: when the disk refuses.
+        """
+        if name == to:
+            return
+        if not self.path(name).is_file():
+            raise BadInput(f"There is no LoRA {name[:80]!r} in the library.")
+        self.put(to, self.get(name))  # first the new one: whatever happens, one of both is there
+        self.remove(name)
+
     def remove(self, name: str) -> None:
         """Remove a file from the library; edits that used it keep theirs.
 

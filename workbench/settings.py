@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "cache"
 FILE = "settings.json"
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "device": "WORKBENCH_DEVICE",
     "dtype": "WORKBENCH_DTYPE",
     "threads": "WORKBENCH_THREADS",
@@ -85,7 +85,7 @@ class Settings:
         env = os.environ if environment is None else environment
         folder = Path(env.get("WORKBENCH_CACHE") or DEFAULT_FOLDER).expanduser().resolve()
         settings = cls(folder=folder, **_stored(folder / FILE))
-        for name, variable in _ENVIRONMENT.items():
+        for name, variable in ENVIRONMENT.items():
             if env.get(variable):
                 try:
                     settings = dataclasses.replace(settings, **{name: _typed(name, env[variable])})

@@ -142,23 +142,13 @@ def run_add(args: argparse.Namespace) -> int:
         prediction=args.prediction,
         revision=args.revision,
         native_size=args.native_size,
-        **_source(registry, args.source),
+        **registry.source(args.source),
     )
     if spec.path:
         find_files(spec, registry)  # says what is wrong before it is registered
     registry.add(spec)
     print(f"{spec.name} is registered.")
     return 0
-
-
-def _source(registry: Registry, text: str) -> dict[str, Any]:
-    """A path if it exists, else a hub id."""
-    try:
-        return {"path": registry.resolve(text).path}
-    except (BadInput, ModelError):
-        if text.count("/") == 1 and not text.startswith((".", "/", "~")) and " " not in text:
-            return {"hub": text}
-        raise
 
 
 def run_remove(args: argparse.Namespace) -> int:

@@ -188,6 +188,20 @@ class Registry:
             "a diffusers folder or a .safetensors file."
         )
 
+    def source(self, text: str) -> dict[str, Any]:
+        """Where a new entry comes from: `{"path": ...}` if it exists, else `{"hub": "owner/name"}`.
+
+        Raises:
+            BadInput, ModelError: for what is neither, or a pickle.
+        """
+        try:
+            return {"path": self.resolve(text).path}
+        except (BadInput, ModelError):
+            is_id = text.count("/") == 1 and not text.startswith((".", "/", "~")) and " " not in text
+            if not is_id or text.lower().endswith((*PICKLES, ".safetensors")):
+                raise
+            return {"hub": text}
+
     def add(self, spec: ModelSpec) -> None:
         """Add or replace an entry of one's own and write `models.toml`.
 

@@ -7,6 +7,7 @@ this file changes and the pages do not.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import threading
@@ -30,8 +31,8 @@ from workbench.preview import canvas_background, warp
 from workbench.records import JobState
 from workbench.store import Store
 from workbench.tasks import SweepTask, TrainTask
-from workbench.types import EditRequest, MaskAsset
-from workbench.ui import figures, prepared, router, trace
+from workbench.types import DragConfig, EditRequest, MaskAsset
+from workbench.ui import colours, figures, prepared, router, trace
 from workbench.ui.prepared import Facts, ModelFacts
 from workbench.ui.workspace import Workspace, settings_of
 
@@ -143,7 +144,8 @@ class Backend:
         """What lies behind the canvas: the picture in that view, marked; WebP bytes."""
         image = space.image
         mask = self.mask(drawing, (image.width, image.height))
-        return canvas_background(self.pixels(image.id), mask, drawing, view)
+        style = colours.style(self.app.settings.ui)
+        return canvas_background(self.pixels(image.id), mask, drawing, view, style)
 
     def warped(self, space: Workspace, drawing: Drawing, longest: int = 640) -> bytes:
         """What the drag will roughly do, at once; WebP bytes at most `longest` px long."""
@@ -176,6 +178,12 @@ class Backend:
     def default_model(self) -> str:
         """The model that a new project takes."""
         return self.app.settings.model
+
+    def defaults(self) -> dict[str, Any]:
+        """The settings with which a new project begins: model, method and preset."""
+        wanted = self.app.settings
+        drag = DragConfig.preset(wanted.method, wanted.preset)
+        return {"model": wanted.model, "drag": dataclasses.asdict(drag)}
 
     def model_facts(self, space: Workspace) -> ModelFacts:
         """What is known about a project's model; `problem` says why it cannot be used."""

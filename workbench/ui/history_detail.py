@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from html import escape
 from typing import Any
 
 import streamlit as st
@@ -24,6 +23,7 @@ from workbench.ui import (
 )
 from workbench.ui.backend import Backend
 from workbench.ui.edits import EditView, parameters, picture_of
+from workbench.ui.facts import facts_list
 from workbench.ui.history_tree import Forest, Row
 from workbench.ui.history_words import SIGNS, STATUS_WORDS, title_of
 from workbench.ui.shell import guard
@@ -306,11 +306,3 @@ def _facts(forest: Forest, row: Row) -> dict[str, str]:
     if row.notes.imported:
         rows["Imported from"] = plain(row.notes.imported, 80)
     return rows
-
-
-def facts_list(rows: dict[str, str]) -> None:
-    """Names and values below each other; both are shown letter by letter."""
-    items = (
-        f"<dt>{escape(plain(k))}</dt><dd>{escape(plain(v, 300))}</dd>" for k, v in rows.items()
-    )
-    st.html(f'<dl class="wb-facts">{"".join(items)}</dl>')
