@@ -134,7 +134,7 @@ def printable(text: str) -> str:
 
 
 _SIGNS = str.maketrans({"×": "x", "→": "->", "–": "-", "—": "-", "≥": ">=", "≤": "<=", "ß": "ss"})
-_HAS = "·…“”‘’"
+_HAS = "·“”‘’"
 
 
 def fit_cell(picture: U8, width: int, height: int) -> U8:

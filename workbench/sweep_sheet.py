@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from workbench.errors import BadInput
 from workbench.sheets import fit_cell, wrap
+from workbench.sweep import Plan
+from workbench.sweep_results import Outcome, verdict
 
 U8 = npt.NDArray[np.uint8]
 _GROUND, _INK, _SOFT, _BLANK, _BAD = (
@@ -106,6 +108,20 @@ def grid_sheet(
             _middle(draw, (x + cell / 2, y + tall + gap // 3), note, font, _INK)
         y += step
     return np.array(out)
+
+
+def sheet_of(plan: Plan, found: Sequence[Outcome], picture: Callable[[str], U8]) -> U8:
+    """A sweep as it stands, uint8 [H,W,3]; `picture` gives the pixels of a stored picture's id."""
+    tiles: list[list[Tile]] = [[] for _ in range(plan.rows)]
+    for one in found:
+        if one.state == "done" and one.record is not None and one.record.result is not None:
+            tile = Tile(verdict(one.record), picture(one.record.result.image))
+        else:
+            words = one.reason or ("not run" if one.state == "missing" else one.state)
+            tile = Tile(words, failed=one.state == "failed")
+        tiles[one.cell.row].append(tile)
+    title = f"{plan.base.image.name}: {plan.title}"
+    return grid_sheet(title, plan.column_labels, plan.row_labels, tiles, cell=320)
 
 
 def _middle(

@@ -36,7 +36,7 @@ def commands() -> list[str]:
 
 
 def test_the_commands_that_are_promised() -> None:
-    assert {"edit", "train", "generate", "batch", "models", "cache", "history", "replay", "doctor",
+    assert {"edit", "train", "generate", "batch", "sweep", "models", "cache", "history", "replay", "doctor",
             "demo"} <= set(commands())  # fmt: skip
 
 

@@ -26,6 +26,7 @@ _COMMANDS = (
     "workbench.cli.train",
     "workbench.cli.generate",
     "workbench.cli.batch",
+    "workbench.cli.sweep",
     "workbench.cli.replay",
     "workbench.cli.models",
     "workbench.cli.loras",

@@ -40,6 +40,25 @@ def add_parsers(subparsers: Any) -> None:
         "to the right, y down, (0, 0) is the top-left pixel. Writes the result and, beside it, a "
         "strip: the source with mask and arrows, and the result.",
     )
+    add_picture_and_points(parser)
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="PNG to write")
+    parser.add_argument(
+        "--no-card", action="store_true", help="do not write the settings into the PNG"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="do not continue an earlier run of the same drag"
+    )
+    add_common(parser)
+    add_model(parser)
+    add_method(parser)
+    add_run(parser)
+    for prefix, cls, title in CONFIGS:
+        add_config(parser, prefix, cls, title)
+    parser.set_defaults(run=run)
+
+
+def add_picture_and_points(parser: argparse.ArgumentParser) -> None:
+    """Add what says which drag: picture, arrows, and where it may change."""
     parser.add_argument("picture", type=Path, help="PNG, JPEG, WebP, GIF, TIFF or BMP")
     parser.add_argument(
         "--pair",
@@ -56,20 +75,6 @@ def add_parsers(subparsers: Any) -> None:
         "--auto-mask", action="store_true", help="propose a mask from the arrows [the default]"
     )
     area.add_argument("--whole", action="store_true", help="the whole picture may change")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="PNG to write")
-    parser.add_argument(
-        "--no-card", action="store_true", help="do not write the settings into the PNG"
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="do not continue an earlier run of the same drag"
-    )
-    add_common(parser)
-    add_model(parser)
-    add_method(parser)
-    add_run(parser)
-    for prefix, cls, title in CONFIGS:
-        add_config(parser, prefix, cls, title)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

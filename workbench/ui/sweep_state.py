@@ -11,8 +11,8 @@ from workbench.errors import BadInput, StoreError, WorkbenchError
 from workbench.jobs import Job
 from workbench.records import EditRecord
 from workbench.sweep import Plan, key_of
-from workbench.sweep_results import Outcome, outcomes, verdict
-from workbench.sweep_sheet import Tile, grid_sheet
+from workbench.sweep_results import Outcome, outcomes
+from workbench.sweep_sheet import sheet_of
 from workbench.sweep_time import estimate
 from workbench.tasks import SweepTask
 from workbench.types import EditRequest
@@ -184,20 +184,8 @@ def guess(backend: Backend, requests: Sequence[EditRequest]) -> float | None:
 
 def sheet(backend: Backend, now: Standing) -> bytes:
     """The grid as one labelled picture, PNG."""
-    plan = now.plan
-    tiles: list[list[Tile]] = [[] for _ in range(plan.rows)]
-    for one in now.outcomes:
-        if one.record is not None and one.record.result is not None and one.state == "done":
-            rgb = figures.shown(backend.store.image(one.record.result.image), 512)
-            tiles[one.cell.row].append(Tile(verdict(one.record), rgb))
-        else:
-            words = one.reason or {"missing": "not run"}.get(one.state, one.state)
-            tiles[one.cell.row].append(Tile(words, failed=one.state == "failed"))
-    picture = grid_sheet(
-        f"{plan.base.image.name}: {plan.title}",
-        plan.column_labels,
-        plan.row_labels,
-        tiles,
-        cell=320,
-    )
-    return figures.encode(picture, "PNG")
+
+    def pixels(name: str) -> figures.U8:
+        return figures.shown(backend.store.image(name), 512)
+
+    return figures.encode(sheet_of(now.plan, now.outcomes, pixels), "PNG")
