@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from workbench import keys
+from workbench import images, keys
 from workbench.errors import BadInput, ModelError
 from workbench.numerics.ddim import CLEAN, Schedule, schedule_from
 from workbench.numerics.denoiser import Denoiser
@@ -255,7 +255,8 @@ def generate(
             asset = store.put_image(rgb, f"seed {config.seed}")
             made.append({"image": asset.id, "width": width, "height": height,
                          "config": dataclasses.asdict(config)})  # fmt: skip
-            on_step(StepInfo(stage="generate", step=(i + 1) * 100, total=task.count * 100))
+            on_step(StepInfo(stage="generate", step=(i + 1) * 100, total=task.count * 100,
+                             preview=images.encode_jpeg(rgb)))  # fmt: skip
     return {
         "pictures": made,
         "prompt": task.prompt,

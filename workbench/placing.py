@@ -23,6 +23,8 @@ def crop_of(request: EditRequest, mask: Mask | None, native: int) -> Crop:
     """
     width, height = request.image.width, request.image.height
     longest = request.working_size
+    if request.generation is not None:  # its latents have the size at which it was made
+        return Crop(0, 0, width, height, width, height)
     if request.drag.parity:
         return _reference_size(width, height, longest, native)
     if not request.crop:

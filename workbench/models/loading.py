@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from workbench.models.files import ModelFiles, read_header
 from workbench.records import OnStep, StepInfo, ignore_steps
 
 log = logging.getLogger(__name__)
+
+# The libraries' loaders change torch for the whole process while they read (default type, meta
+# device): two of them at once, for two devices, take each other's tensors away.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,7 +62,7 @@ def load_parts(
     """
     loaded: dict[str, Any] = {}
     total = len(files.components)
-    with _quiet_libraries():
+    with _ONE_AT_A_TIME, _quiet_libraries():
         for i, part in enumerate(files.components):
             on_step(StepInfo(stage="load", step=i, total=total))
             kind = torch.float32 if _keep_float32(files, part, dtype) else dtype

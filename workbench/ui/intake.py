@@ -10,7 +10,7 @@ from typing import Any
 
 import streamlit as st
 
-from workbench.ui import components, figures, router
+from workbench.ui import arrival, components, figures, generating, router
 from workbench.ui.backend import Backend
 from workbench.ui.shell import guard
 from workbench.ui.text import count, inert, plain, when
@@ -33,6 +33,21 @@ def examples() -> list[dict[str, Any]]:
 
 def choose(backend: Backend) -> None:
     """The first page while no picture is open."""
+    ways = ("Open a picture", "Make one from a prompt")
+    job = router.current("job")
+    making = bool(job) and backend.knows(str(job)) and backend.job(str(job)).kind == "generate"
+    way = st.segmented_control(
+        "Where the picture comes from",
+        ways,
+        default=ways[making],
+        required=True,
+        key="way",
+        persist_state="session",
+        label_visibility="collapsed",
+    )
+    if way == ways[1]:
+        generating.choose(backend)
+        return
     with st.container(key="halves_choose"):
         left, right = st.columns([2, 3], gap="large")
     with left:
@@ -61,6 +76,7 @@ def _upload(backend: Backend) -> None:
         with guard():
             opened = take(backend, file.getvalue(), file.name)
             st.session_state["upload_nonce"] = nonce + 1
+            arrival.train_if_wished(backend, opened)
             enter(opened)
 
 
@@ -78,7 +94,7 @@ def take(backend: Backend, raw: bytes, name: str) -> Workspace:
     alpha = backend.alpha_blob(decoded.alpha)
     asset = dataclasses.replace(asset, alpha=alpha) if alpha else asset
     space = Workspace.create(backend.store, asset, title=plain(Path(name).stem, 60) or "Picture")
-    space.set(notices=list(decoded.notices), model=backend.default_model())
+    space.set(notices=list(decoded.notices), **backend.defaults())
     return space
 
 
@@ -105,9 +121,8 @@ def _examples(backend: Backend) -> None:
                 space = Workspace.create(
                     backend.store, asset, title=entry["title"], prompt=entry["prompt"]
                 )
-                space.set(
-                    model=backend.default_model(), hint=entry["hint"], example=entry["drawing"]
-                )
+                space.set(**backend.defaults(), hint=entry["hint"], example=entry["drawing"])
+                arrival.train_if_wished(backend, space)
                 enter(space)
 
 

@@ -59,7 +59,9 @@ class Facts:
 def digest(request: EditRequest) -> str:
     """What a picture's LoRA depends on, as one text."""
     parts = (request.image.id, request.prompt, dataclasses.asdict(request.lora), request.seed)
-    return keys.key("pages", *parts, request.model.name, request.working_size)
+    data = request.to_json()
+    more = [data[k] for k in ("style", "lora_file", "generation", "crop")]
+    return keys.key("pages", *parts, request.model.name, request.working_size, *more)
 
 
 def lora_key(request: EditRequest, facts: ModelFacts) -> str | None:
@@ -74,7 +76,7 @@ def lora_key(request: EditRequest, facts: ModelFacts) -> str | None:
 
 def is_cropped(request: EditRequest, facts: ModelFacts, mask: Any) -> bool:
     """Whether only the part around the mask, bool [H,W] or None, is edited."""
-    if not request.crop or request.drag.parity:
+    if not request.crop or request.drag.parity or request.generation is not None:
         return False
     image = request.image
     args = (image.width, image.height, mask, request.pairs, facts.native)
@@ -85,6 +87,8 @@ def is_cropped(request: EditRequest, facts: ModelFacts, mask: Any) -> bool:
 def working_size(request: EditRequest, facts: ModelFacts) -> tuple[int, int]:
     """Width and height at which the whole picture is edited, px."""
     image = request.image
+    if request.generation is not None:
+        return image.width, image.height
     return images.working_size(
         image.width, image.height, facts.native, longest=request.working_size
     )

@@ -106,7 +106,13 @@ def describe(job: Job) -> tuple[str, float]:
         if step is None:
             return "Starting", 0.0
         words = stage_words(step.stage)
-        if step.total > 1:
+        if job.kind == "generate" and step.stage == "generate" and step.total:
+            words += (
+                f" · picture {min(step.step, step.total - 1) // 100 + 1} of {step.total // 100}"
+            )
+            if job.eta is not None and step.step < step.total:
+                words += f" · about {seconds(job.eta)} left"
+        elif step.total > 1:
             words += f" · step {step.step} of {step.total}"
             if job.eta is not None and step.step < step.total:
                 words += f" · about {seconds(job.eta)} left"

@@ -9,7 +9,7 @@ import streamlit as st
 from workbench.options import options_of
 from workbench.records import JobState
 from workbench.types import MAX_PROMPT, LoraConfig
-from workbench.ui import components, router, run_panel
+from workbench.ui import components, generating, router, run_panel
 from workbench.ui.backend import Backend
 from workbench.ui.options_form import option_grid
 from workbench.ui.shell import guard
@@ -22,6 +22,8 @@ def prompt_and_lora(backend: Backend, space: Workspace) -> None:
     with st.container(key="card_prompt"):
         _prompt(space)
         _model(backend, space)
+        if generating.own_latents(space):
+            return
         _preset(space)
         with guard():
             _start(backend, space)
@@ -135,6 +137,13 @@ def _start(backend: Backend, space: Workspace) -> None:
         return
     job_id = str(space.get("train_job") or "")
     running = backend.is_live(job_id)
+    if max(space.image.width, space.image.height) > facts.native and not space.project.drawing:
+        st.info(
+            f"The picture is larger than the {facts.native} px that this model knows. The part "
+            "around your mask will be edited at full detail, and that part is what should be "
+            "learnt: paint the mask first, and train then, or leave the training to the first run."
+        )
+        router.link("drag", "Mask & points", icon=":material/arrow_forward:")
     if backend.is_trained(space):
         st.success("The model knows this picture already, with these settings. Go on to draw.")
         router.link("drag", "Mask & points", icon=":material/arrow_forward:")

@@ -19,9 +19,11 @@ from workbench.types import (
     STRENGTHS,
     DragConfig,
     EditRequest,
+    GenerationConfig,
     ImageAsset,
     InversionConfig,
     LoraConfig,
+    LoraRef,
     MaskAsset,
     ModelRef,
     PointPair,
@@ -151,6 +153,46 @@ class Workspace:
         return int(self.get("working_size", 0))
 
     @property
+    def crop(self) -> bool:
+        """Whether a big picture is edited on the part around its mask."""
+        return bool(self.get("crop", True))
+
+    @property
+    def lora_file(self) -> LoraRef | None:
+        """A LoRA file that takes the place of the one that would be trained."""
+        return _reference(self.get("lora_file"))
+
+    @property
+    def style(self) -> LoraRef | None:
+        """A style LoRA that is stacked under the picture's."""
+        return _reference(self.get("style"))
+
+    @property
+    def made_with(self) -> GenerationConfig | None:
+        """How this picture was made from a prompt; None for any other picture."""
+        known = self.get("made")
+        if not isinstance(known, Mapping) or known.get("image") != self.project.image:
+            return None
+        return _lenient(GenerationConfig, known.get("config"))
+
+    @property
+    def made_unlike(self) -> tuple[str, str] | None:
+        """Prompt and model of a made picture, where the project has others by now."""
+        known = self.get("made") or {}
+        then = str(known.get("prompt", "")), str(known.get("model", ""))
+        return then if self.made_with and then != (self.project.prompt, self.model.name) else None
+
+    @property
+    def generation(self) -> GenerationConfig | None:
+        """The generation whose own latents a drag starts from, instead of an inversion.
+
+        None when it was switched off, or when prompt or model are not those of the picture any
+        more: the latents of another prompt are those of another picture.
+        """
+        own = self.made_with if self.get("own_latents", True) else None
+        return own if self.made_unlike is None else None
+
+    @property
     def jobs(self) -> list[str]:
         """Ids of this project's jobs, oldest first."""
         return list(self.get("jobs", ()))
@@ -172,6 +214,10 @@ class Workspace:
             drag=self.drag,
             seed=self.seed,
             working_size=self.working_size,
+            crop=self.crop,
+            lora_file=self.lora_file,
+            style=self.style,
+            generation=self.generation,
             parent=self.get("parent"),
         )
 
@@ -184,8 +230,17 @@ class Workspace:
 def settings_of(request: EditRequest) -> dict[str, Any]:
     """The settings with which an edit was made, for "use these settings" and "continue"."""
     data = request.to_json()
-    keys = ("lora", "inversion", "drag", "seed", "working_size")
-    return {**{k: data[k] for k in keys}, "model": request.model.name, "strength": "custom"}
+    keys = ("lora", "inversion", "drag", "seed", "working_size", "crop", "lora_file", "style")
+    kept = {**{k: data[k] for k in keys}, "model": request.model.name, "strength": "custom"}
+    if request.generation is not None:
+        kept |= {"made": made_as(request.image.id, request.prompt, request.model.name,
+                                 data["generation"]), "own_latents": True}  # fmt: skip
+    return kept
+
+
+def made_as(image: str, prompt: str, model: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a project remembers of a picture that was made from a prompt."""
+    return {"image": image, "prompt": prompt, "model": model, "config": dict(config)}
 
 
 def lora_preset(name: str) -> LoraConfig:
@@ -209,6 +264,16 @@ def strength_of(config: DragConfig) -> str:
     """The preset strength that a drag configuration equals, or "custom"."""
     same = (s for s in STRENGTHS if DragConfig.preset(config.method, s) == config)
     return next(same, "custom")
+
+
+def _reference(data: Any) -> LoraRef | None:
+    """A LoRA from a record, None where there is none or it cannot be read."""
+    if not isinstance(data, Mapping):
+        return None
+    try:
+        return from_mapping(LoraRef, data, strict=False)
+    except (BadInput, TypeError):
+        return None
 
 
 def _lenient(cls: type[C], data: Any) -> C:
