@@ -54,7 +54,7 @@ class Settings:
         False, "Always run in the low-memory mode (slower, needs less memory)."
     )
     model: str = option("storybook", "Model that is chosen at first.")
-    method: str = option("dragdiffusion", "Drag method that is chosen at first.", choices=METHODS)
+    method: str = option("auto", "Drag method that is chosen at first.", choices=METHODS)
     preset: str = option("normal", "Drag preset that is chosen at first.", choices=tuple(STRENGTHS))
     kept_models: int = option(1, "Loaded models that stay in memory per device.", low=1, high=8)
     cache_gb: float = option(

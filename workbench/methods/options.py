@@ -33,7 +33,7 @@ class AutoOptions:
     """What `auto` is made of: a warped start, then motion supervision anchored at the original."""
 
     start: WarpOptions = field(
-        default_factory=lambda: WarpOptions(noise_level=500, denoise_steps=1000)
+        default_factory=lambda: WarpOptions(noise_level=481, denoise_steps=1000)
     )
     warp_start: bool = True  # False begins from the original latent, as the other methods do
     patience: Patience = field(default_factory=Patience)
