@@ -38,6 +38,8 @@ def app(own_cache: Path, micro_sd: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     text = f'[micro]\npath = "{micro_sd.as_posix()}"\ntitle = "Micro"\nnative_size = 64\n'
     own_cache.joinpath("models.toml").write_text(text, encoding="utf-8")
     monkeypatch.setenv("WORKBENCH_MODEL", "micro")
+    # torch is not loaded behind a page that is gone again before it has come
+    monkeypatch.setattr(App, "warm_up", lambda _self, name="": None)
     close_app()
     yield get_app()
     close_app()

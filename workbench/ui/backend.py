@@ -22,8 +22,7 @@ from PIL import Image
 
 from workbench import images, pngcard
 from workbench.app import App, get_app
-from workbench.canvas import Arrow, Drawing, History, Viewport, rasterise
-from workbench.drawing import Shape
+from workbench.canvas import Arrow, Drawing, History, Viewport
 from workbench.errors import BadInput
 from workbench.jobs import Job
 from workbench.models import ModelSpec
@@ -33,6 +32,7 @@ from workbench.store import Store
 from workbench.tasks import SweepTask, TrainTask
 from workbench.types import DragConfig, EditRequest, MaskAsset
 from workbench.ui import colours, figures, prepared, router, trace
+from workbench.ui.area import Areas
 from workbench.ui.prepared import Facts, ModelFacts
 from workbench.ui.workspace import Workspace, settings_of
 
@@ -60,7 +60,7 @@ class Backend:
         self.thumbnail = self.store.thumbnail
         self._pixels = lru_cache(maxsize=8)(self.store.image)
         self._shown = lru_cache(maxsize=64)(self._encode_shown)
-        self._mask = lru_cache(maxsize=8)(self._rasterise)
+        self.areas = Areas(self.store)
         self._warming = threading.Lock()
         self._warm = False
         self._generations = itertools.count(1)
@@ -131,19 +131,10 @@ class Backend:
         """A number for a projection of a drawing, never used before in this process."""
         return next(self._generations)
 
-    def mask(self, drawing: Drawing, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """The drawing's mask, bool [H,W], for a picture of size (W, H); do not write into it."""
-        return self._mask(drawing.shapes, drawing.invert, *size)
-
-    def _rasterise(
-        self, shapes: tuple[Shape, ...], invert: bool, width: int, height: int
-    ) -> NDArray[np.bool_]:
-        return rasterise(Drawing(shapes=shapes, invert=invert), width, height)
-
     def canvas_background(self, space: Workspace, drawing: Drawing, view: Viewport) -> bytes:
         """What lies behind the canvas: the picture in that view, marked; WebP bytes."""
         image = space.image
-        mask = self.mask(drawing, (image.width, image.height))
+        mask = self.areas.of(space, drawing).mask
         style = colours.style(self.app.settings.ui)
         return canvas_background(self.pixels(image.id), mask, drawing, view, style)
 
@@ -152,14 +143,14 @@ class Backend:
         image = space.image
         to = figures.frame(image.width, image.height, longest)
         small = figures.fit(self.pixels(image.id), to.out_width, to.out_height)
-        mask = self.mask(drawing, (image.width, image.height))
+        mask = self.areas.of(space, drawing).mask
         cut = figures.fit_mask(mask, to.out_width, to.out_height)
         made = warp(small, cut if mask.any() else None, figures.fit_pairs(drawing.pairs, to))
         return figures.encode(made)
 
-    def mask_asset(self, drawing: Drawing, size: tuple[int, int]) -> MaskAsset | None:
-        """The stored mask of a drawing; None when nothing is painted (everything may change)."""
-        mask = self.mask(drawing, size)
+    def mask_asset(self, space: Workspace, drawing: Drawing) -> MaskAsset | None:
+        """The stored mask with which a drawing is run; None where everything may change."""
+        mask = self.areas.of(space, drawing).mask
         return self.store.put_mask(mask) if mask.any() else None
 
     # --- projects ---------------------------------------------------------------------------------
@@ -283,7 +274,7 @@ class Backend:
         as the edit will take it.
         """
         drawing = Drawing.from_json(space.project.drawing) if space.project.drawing else Drawing()
-        mask = self.mask_asset(drawing, (space.image.width, space.image.height))
+        mask = self.mask_asset(space, drawing)
         request = space.request(drawing.pairs, mask)
         return self.app.submit_train(TrainTask(request=request, preview=True))
 

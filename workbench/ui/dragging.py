@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from workbench.canvas import Drawing, checklist, ready
-from workbench.ui import components, router, run_panel
+from workbench.ui import area, components, router, run_panel
 from workbench.ui.backend import Backend
 from workbench.ui.drag_form import drag_form
 from workbench.ui.drawpad import Drawpad
@@ -34,6 +34,7 @@ def editor(backend: Backend, project: str) -> None:
                 brush = pad.options(tool)
                 pad.canvas(tool, brush)
                 _hint(space, pad)
+                _unpainted(backend, space, pad)
                 pad.table()
             with right:
                 progress(backend, space.id)
@@ -62,6 +63,36 @@ def _hint(space: Workspace, pad: Drawpad) -> None:
             )
 
 
+def _unpainted(backend: Backend, space: Workspace, pad: Drawpad) -> None:
+    """While nothing is painted: what that shall mean, and the proposal to go on painting on."""
+    painted = backend.areas.painted(pad.drawing, pad.size).any()
+    if painted or not pad.drawing.pairs:
+        return
+    key = f"unpainted_{space.id}"
+    found = backend.areas.of(space, pad.drawing)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.caption("Nothing painted, so this may change:", width="content")
+        st.segmented_control(
+            "What may change while nothing is painted",
+            list(area.UNPAINTED),
+            default=area.unpainted(space),
+            format_func=area.UNPAINTED.__getitem__,
+            required=True,
+            key=key,
+            label_visibility="collapsed",
+            on_change=lambda: space.set(unpainted=st.session_state[key]),
+        )
+        if found.proposed:
+            st.button(
+                "Paint it",
+                key="adopt_area",
+                type="tertiary",
+                icon=":material/format_paint:",
+                help="Paints the proposed area, so that brush and eraser can change it.",
+                on_click=lambda: pad.change(area.adopt(pad.drawing, found)),
+            )
+
+
 def _instant(backend: Backend, space: Workspace, drawing: Drawing) -> None:
     """The pixel warp of the drag: shows at once whether mask and direction are as meant."""
     if drawing.pairs:
@@ -74,7 +105,8 @@ def _instant(backend: Backend, space: Workspace, drawing: Drawing) -> None:
 
 def _checks_and_run(backend: Backend, space: Workspace, drawing: Drawing) -> None:
     size = (space.image.width, space.image.height)
-    checks = checklist(drawing, size, backend.mask(drawing, size), space.drag)
+    found = backend.areas.of(space, drawing)
+    checks = area.told(checklist(drawing, size, found.mask, space.drag), found)
     with st.container(key="card_run"):
         st.markdown("  \n".join(f"{_SIGNS[c.level]} {inert(c.text)}" for c in checks))
         drag_form(space)
@@ -92,7 +124,7 @@ def _checks_and_run(backend: Backend, space: Workspace, drawing: Drawing) -> Non
         if reason:
             st.caption(inert(reason))
         if pressed:
-            request = space.request(drawing.pairs, backend.mask_asset(drawing, size))
+            request = space.request(drawing.pairs, backend.mask_asset(space, drawing))
             job = backend.submit_edit(request)
             space.add_job(job)
             router.remember("job", job)

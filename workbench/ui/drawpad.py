@@ -21,7 +21,7 @@ from workbench.ui.shell import guard
 from workbench.ui.workspace import Workspace
 
 BRUSH = (1, 160)  # diameter, px of the canvas
-_ROOM = 640  # canvas width until the browser has said how much room there is
+_ROOM = "canvas_room"  # key of the probe that says how wide the canvas may be
 
 
 class Drawpad:
@@ -37,7 +37,10 @@ class Drawpad:
         self.state: dict[str, Any] = st.session_state.setdefault(f"pad_{space.id}", {})
         self.state.setdefault("generation", backend.next_generation())
         self.drawing = sketch.stored(space.project.drawing)
-        self._receive()
+        if self.key not in st.session_state:
+            self.reload()  # the canvas is made anew (page entry): not from what it showed before
+        else:
+            self._receive()
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -63,7 +66,7 @@ class Drawpad:
     @property
     def view(self) -> Viewport:
         """What the canvas shows, from the last known room."""
-        room = int(self.state.get("room", _ROOM))
+        room = int(self.state.get("room", 640))
         zoom, centre = float(self.state.get("zoom", 1.0)), self.state.get("centre")
         return sketch.viewport(self.size, sketch.canvas_size(*self.size, room), zoom, centre)
 
@@ -250,7 +253,13 @@ class Drawpad:
         """The canvas itself, with everything that Python draws behind it."""
         from streamlit_drawable_canvas import st_canvas
 
-        room = components.width(key="canvas_room", default=int(self.state.get("room", _ROOM)))
+        # Until the browser has said how much room there is, nothing is shown: a canvas that changes
+        # its size a moment after it appeared would drop the stroke that was begun on it.
+        room = components.width(key=_ROOM, default=int(st.session_state.get("room_known", 0)))
+        if not room:
+            st.skeleton(height=480)
+            return
+        st.session_state["room_known"] = room
         if room != self.state.get("room"):
             self.state["room"] = room
             self.reload()

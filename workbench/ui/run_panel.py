@@ -114,6 +114,8 @@ def describe(job: Job) -> tuple[str, float]:
                 words += f" · about {seconds(job.eta)} left"
         elif step.total > 1:
             words += f" · step {step.step} of {step.total}"
+            if job.eta and step.step < step.total:
+                words += f" · {_pace((step.total - step.step) / job.eta)}"
             if job.eta is not None and step.step < step.total:
                 words += f" · about {seconds(job.eta)} left"
         return words, min(1.0, step.step / step.total) if step.total else 0.0
@@ -125,6 +127,11 @@ def describe(job: Job) -> tuple[str, float]:
         JobState.INTERRUPTED: "Interrupted",
     }
     return ends[job.state], 1.0
+
+
+def _pace(per_second: float) -> str:
+    """How fast it goes: steps per second, or seconds per step when that reads better."""
+    return f"{per_second:.2g} steps/s" if per_second >= 1 else f"{1 / per_second:.2g} s/step"
 
 
 def _stages(job: Job) -> None:

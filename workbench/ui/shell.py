@@ -77,9 +77,7 @@ def _head(backend: Backend, title: str, intro: str, space: Workspace | None) -> 
                 else intro
             )
         st.space("stretch")
-        waiting = len(backend.queue())
-        if waiting:
-            st.badge(f"{count(waiting, 'job')} under way", icon=":material/hourglass_top:")
+        _under_way(backend)
         if space is not None:
             st.button(
                 "Another picture",
@@ -89,6 +87,17 @@ def _head(backend: Backend, title: str, intro: str, space: Workspace | None) -> 
                 on_click=_leave_for_home,
                 help=f"Close {plain(space.title, 40)}; it stays in the list of your work.",
             )
+
+
+def _under_way(backend: Backend) -> None:
+    """How many jobs run or wait, whoever started them; looked at again while there are some."""
+
+    def badge() -> None:
+        waiting = len(backend.queue())
+        if waiting:
+            st.badge(f"{count(waiting, 'job')} under way", icon=":material/hourglass_top:")
+
+    st.fragment(badge, run_every=2.0 if backend.queue() else None)()
 
 
 def leave() -> None:

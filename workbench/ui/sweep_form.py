@@ -100,11 +100,10 @@ def _base(backend: Backend, space: Workspace | None) -> EditRequest | None:
         return next(r.request for r in found if r.id == name)
     assert space is not None
     drawing = sketch.stored(space.project.drawing)
-    size = (space.image.width, space.image.height)
     if not drawing.pairs:
         st.info("No arrow is drawn yet: draw one under “Mask & points”, or choose an edit above.")
         return None
-    return space.request(drawing.pairs, backend.mask_asset(drawing, size))
+    return space.request(drawing.pairs, backend.mask_asset(space, drawing))
 
 
 def _parameter(number: str, base: EditRequest, *, skip: str) -> tuple[str, str]:

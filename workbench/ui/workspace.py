@@ -262,8 +262,9 @@ def preset_of(config: LoraConfig) -> str:
 
 def strength_of(config: DragConfig) -> str:
     """The preset strength that a drag configuration equals, or "custom"."""
-    same = (s for s in STRENGTHS if DragConfig.preset(config.method, s) == config)
-    return next(same, "custom")
+    # normal first: of a method without steps all strengths are the same
+    order = sorted(STRENGTHS, key=lambda s: s != "normal")
+    return next((s for s in order if DragConfig.preset(config.method, s) == config), "custom")
 
 
 def _reference(data: Any) -> LoraRef | None:

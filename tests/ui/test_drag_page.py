@@ -1,0 +1,198 @@
+"""Mask & points without a browser: what is asked for, what may change, what the checklist says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from workbench.app import App
+from workbench.automask import propose
+from workbench.canvas import Arrow, Drawing, Rect, rasterise
+from workbench.jobs import Job
+from workbench.records import JobState, StepInfo
+from workbench.types import METHODS, DragConfig, EditRequest, Point, PointPair
+from workbench.ui import run_panel
+from workbench.ui.sketch import stored
+from workbench.ui.workspace import Workspace
+
+PAIR = PointPair(Point(20, 20), Point(34, 14))
+SIZE = (64, 48)
+
+
+def disc() -> Any:
+    """A red disc on blue, uint8 [48, 64, 3]; the arrow begins on the disc."""
+    y, x = np.mgrid[0:48, 0:64]
+    inside = (x - 20) ** 2 + (y - 20) ** 2 < 36
+    return np.where(inside[..., None], [220, 40, 30], [40, 90, 200]).astype(np.uint8)
+
+
+@pytest.fixture
+def make(app: App) -> Callable[..., Workspace]:
+    def go(drawing: Drawing | None = None, **settings: Any) -> Workspace:
+        asset = app.store.put_image(disc(), "Disc")
+        kept = (drawing or Drawing((Arrow(PAIR),))).to_json()
+        own = {"model": "micro", **settings}
+        return Workspace.create(app.store, asset, title="Disc", settings=own, drawing=kept)
+
+    return go
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[EditRequest]:
+    """What was submitted, instead of being computed."""
+    kept: list[EditRequest] = []
+
+    def submit(_self: App, request: EditRequest, owner: str = "") -> str:
+        kept.append(request)
+        return "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+    monkeypatch.setattr(App, "submit_edit", submit)
+    return kept
+
+
+@pytest.fixture
+def drag_page(visit: Callable[..., AppTest]) -> Callable[[Workspace], AppTest]:
+    def go(space: Workspace) -> AppTest:
+        page = visit(project=space.id)
+        page.query_params["project"] = space.id
+        page.switch_page("pages/drag.py").run()
+        assert not page.exception
+        return page
+
+    return go
+
+
+def words(page: AppTest) -> str:
+    """All text of the page."""
+    parts = [*page.markdown, *page.caption, *page.info, *page.warning, *page.error]
+    return "\n".join(str(p.value) for p in parts)
+
+
+def test_without_paint_the_proposal_is_shown_said_and_run(
+    app: App,
+    make: Callable[..., Workspace],
+    drag_page: Callable[[Workspace], AppTest],
+    asked: list[EditRequest],
+) -> None:
+    page = drag_page(make())
+    assert "the lit area around the arrows may change" in words(page)
+    page.button(key="run").click().run()
+    (request,) = asked
+    assert request.mask is not None
+    mask = app.store.mask(request.mask.id)
+    assert (mask == propose(disc(), (PAIR,))).all()
+    assert mask[20, 20]
+    assert mask[14, 34]
+    assert not mask.all()
+
+
+def test_whole_picture_stays_a_choice(
+    make: Callable[..., Workspace],
+    drag_page: Callable[[Workspace], AppTest],
+    asked: list[EditRequest],
+) -> None:
+    space = make()
+    page = drag_page(space)
+    page.segmented_control(key=f"unpainted_{space.id}").set_value("whole").run()
+    assert "the whole picture may change" in words(page)
+    page.button(key="run").click().run()
+    assert asked[0].mask is None
+    assert drag_page(space).segmented_control(key=f"unpainted_{space.id}").value == "whole"
+
+
+def test_the_proposal_can_be_painted_on(
+    app: App, make: Callable[..., Workspace], drag_page: Callable[[Workspace], AppTest]
+) -> None:
+    space = make()
+    page = drag_page(space)
+    page.button(key="adopt_area").click().run()
+    drawing = stored(app.store.projects.load(space.id).drawing)
+    assert (rasterise(drawing, *SIZE) == propose(disc(), (PAIR,))).all()
+    assert "Nothing is painted" not in words(page)
+    page.button(key="pad_undo").click().run()
+    assert not stored(app.store.projects.load(space.id).drawing).has_mask
+
+
+def test_paint_takes_the_place_of_the_proposal(
+    app: App,
+    make: Callable[..., Workspace],
+    drag_page: Callable[[Workspace], AppTest],
+    asked: list[EditRequest],
+) -> None:
+    shapes = (Rect(9.5, 9.5, 49.5, 39.5),)
+    page = drag_page(make(Drawing((Arrow(PAIR),), shapes)))
+    page.button(key="run").click().run()
+    assert asked[0].mask is not None
+    mask = app.store.mask(asked[0].mask.id)
+    assert (mask == rasterise(Drawing(shapes=shapes), *SIZE)).all()
+
+
+@pytest.mark.parametrize(
+    ("drawing", "reason"),
+    [
+        (Drawing(), "Draw an arrow"),
+        (Drawing((Arrow(PAIR, on=False),)), "switched off"),
+        (Drawing((Arrow(PointPair(Point(20, 20), Point(80, 20))),)), "outside the 64x48 picture"),
+        (Drawing(loose=Point(3, 3)), "has no target"),
+    ],
+)
+def test_run_is_off_and_says_why(
+    make: Callable[..., Workspace],
+    drag_page: Callable[[Workspace], AppTest],
+    drawing: Drawing,
+    reason: str,
+) -> None:
+    page = drag_page(make(drawing))
+    run = page.button(key="run")
+    assert run.disabled
+    assert reason in run.help
+    assert reason in words(page)
+
+
+def test_all_methods_are_offered_and_each_brings_its_presets(
+    app: App, make: Callable[..., Workspace], drag_page: Callable[[Workspace], AppTest]
+) -> None:
+    space = make()
+    page = drag_page(space)
+    for method in METHODS:
+        (box,) = [b for b in page.selectbox if b.label == "Method"]
+        box.set_value(method).run()
+        assert Workspace.open(app.store, space.id).drag == DragConfig.preset(method, "normal")
+        presets = [c for c in page.segmented_control if c.label == "Preset"]
+        assert bool(presets) == (method != "warp")
+        if presets:
+            presets[0].set_value("strong").run()
+            assert Workspace.open(app.store, space.id).drag == DragConfig.preset(method, "strong")
+            (again,) = [c for c in page.segmented_control if c.label == "Preset"]
+            again.set_value("normal").run()
+    assert not page.exception
+
+
+def test_every_option_is_on_the_page_with_its_range(
+    make: Callable[..., Workspace], drag_page: Callable[[Workspace], AppTest]
+) -> None:
+    page = drag_page(make(drag={"method": "gooddrag"}))
+    helps = [w.help for w in [*page.number_input, *page.toggle]]
+    for field in ("Step size of Adam", "Lambda:", "DDIM steps", "How deep", "gooddrag: stop after"):
+        (told,) = [h for h in helps if h and field in h]
+        assert "Possible:" in told
+        assert "Default:" in told
+
+
+def test_a_job_is_told_with_phase_step_pace_and_time_left() -> None:
+    def job(**more: Any) -> Job:
+        return Job(id="x", kind="edit", state=JobState.RUNNING, **more)
+
+    text, share = run_panel.describe(
+        job(progress=StepInfo(stage="drag", step=20, total=80), eta=30.0)
+    )
+    assert text == "Dragging · step 20 of 80 · 2 steps/s · about 30 s left"
+    assert share == 0.25
+    slow, _ = run_panel.describe(job(progress=StepInfo(stage="lora", step=10, total=20), eta=40.0))
+    assert "4 s/step" in slow
+    first, _ = run_panel.describe(job(progress=StepInfo(stage="drag", step=0, total=80)))
+    assert first == "Dragging · step 0 of 80"
