@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -202,11 +203,26 @@ def _when_and_steps(record: EditRecord) -> str:
 # --- pictures ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Pane:
+    """A picture that can be looked at: an edit's result ("after") or what it began with ("before")."""
+
+    label: str
+    view: EditView
+    what: str
+
+    def encoded(self) -> bytes:
+        """For the page: small, with losses that one does not see."""
+        return picture_of(self.view.store, self.view.record.id, self.what)
+
+    def pixels(self) -> figures.U8:
+        """For measuring: as stored, at display size, uint8 [h,w,3]."""
+        return self.view.after() if self.what == "after" else self.view.before()
+
+
 def _pictures(views: Sequence[EditView], names: Sequence[str]) -> None:
     """The chosen edits in one of four ways; zoom and place stay when the way changes."""
-    panes: list[tuple[str, Callable[[], bytes]]] = [
-        (name, _getter(view, "after")) for name, view in zip(names, views, strict=True)
-    ]
+    panes = [Pane(name, view, "after") for name, view in zip(names, views, strict=True)]
     with st.container(horizontal=True, vertical_alignment="center", key="compare_bar"):
         mode = VIEWS[
             st.segmented_control(
@@ -226,21 +242,21 @@ def _pictures(views: Sequence[EditView], names: Sequence[str]) -> None:
             several = len({v.request.image.id for v in views}) > 1
             for view in {v.request.image.id: v for v in views}.values():
                 of = f" of {plain(view.request.image.name, 30)}" if several else ""
-                panes.append((f"Original{of}", _getter(view, "before")))
+                panes.append(Pane(f"Original{of}", view, "before"))
         st.space("stretch")
-        first, second = (0, 1) if mode == "side" else _two([label for label, _ in panes])
+        first, second = (0, 1) if mode == "side" else _two([p.label for p in panes])
     with guard(), st.spinner("Drawing …", show_time=False):
         if mode == "side":
-            every = [(label, make()) for label, make in panes]
+            every = [(p.label, p.encoded()) for p in panes]
             columns = {2: 2, 4: 2}.get(len(panes), 3)
             height = 560 if len(panes) <= 3 else 440
             _show(every, mode, max_height=height, columns=columns)
             return
-        two = [(label, make()) for label, make in (panes[first], panes[second])]
+        two = [(p.label, p.encoded()) for p in (panes[first], panes[second])]
         if mode != "heat":
             _show(two, mode)
             return
-        a, b = (figures.decode(raw) for _, raw in two)
+        a, b = panes[first].pixels(), panes[second].pixels()
         fitted = facts.fitting(a, b)
         if fitted is None:
             st.info("These two pictures have different shapes; choose two of one shape.")
@@ -248,10 +264,6 @@ def _pictures(views: Sequence[EditView], names: Sequence[str]) -> None:
         heat = figures.encode(preview.heatmap(a, fitted))
         _show([*two, ("Difference", heat)], "side", columns=3)
         st.caption(_difference(a, fitted))
-
-
-def _getter(view: EditView, what: str) -> Callable[[], bytes]:
-    return lambda: picture_of(view.store, view.record.id, what)
 
 
 def _show(
