@@ -201,6 +201,6 @@ _METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "warp": {"steps": 0},
     "auto": {
-        "steps": 40, "learning_rate": 0.04, "patch_radius": 4, "track_radius": 12, "max_shift": 4.0,
+        "steps": 30, "learning_rate": 0.04, "patch_radius": 4, "track_radius": 12, "max_shift": 4.0,
     },
 }  # fmt: skip
