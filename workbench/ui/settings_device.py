@@ -63,6 +63,8 @@ def field(backend: Backend, name: str, label: str = "") -> None:
     def save() -> None:
         with guard():
             backend.app.change(**{name: st.session_state[key]})
+            return
+        st.session_state[key] = getattr(backend.app.settings, name)
 
     option_widget(
         Settings, name, getattr(backend.app.settings, name), key=key, on_change=save, label=label
@@ -90,6 +92,8 @@ def _device(backend: Backend) -> None:
             wanted = str(st.session_state[key] or "auto").strip()
             _check(wanted)
             backend.app.change(device=wanted)
+            return
+        st.session_state[key] = now  # refused: the form shows what counts
 
     st.selectbox(
         "Device",
