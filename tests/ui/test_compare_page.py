@@ -353,7 +353,7 @@ def test_a_sweep_under_way_can_be_cancelled(
         ["running", "waiting"],
     ]
     assert page.get("progress")[0].proto.text.startswith("1 of 3 runs finished")
-    page.button(key="sweep_cancel").click().run()
+    page.button(key="cancel_sweep").click().run()
     assert cancelled == [job.id]
     assert begun in {p.id for p in app.store.pending()}
 

@@ -93,7 +93,7 @@ def _head(backend: Backend, space: Workspace | None, now: Standing, guess: float
         st.space("stretch")
         if now.live and job is not None:
             label = "Stopping …" if job.cancelling else "Cancel all"
-            if st.button(label, key="sweep_cancel", disabled=job.cancelling, shortcut="Esc"):
+            if st.button(label, key="cancel_sweep", disabled=job.cancelling, shortcut="Esc"):
                 backend.cancel(job.id)
                 st.rerun(scope="fragment")
         elif now.left:
