@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+
+from workbench.canvas import Drawing
+from workbench.store import Store
+from workbench.ui.sketch import stored
+from workbench.ui.workspace import Workspace
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "tools"))
@@ -41,7 +47,20 @@ ARGS = [
 HOME = "http://127.0.0.1"
 STARTS_WITHIN = 60.0
 SENT_AFTER = 0.35  # the canvas collects strokes for 200 ms before it sends them
-expect.set_options(timeout=20_000)
+MICRO = f"""[micro]
+path = "{(REPO / "tests" / "data" / "reference" / "micro_sd").as_posix()}"
+title = "Micro (random weights)"
+native_size = 64
+"""
+# few steps: what is tested is the way through the pages, not the picture
+QUICK = {
+    "model": "micro",
+    "lora": {"steps": 3, "batch_size": 1, "rank": 4},
+    "inversion": {"steps": 8, "strength": 0.5},
+    "drag": {"method": "dragdiffusion", "steps": 4},
+}
+JOB = 180_000  # ms that a job may take on a busy machine, torch's import included
+expect.set_options(timeout=45_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,8 +86,10 @@ class Server:
             "WORKBENCH_CACHE": str(self.cache),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
-            "WORKBENCH_MODEL": str(REPO / "tests" / "data" / "reference" / "micro_sd"),
+            "WORKBENCH_MODEL": "micro",
         }
+        self.cache.mkdir(parents=True)
+        self.cache.joinpath("models.toml").write_text(MICRO, encoding="utf-8")
         command = [sys.executable, "-m", "streamlit", "run", "streamlit_app.py"]
         command += ["--server.port", str(self.port)]
         with self.log.open("wb") as out:
@@ -99,11 +120,23 @@ class Server:
             self.process.kill()
             self.process.wait(10)
 
-    def store(self) -> Any:
+    @cached_property
+    def store(self) -> Store:
         """The history that the server writes, opened beside it."""
-        from workbench.store import Store
-
         return Store(self.cache / "history")
+
+    def project(self, raw: bytes, **settings: Any) -> str:
+        """A project with a picture and quick settings, made on disk; its id."""
+        rgb = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
+        asset = self.store.put_image(rgb, "Test picture")
+        space = Workspace.create(
+            self.store, asset, title="Test picture", prompt="a test", settings={**QUICK, **settings}
+        )
+        return space.id
+
+    def drawing(self, project: str) -> Drawing:
+        """What the project's record says was drawn."""
+        return stored(self.store.projects.load(project).drawing)
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +144,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests of a worker; each test works on projects of its own."""
     made = Server(tmp_path_factory.mktemp("server"))
     yield made
+    made.store.close()
     made.stop()
 
 
@@ -160,7 +194,7 @@ class Bench:
         """Let what is under way arrive: the canvas's patience, then the script's run."""
         self.page.wait_for_timeout(1000 * wait)
         done = "[data-testid=stApp][data-test-script-state=notRunning]"
-        self.page.wait_for_selector(done, timeout=30_000)
+        self.page.wait_for_selector(done, timeout=60_000)
 
     def query(self, name: str) -> str | None:
         """A parameter of the page's address."""

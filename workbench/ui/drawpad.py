@@ -162,16 +162,18 @@ class Drawpad:
 
     def _brush(self, brush: int) -> int:
         key = f"brush_{self.space.id}"
-        if st.session_state.get(key) != brush:
-            st.session_state[key] = brush
 
         def save() -> None:
             self.space.set(brush=int(st.session_state[key]))
 
+        # The value goes in as a default, and into the state only by the keys' callback: set in each
+        # run, it could be overtaken by the next run, and the slider began at its lower end.
+        first = {} if key in st.session_state else {"value": brush}
         return int(
             st.slider(
                 "Brush",
                 *BRUSH,
+                **first,
                 key=key,
                 on_change=save,
                 format="%d px",
@@ -312,7 +314,10 @@ class Drawpad:
         if step:
             factor = 1.25 if step > 0 else 0.8
             after = round(now * factor) if now > 4 else now + (1 if step > 0 else -1)
-            self.space.set(brush=max(BRUSH[0], min(BRUSH[1], after)))
+            size = max(BRUSH[0], min(BRUSH[1], after))
+            self.space.set(brush=size)
+            if f"brush_{self.space.id}" in st.session_state:
+                st.session_state[f"brush_{self.space.id}"] = size
 
     def _on_zoom(self) -> None:
         asked = st.session_state["canvas_assist"].get("zoom")

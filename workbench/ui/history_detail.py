@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
@@ -44,7 +45,7 @@ def detail(
     _how(record)
     _actions(backend, space, record, binned=binned)
     with guard():
-        _replay(backend, forest, record)
+        replay_panel(backend, forest.records, record)
     notes, facts, options, made = st.tabs(["Notes", "Facts", "All parameters", "Made with"])
     with notes:
         _notes(backend, row)
@@ -142,7 +143,7 @@ def _more(backend: Backend, space: Workspace | None, record: EditRecord, done: b
             icon=":material/replay:",
             help="Runs the edit again from its record and says how far the two pictures differ. "
             "On the machine that made it they are the same to the last bit.",
-            on_click=_start_replay,
+            on_click=start_replay,
             args=(backend, record.id),
         )
     if space is not None and space.image.id != record.request.image.id:
@@ -199,13 +200,14 @@ def _take_settings(space: Workspace, request: EditRequest) -> None:
 # --- recomputing --------------------------------------------------------------------------------------
 
 
-def _start_replay(backend: Backend, name: str) -> None:
+def start_replay(backend: Backend, name: str) -> None:
+    """Queue the recomputing of an edit, for `on_click`."""
     with guard():
         backend.app.submit_replay(name)
 
 
-def _replay(backend: Backend, forest: Forest, record: EditRecord) -> None:
-    """The recomputing of this edit, while it runs and what it found."""
+def replay_panel(backend: Backend, known: Collection[str], record: EditRecord) -> None:
+    """The recomputing of this edit, while it runs and what it found; `known`: ids one can go to."""
     job = _replay_job(backend, record.id)
     if job is None:
         return
@@ -220,7 +222,7 @@ def _replay(backend: Backend, forest: Forest, record: EditRecord) -> None:
             was, is_now = (inert(str(v)) or "not recorded" for v in (then, now))
             st.caption(f"{inert(name)}: {was} then, {is_now} now")
         again = str(job.result["replayed"])
-        if again in forest.records:
+        if again in known:
             st.button(
                 "See the new one",
                 key="see_replayed",

@@ -12,6 +12,7 @@ from workbench.records import EditRecord, JobState
 from workbench.ui import components, figures, router, run_panel
 from workbench.ui.backend import Backend
 from workbench.ui.edits import EditView, one_line, parameters, picture_of
+from workbench.ui.history_detail import replay_panel, start_replay
 from workbench.ui.shell import guard
 from workbench.ui.text import inert, plain, seconds, when
 from workbench.ui.workspace import Workspace, settings_of
@@ -47,6 +48,8 @@ def body(backend: Backend, space: Workspace) -> None:
     with right:
         _outcome(view)
         _onwards(backend, space, view)
+        with guard():
+            replay_panel(backend, [r.id for r in records], record)
         _downloads(view)
     _details(view)
 
@@ -162,6 +165,15 @@ def _onwards(backend: Backend, space: Workspace, view: EditView) -> None:
             help="Takes this edit's mask, arrows and options to the drawing page.",
         ):
             _reuse(backend, space, view)
+        st.button(
+            "Replay",
+            key="replay",
+            icon=":material/replay:",
+            help="Runs the edit again from its record and says how far the two pictures differ. "
+            "On the machine that made it they are the same to the last bit.",
+            on_click=start_replay,
+            args=(backend, view.record.id),
+        )
 
 
 def _continue(backend: Backend, space: Workspace, view: EditView) -> None:
