@@ -14,7 +14,7 @@ from workbench.ui.backend import Backend
 from workbench.ui.edits import EditView, one_line, parameters, picture_of
 from workbench.ui.history_detail import replay_panel, start_replay
 from workbench.ui.shell import guard
-from workbench.ui.text import inert, plain, seconds, when
+from workbench.ui.text import count, inert, plain, seconds, when
 from workbench.ui.workspace import Workspace, settings_of
 
 VIEWS = {
@@ -139,7 +139,7 @@ def _outcome(view: EditView) -> None:
         for notice in view.result.notices:
             st.caption(f":material/info: {inert(notice)}")
         cached = sum(1 for _s, _t, c in view.timings() if c)
-        saved = f", {cached} stages from the cache" if cached else ""
+        saved = f", {count(cached, 'stage')} from the cache" if cached else ""
         st.caption(f"{view.result.iterations} steps in {seconds(view.total())}{saved}")
 
 

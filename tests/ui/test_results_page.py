@@ -1,0 +1,220 @@
+"""Results without a browser: every view, every figure, every way on from a finished edit."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from workbench.app import App
+from workbench.records import EditRecord, EditResult, JobState, Stop
+from workbench.types import DragConfig, EditRequest, ModelRef, Point, PointPair
+from workbench.ui.edits import EditView
+from workbench.ui.results import VIEWS
+from workbench.ui.sketch import stored
+from workbench.ui.workspace import Workspace
+
+PAIRS = (PointPair(Point(10, 12), Point(30, 12)), PointPair(Point(40, 30), Point(40, 10)))
+ROWS = (
+    (Point(10, 12), Point(40, 30)),
+    (Point(20, 12), Point(40, 28)),
+    (Point(29, 12), Point(40, 27)),
+)
+
+
+@pytest.fixture
+def request_(app: App) -> EditRequest:
+    rgb = np.random.default_rng(3).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    mask = np.zeros((48, 64), np.bool_)
+    mask[4:40, 4:60] = True
+    return EditRequest(
+        image=app.store.put_image(rgb, "Test picture"),
+        mask=app.store.put_mask(mask),
+        pairs=PAIRS,
+        prompt="a test",
+        model=ModelRef(name="micro"),
+        drag=DragConfig(steps=20, mask_weight=0.3),
+    )
+
+
+@pytest.fixture
+def edit(app: App, request_: EditRequest) -> EditRecord:
+    """A finished edit: the first arrow arrived, the second made 3 of 20 px."""
+    rgb = app.store.image(request_.image.id).copy()
+    rgb[10:20, 10:30] = 255 - rgb[10:20, 10:30]
+    result = EditResult(
+        image=app.store.put_image(rgb).id,
+        distances=(1.0, 17.0),
+        iterations=20,
+        stop=Stop.STEP_LIMIT.name,
+        seconds={"lora": 0.0, "drag": 2.0, "decode": 0.5},
+        cached=("lora",),
+        trajectory=ROWS,
+        notices=("The picture was padded.",),
+    )
+    return finish(app, request_, JobState.DONE, result=result)
+
+
+def finish(app: App, request: EditRequest, status: JobState, **more: Any) -> EditRecord:
+    record = EditRecord(id=app.store.begin(request), request=request, status=status, **more)
+    app.store.finish(record)
+    return record
+
+
+@pytest.fixture
+def space(app: App, request_: EditRequest) -> Workspace:
+    return Workspace.create(
+        app.store, request_.image, title="Test picture", settings={"model": "micro"}
+    )
+
+
+@pytest.fixture
+def results(visit: Callable[..., AppTest]) -> Callable[..., AppTest]:
+    def go(**query: str) -> AppTest:
+        page = visit(**query)
+        for name, value in query.items():
+            page.query_params[name] = value
+        page.switch_page("pages/results.py").run()
+        assert not page.exception
+        return page
+
+    return go
+
+
+def words(page: AppTest) -> str:
+    """All text of the page."""
+    parts = [*page.markdown, *page.caption, *page.info, *page.warning, *page.error]
+    return re.sub(r"\\(.)", r"\1", "\n".join(str(p.value) for p in parts))
+
+
+def press(page: AppTest, label: str) -> AppTest:
+    (button,) = [b for b in page.button if b.label == label]
+    return button.click().run()
+
+
+def test_how_far_it_got_how_long_it_took_and_what_the_cache_gave(
+    space: Workspace, edit: EditRecord, results: Callable[..., AppTest]
+) -> None:
+    text = words(results(project=space.id, edit=edit.id))
+    assert "Arrow 1: 95% of 20 px, 1.0 px left" in text
+    assert "Arrow 2: 15% of 20 px, 17.0 px left" in text
+    assert "20 steps in 2.5 s, 1 stage from the cache" in text
+    assert "The picture was padded." in text
+    assert "An arrow hardly moved" in text
+    assert "| Learning the picture (LoRA) | from the cache |" in text
+    assert "| Dragging | 2.0 s |" in text
+    assert "| Drag: mask weight | 0.3 |" in text
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_is_drawn(
+    space: Workspace, edit: EditRecord, results: Callable[..., AppTest], view: str
+) -> None:
+    page = results(project=space.id, edit=edit.id)
+    page.segmented_control(key="result_view").set_value(view).run()
+    assert not page.exception
+    assert not page.error
+
+
+def test_pictures_show_what_changed_and_where_the_points_went(app: App, edit: EditRecord) -> None:
+    view = EditView(app.store, edit)
+    heat = view.heat().astype(int).sum(axis=2)
+    assert heat[12:18, 12:28].mean() > 3 * heat[25:45, 5:60].mean()
+    assert (view.paths() != view.after()).any(axis=2)[12, 10:30].any()
+
+
+def test_downloads_are_there(
+    space: Workspace, edit: EditRecord, results: Callable[..., AppTest]
+) -> None:
+    page = results(project=space.id, edit=edit.id)
+    labels = {d.proto.label for d in page.get("download_button")}
+    assert labels >= {"Picture", "Strip", "Animation", "Everything"}
+
+
+def test_continue_makes_the_result_the_next_picture(
+    app: App, space: Workspace, edit: EditRecord, results: Callable[..., AppTest]
+) -> None:
+    page = press(results(project=space.id, edit=edit.id), "Continue from here")
+    assert not page.exception
+    name = page.query_params["project"]
+    made = Workspace.open(app.store, name)
+    assert made.id != space.id
+    assert edit.result is not None
+    assert made.image.id == edit.result.image
+    assert made.get("parent") == edit.id
+    assert made.drag == edit.request.drag
+    assert made.project.prompt == "a test"
+    assert not stored(made.project.drawing).arrows
+
+
+def test_run_on_asks_for_more_steps_of_the_same_drag(
+    app: App,
+    space: Workspace,
+    edit: EditRecord,
+    results: Callable[..., AppTest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[EditRequest] = []
+    monkeypatch.setattr(App, "submit_edit", lambda _self, r, owner="": asked.append(r) or "X" * 26)
+    press(results(project=space.id, edit=edit.id), "Run on")
+    (request,) = asked
+    assert request.drag.steps == 40
+    same = dataclasses.replace(request.drag, steps=edit.request.drag.steps)
+    assert dataclasses.replace(request, drag=same) == edit.request
+
+
+def test_use_these_settings_brings_mask_arrows_and_options_back(
+    app: App, space: Workspace, edit: EditRecord, results: Callable[..., AppTest]
+) -> None:
+    press(results(project=space.id, edit=edit.id), "Use these settings")
+    kept = Workspace.open(app.store, space.id)
+    assert stored(kept.project.drawing).pairs == PAIRS
+    assert stored(kept.project.drawing).has_mask
+    assert kept.drag == edit.request.drag
+
+
+def test_replay_queues_the_edit_again(
+    space: Workspace,
+    edit: EditRecord,
+    results: Callable[..., AppTest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(App, "submit_replay", lambda _self, name, owner="": asked.append(name))
+    page = press(results(project=space.id, edit=edit.id), "Replay")
+    assert not page.exception
+    assert asked == [edit.id]
+
+
+def test_an_edit_without_a_picture_says_why(
+    app: App, space: Workspace, request_: EditRequest, results: Callable[..., AppTest]
+) -> None:
+    broken = finish(app, request_, JobState.FAILED, error="The disk is full (0 bytes left).")
+    text = words(results(project=space.id, edit=broken.id))
+    assert "This edit failed. The disk is full (0 bytes left)." in text
+
+
+def test_no_edit_yet_and_an_unknown_one(
+    space: Workspace, request_: EditRequest, results: Callable[..., AppTest], app: App
+) -> None:
+    assert "Nothing was run on this picture yet." in words(results(project=space.id))
+    finish(app, request_, JobState.CANCELLED)
+    page = results(project=space.id, edit="../../etc/passwd")
+    assert "This edit was cancelled." in words(page)
+
+
+def test_a_picture_that_is_gone_is_said_so(
+    app: App, space: Workspace, edit: EditRecord, results: Callable[..., AppTest]
+) -> None:
+    assert edit.result is not None
+    for path in app.settings.history.rglob(f"*{edit.result.image.split(':')[-1]}*"):
+        if path.is_file():
+            path.unlink()
+    page = results(project=space.id, edit=edit.id)
+    assert page.error
+    assert not page.exception
