@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from workbench import archive, pngcard, preview
+from workbench.convergence import Converged, convergence
 from workbench.errors import BadInput
 from workbench.options import options_of
 from workbench.records import EditRecord, EditResult, JobState, Stop
@@ -21,17 +21,6 @@ from workbench.ui import figures
 from workbench.ui.text import count, field_label, plain, seconds
 
 FILM = 512  # longest side of an animation, px
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """What became of one arrow: lengths in image px, and the share of the way that was made."""
-
-    number: int
-    length: float
-    left: float
-    share: float
-    arrived: bool
 
 
 class EditView:
@@ -130,16 +119,9 @@ class EditView:
 
     # --- words and figures ------------------------------------------------------------------------
 
-    def arrivals(self) -> list[Arrival]:
+    def arrivals(self) -> list[Converged]:
         """What became of each arrow."""
-        out = []
-        reach = self.request.drag.stop_distance * self._per_cell()
-        done = self.result.stop == Stop.REACHED.name
-        for n, pair in enumerate(self.request.pairs):
-            left = self.result.distances[n] if n < len(self.result.distances) else pair.length
-            share = 1.0 - left / pair.length if pair.length > 0 else 1.0
-            out.append(Arrival(n + 1, pair.length, left, share, done or left <= reach))
-        return out
+        return convergence(self.request.pairs, self.result, self.request.drag, self._per_cell())
 
     def _per_cell(self) -> float:
         """Image px per feature-lattice px, roughly: the lattice is half the working picture."""
@@ -165,6 +147,7 @@ class EditView:
                 "An arrow hardly moved: put its handle on something with structure (an edge, a "
                 "corner), and leave paint around it."
             )
+        tips += [a.sentence for a in self.arrivals() if a.sentence]
         if self.request.mask is None:
             tips.append("No mask was painted; painting one keeps the rest as it is.")
         if self.result.change_outside_mask > 0 and self.request.drag.composite:
