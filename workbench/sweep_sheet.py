@@ -64,7 +64,7 @@ def grid_sheet(
     line = math.ceil(size * 1.35)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     heads = [wrap(measure, c, bold, cell) for c in columns]
-    sides = [wrap(measure, r, bold, cell * 2 // 3) for r in rows]
+    sides = [wrap(measure, r.replace(", ", ",\n"), bold, cell * 2 // 3) for r in rows]
     side = cell * 2 // 3 + gap if any(rows) else 0
     pictures = [t.picture for row in tiles for t in row if t.picture is not None]
     shape = max((p.shape[0] / p.shape[1] for p in pictures), default=1.0)

@@ -207,11 +207,12 @@ def test_a_sweep_of_two_by_two(server: Server, bench: Bench, space: Workspace) -
     expect(go).to_be_enabled()
     go.click()
     expect(page.locator(".wb-viewer .pane")).to_have_count(2)
+    bench.settle()
     chosen = (bench.query("edits") or "").replace("%2C", ",")
     assert chosen == ",".join(rows[n]["edit"] for n in (0, 3))
 
 
-def test_cancel_all(server: Server, bench: Bench, space: Workspace) -> None:
+def test_cancel_all_and_begin_anew(server: Server, bench: Bench, space: Workspace) -> None:
     space.set(
         drag=dataclasses.asdict(DragConfig(steps=900)), inversion={"steps": 60, "strength": 0.9}
     )
@@ -230,3 +231,11 @@ def test_cancel_all(server: Server, bench: Bench, space: Workspace) -> None:
     expect(page.get_by_text("Cancelled; what was finished is kept.")).to_be_visible()
     expect(page.get_by_role("button", name=re.compile("Run what is missing"))).to_be_visible()
     assert not server.store.pending()
+
+    # back to the form, which a reload keeps
+    page.get_by_role("button", name="New sweep").click()
+    expect(page.locator(".st-key-sweep_run button")).to_be_visible()
+    page.reload()
+    bench.settle(1.0)
+    expect(page.locator(".st-key-sweep_run button")).to_be_visible()
+    assert bench.query("sweep") is None

@@ -29,7 +29,6 @@ VIEWS = {
     "Difference": "heat",
 }
 SHOWN = 48  # thumbnails in the choice, without a search
-_KEY = "at_edits"
 _PART = "compare_at"
 _HERE = Path(__file__).parent
 
@@ -37,16 +36,21 @@ _HERE = Path(__file__).parent
 # --- which edits ------------------------------------------------------------------------------------
 
 
+def session_key(what: str) -> str:
+    """Under which the session remembers a choice: each picture has its own."""
+    return f"at_{what}_{router.current('project') or ''}"
+
+
 def chosen_ids() -> list[str]:
     """The edits of this address, else those of this session."""
-    text = st.query_params.get("edits") or st.session_state.get(_KEY) or ""
+    text = st.query_params.get("edits") or st.session_state.get(session_key("edits")) or ""
     return facts.ids(str(text))
 
 
 def choose(ids: Sequence[str]) -> None:
     """Put the choice into address and session."""
     text = ",".join(ids)
-    st.session_state[_KEY] = text
+    st.session_state[session_key("edits")] = text
     if text:
         if st.query_params.get("edits") != text:
             st.query_params["edits"] = text
@@ -57,7 +61,9 @@ def choose(ids: Sequence[str]) -> None:
 def _records(backend: Backend, space: Workspace | None) -> list[EditRecord]:
     """The chosen edits; what cannot be shown is said and left out."""
     ids = chosen_ids()
-    if not ids and _KEY not in st.session_state:  # nothing was chosen yet: the last two
+    if (
+        not ids and session_key("edits") not in st.session_state
+    ):  # nothing was chosen yet: the last two
         of = space.image.id if space else None
         newest = [r for r in backend.store.records(image=of) if facts.has_picture(r)]
         ids = [r.id for r in reversed(newest[:2])]
@@ -85,16 +91,19 @@ PARTS = ("Compare", "Sweep")
 
 
 def part() -> str:
-    """The switch between the page's two parts; a sweep's address opens the second."""
-    chosen = st.session_state.get(_PART)
-    if chosen not in PARTS:
-        chosen = "Sweep" if "sweep" in st.query_params else "Compare"
-    key = f"compare_part_{chosen}"
+    """The switch between the page's two parts. The address decides; without one, the last choice."""
+    named = str(st.query_params.get("part") or "").capitalize()
+    if named not in PARTS:
+        named = st.session_state.get(_PART, PARTS[0])
+        for name, of in (("edits", PARTS[0]), ("sweep", PARTS[1])):
+            named = of if name in st.query_params else named
+    st.session_state[_PART] = named
+    key = f"compare_part_{named}"
     return str(
         st.segmented_control(
             "Part",
             PARTS,
-            default=chosen,
+            default=named,
             required=True,
             key=key,
             label_visibility="collapsed",
@@ -106,6 +115,7 @@ def part() -> str:
 def show_part(name: str) -> None:
     """Turn to a part of the page."""
     st.session_state[_PART] = name
+    st.query_params["part"] = name.lower()
 
 
 def body(backend: Backend, space: Workspace | None) -> None:

@@ -53,9 +53,7 @@ def bar(backend: Backend, forest: Forest, wanted: Filter) -> None:
             )
         else:
             _compare(forest, names)
-            history_files.download(
-                backend, "Download", names, name="history-selection", key="zip_ticked"
-            )
+            history_files.menu(backend, names, name="history-selection", key="zip_ticked")
             st.button(
                 "Delete",
                 key="delete_ticked",
@@ -79,7 +77,6 @@ def _compare(forest: Forest, names: list[str]) -> None:
         help=None if possible else f"Choose {FEWEST} to {MOST} edits that have a picture.",
     ):
         compare.choose(with_picture)
-        compare.show_part("Compare")
         query = {**router.params(), "edits": ",".join(with_picture)}
         st.switch_page(router.PAGES["compare"][0], query_params=query)
 

@@ -22,7 +22,7 @@ _WORDS = {"waiting": "waiting", "running": "running", "failed": "Failed", "missi
 
 def body(backend: Backend, space: Workspace | None) -> None:
     """The whole part below the switch."""
-    name = str(st.query_params.get("sweep") or "")
+    name = str(st.query_params.get("sweep") or st.session_state.get(_key()) or "")
     if not name:
         _new(backend, space)
         return
@@ -33,6 +33,8 @@ def body(backend: Backend, space: Workspace | None) -> None:
         st.warning(inert(str(exc)))
         _new(backend, space)
         return
+    if st.query_params.get("sweep") != name or st.session_state.get(_key()) != name:
+        _open(name)
     _shown(backend, space, plan)
 
 
@@ -59,11 +61,21 @@ def _new(backend: Backend, space: Workspace | None) -> None:
             )
 
 
+def _key() -> str:
+    return compare.session_key("sweep")
+
+
 def _open(name: str) -> None:
+    """Put a sweep into address and session."""
+    compare.show_part("Sweep")
+    st.session_state[_key()] = name
     st.query_params["sweep"] = name
 
 
 def _leave() -> None:
+    """Back to the form."""
+    compare.show_part("Sweep")
+    st.session_state.pop(_key(), None)
     if "sweep" in st.query_params:
         del st.query_params["sweep"]
 
@@ -80,6 +92,7 @@ def _shown(backend: Backend, space: Workspace | None, plan: Plan) -> None:
                 st.rerun()  # once, as a whole: buttons and downloads follow
             _head(backend, space, now, left)
             _sheet(backend, now)
+            _reasons(now)
             _onwards(backend, now)
 
     st.fragment(part, run_every=POLL if at_entry.live else None)()
@@ -101,7 +114,9 @@ def _head(backend: Backend, space: Workspace | None, now: Standing, guess: float
             if st.button(label, key="sweep_rest", icon=":material/play_arrow:"):
                 sweep_form.submit(backend, sweep_form.home(backend, space, plan), plan, now.left)
                 st.rerun()
-        st.button("New sweep", key="sweep_new", icon=":material/add:", on_click=_leave)
+        if st.button("New sweep", key="sweep_new", icon=":material/add:"):
+            _leave()
+            st.rerun()
     if not now.live or job is None:
         if job is not None and job.state is JobState.CANCELLED:
             st.info("Cancelled; what was finished is kept.")
@@ -137,6 +152,17 @@ def _sheet(backend: Backend, now: Standing) -> None:
         key="sweep_board",
         on_change=lambda: compare.choose(st.session_state["sweep_board"].get("chosen") or []),
     )
+
+
+def _reasons(now: Standing) -> None:
+    """Why runs failed, in full: the cells have little room."""
+    failed: dict[str, list[str]] = {}
+    for one in now.outcomes:
+        if one.state == "failed":
+            failed.setdefault(one.reason, []).append(one.cell.name)
+    for reason, names in failed.items():
+        cells = "; ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        st.error(f"**{count(len(names), 'run')} failed** ({inert(cells)}): {inert(reason)}")
 
 
 def _chosen(now: Standing) -> list[str]:
