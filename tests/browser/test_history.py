@@ -89,7 +89,8 @@ def test_find_tick_and_download(
         bench.settle()
     chosen = bench.page.locator(".st-key-card_ticked")
     expect(chosen).to_contain_text("2 edits chosen")
-    raw = take(bench, chosen.get_by_role("button", name="Download"))
+    chosen.get_by_role("button", name="Download").click()
+    raw = take(bench, bench.page.get_by_role("button", name="2 edits as a zip"))
     assert edits_in(raw) == {edits["second"].id, edits["third"].id}
 
     other = Store(tmp_path / "other")  # another person's workspace
@@ -100,6 +101,7 @@ def test_find_tick_and_download(
     assert (other.image(result.image) == server.store.image(result.image)).all()
     other.close()
 
+    bench.page.keyboard.press("Escape")
     chosen.get_by_role("button", name="Compare").click()
     expect(bench.page.get_by_role("heading", level=1)).to_have_text("Compare")
     assert bench.query("edits") in (

@@ -110,9 +110,9 @@ def test_page_shows_states_and_their_reasons(app: App, visit_history: Visit) -> 
     made = family(app.store)
     page = visit_history(edit=made["b"].id)
     assert shown(page) == [made[n].id for n in ("a", "a2", "a1", "a11", "b")]
-    captions = " ".join(c.value for c in page.caption)
-    assert "Failed" in captions
-    assert "Cancelled" in captions
+    lines = " ".join(m.value for m in page.markdown)
+    assert "Failed" in lines
+    assert "Cancelled" in lines
     assert any("memory ran out" in c.value for c in page.caption)  # the chosen one's reason
     assert not [b for b in page.button if b.key == "branch"]  # nothing to go on from
 

@@ -64,8 +64,8 @@ def _pictures(store: Store, record: EditRecord) -> None:
         two.append(("After", picture_of(store, record.id, "after")))
         components.viewer(two, key="history_viewer", max_height=380)
     else:
-        one = [("What was drawn", _drawn(store, record.request))]
-        components.viewer(one, mode="single", key="history_single", max_height=380)
+        with st.container(key="history_drawn", horizontal_alignment="center"):
+            st.image(_drawn(store, record.request), width="stretch", alt="What was drawn")
 
 
 @lru_cache(maxsize=16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import streamlit as st
 
@@ -49,10 +50,9 @@ def download(
     key: str,
     with_lora: bool = False,
     disabled: bool = False,
-    quiet: bool = False,
     help: str | None = None,
 ) -> None:
-    """A button that makes a zip and hands it over; `quiet` is one without a frame."""
+    """A button that makes a zip and hands it over."""
     words = re.sub(r"[^\w]+", "-", name).strip("-").lower() or "history"
     st.download_button(
         label,
@@ -63,9 +63,18 @@ def download(
         on_click="ignore",
         icon=":material/download:",
         disabled=disabled,
-        type="tertiary" if quiet else "secondary",
         help=help,
     )
+
+
+def menu(backend: Backend, ids: Sequence[str], *, name: str, key: str, quiet: bool = False) -> None:
+    """A small menu that downloads some edits as one zip, with or without their LoRAs."""
+    kind: Literal["tertiary", "secondary"] = "tertiary" if quiet else "secondary"
+    with st.popover("Download", icon=":material/download:", type=kind, key=f"menu_{key}"):
+        lora = lora_switch(f"lora_{key}")
+        download(
+            backend, f"{count(len(ids), 'edit')} as a zip", ids, name=name, key=key, with_lora=lora
+        )
 
 
 def lora_switch(key: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from workbench.records import JobState
 from workbench.ui import history_files, router
 from workbench.ui.backend import Backend
 from workbench.ui.history_ticks import tick, ticked
@@ -71,21 +72,17 @@ def _heading(backend: Backend, forest: Forest, image: str, *, binned: bool) -> N
         st.caption(f"{asset.width} × {asset.height} px{edits}")
         st.space("stretch")
         if not binned:
-            history_files.download(
-                backend,
-                "Download",
-                forest.of_family(image),
-                name=asset.name,
-                key=f"zip_family_{image[-12:]}",
-                quiet=True,
-                help="All edits of this picture outside the bin",
+            names = forest.of_family(image)
+            history_files.menu(
+                backend, names, name=asset.name, key=f"zip_family_{image[-12:]}", quiet=True
             )
 
 
 def _row(backend: Backend, row: Row, here: bool) -> None:
     """One edit: a tick, its picture, what it is called, how it ended. A click anywhere opens it."""
     record, name = row.record, row.record.id
-    key = f"edit_{'on_' if here else ''}{name}"
+    ended = "" if record.status is JobState.DONE else "_without"
+    key = f"edit_{'on_' if here else ''}{name}{ended}"
     with st.container(key=key, horizontal=True, vertical_alignment="center", gap="small"):
         if row.depth:
             st.html(branch_of(row), width="content")
@@ -109,11 +106,11 @@ def _row(backend: Backend, row: Row, here: bool) -> None:
                 args=("edit", name),
             )
             st.caption(inert(record.request.prompt, 90) or "No prompt")
-            st.caption(line_of(row))
+            st.markdown(line_of(row))
         with st.container(key=f"star_{name}", width="content"):
             star = row.notes.favourite
             st.button(
-                ":orange[:material/kid_star:]" if star else ":material/kid_star:",
+                ":orange[★]" if star else "☆",
                 key=f"star_{'on' if star else 'off'}_{name}",
                 type="tertiary",
                 help="No favourite any more" if star else "Make it a favourite",

@@ -37,19 +37,20 @@ def title_of(record: EditRecord, notes: Notes) -> str:
 
 
 def line_of(row: Row) -> str:
-    """When, how it ended, how far it got."""
+    """When, how it ended, how far it got, as Markdown."""
     record = row.record
     parts = [when(record.finished)]
-    if record.status is not JobState.DONE:
-        icon, colour = SIGNS[record.status]
-        parts.insert(0, f":{colour}[{icon} {STATUS_WORDS[record.status]}]")
-    elif record.result is not None:
+    if record.status is JobState.DONE and record.result is not None:
         parts.append(seconds(sum(record.result.seconds.values())))
         if record.result.distances:
             parts.append(f"{max(record.result.distances):.1f} px left")
     if row.notes.note.strip():
         parts.append(f":material/sticky_note_2: {inert(row.notes.note, 40)}")
-    return " · ".join(p for p in parts if p)
+    words = f":small[:gray[{' · '.join(p for p in parts if p)}]]"
+    if record.status is JobState.DONE:
+        return words
+    icon, colour = SIGNS.get(record.status, (":material/help:", "gray"))
+    return f":{colour}-badge[{icon} {STATUS_WORDS.get(record.status, record.status.value)}] {words}"
 
 
 def branch_of(row: Row) -> str:
