@@ -14,7 +14,7 @@ from workbench.errors import BadInput
 from workbench.records import EditRecord
 from workbench.sheets import sheet
 from workbench.ui import compare_facts as facts
-from workbench.ui import components, figures
+from workbench.ui import components, figures, router
 from workbench.ui.backend import Backend
 from workbench.ui.compare_facts import FEWEST, MOST
 from workbench.ui.edits import EditView, one_line, picture_of
