@@ -180,7 +180,11 @@ class Stages:
 
     def _train(self, start: LoraRef | None) -> bytes:
         request, run, config = self.request, self.runtime, self.request.lora
-        begin = self._file(start, style=False).weights if start is not None else None
+        before = self._file(start, style=False) if start is not None else None
+        begin = before.weights if before is not None else None
+        seed = request.seed
+        if start is not None:  # going on with the noise of the first time would teach less
+            seed = int(keys.key("further", seed, start.id)[-15:], 16)
         if begin is not None and rank_of(begin) != config.rank:
             raise BadInput(
                 f"The LoRA to go on from has rank {rank_of(begin)}, and the options say "
@@ -189,7 +193,7 @@ class Stages:
         mean, std, crop = self._training_latent()
         text = self.text()
         draws = random_draws(
-            mean, std, batch=config.batch_size, seed=request.seed, crop=crop,
+            mean, std, batch=config.batch_size, seed=seed, crop=crop,
             levels=len(self.schedule.alphas),
         )  # fmt: skip
 
@@ -199,12 +203,12 @@ class Stages:
         self.on_step(StepInfo(stage="lora", step=0, total=config.steps))
         made = train(
             run.unet, self.schedule, text.embedding, config, draws, start=begin,
-            seed=request.seed, added=run.added(text, self.piece.size), on_step=heard,
+            seed=seed, added=run.added(text, self.piece.size), on_step=heard,
         )  # fmt: skip
         if not all(bool(torch.isfinite(t).all()) for t in made.state.values()):
             raise ModelError(self._nan("training the LoRA", "a lower learning rate"))
         self.account.lora_losses = made.losses
-        return write(made.state, self._card())
+        return write(made.state, self._card(before.card.steps if before is not None else 0))
 
     def _training_latent(self) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Mean, standard deviation and crop (latent cells) for training at `resolution`."""
@@ -218,7 +222,8 @@ class Stages:
         mean, std = self.runtime.encode(self.piece.pixels(scaled))
         return mean, std, resolution // factor
 
-    def _card(self) -> LoraCard:
+    def _card(self, before: int) -> LoraCard:
+        """Where the LoRA comes from; it had been trained for `before` steps already."""
         request = self.request
         return LoraCard(
             model=self.runtime.fingerprint,
@@ -227,7 +232,7 @@ class Stages:
             image_name=request.image.name,
             prompt=request.prompt,
             rank=request.lora.rank,
-            steps=request.lora.steps,
+            steps=before + request.lora.steps,
             seed=request.seed,
             config=dataclasses.asdict(request.lora),
         )

@@ -39,7 +39,9 @@ def test_form_becomes_the_task(
     taken: list[GenerateTask] = []
     monkeypatch.setattr(app, "submit_generate", lambda task: taken.append(task) or "none")
     page = prompt_page
-    assert page.button(key="generate").disabled  # there is no prompt yet
+    page.button(key="generate").click().run()
+    assert "Write in the prompt" in page.error[0].value
+    assert not taken
     page.text_area(key="gen_prompt").set_value("  a robot ").run()
     page.text_input(key="gen_negative").set_value("fog")
     page.selectbox(key="gen_shape").set_value("Landscape 4:3")

@@ -30,7 +30,7 @@ from workbench.preview import canvas_background, warp
 from workbench.records import JobState
 from workbench.store import Store
 from workbench.tasks import SweepTask, TrainTask
-from workbench.types import DragConfig, EditRequest, MaskAsset
+from workbench.types import DragConfig, EditRequest, LoraRef, MaskAsset
 from workbench.ui import colours, figures, prepared, router, trace
 from workbench.ui.area import Areas
 from workbench.ui.prepared import Facts, ModelFacts
@@ -215,6 +215,8 @@ class Backend:
         """Whether the picture's LoRA with the present settings is in the cache."""
         request = space.request((), None)
         known = self._known(space)
+        if space.lora_file is not None:
+            return True
         key = known.get("lora") or prepared.lora_key(request, self.model_facts(space))
         return bool(key) and self.app.cache.has(str(key))
 
@@ -235,6 +237,10 @@ class Backend:
                 made = EditRequest.from_json(job.result["request"], strict=False)
                 kept = {k: job.result.get(k) for k in ("lora", "reconstruction", "psnr", "notices")}
                 space.set(prepared={"of": prepared.digest(made), **kept})
+                further = job.result.get("lora_file")
+                if further and space.get("adopted") != job_id:
+                    name = further["name"] or f"Trained further, +{made.lora.steps} steps"
+                    space.set(lora_file={**further, "name": name}, adopted=job_id)
         known = space.get("prepared") or {}
         fits = known.get("of") == prepared.digest(space.request((), None))
         return dict(known) if fits else {}
@@ -273,10 +279,29 @@ class Backend:
         Of a picture that is larger than the model's own size, the part around the mask is trained,
         as the edit will take it.
         """
+        return self.app.submit_train(TrainTask(request=self._training(space), preview=True))
+
+    def submit_further(self, space: Workspace) -> str:
+        """Queue more training steps, from the LoRA that a project's edits use now, at its rank.
+
+        Raises:
+            BadInput: when there is none to go on from.
+        """
+        from workbench.lora_files import read
+
+        request = self._training(space)
+        raw = self.app.lora_of(request)
+        if raw is None:
+            raise BadInput("There is no LoRA to go on from; train one first.")
+        start = request.lora_file or LoraRef(id=self.store.put_blob(raw, "safetensors"))
+        rank = read(raw).rank or request.lora.rank
+        lora = dataclasses.replace(request.lora, rank=rank)
+        request = dataclasses.replace(request, lora=lora, lora_file=None)
+        return self.app.submit_train(TrainTask(request=request, start=start, preview=True))
+
+    def _training(self, space: Workspace) -> EditRequest:
         drawing = Drawing.from_json(space.project.drawing) if space.project.drawing else Drawing()
-        mask = self.mask_asset(space, drawing)
-        request = space.request(drawing.pairs, mask)
-        return self.app.submit_train(TrainTask(request=request, preview=True))
+        return space.request(drawing.pairs, self.mask_asset(space, drawing))
 
 
 _one = threading.Lock()

@@ -127,16 +127,13 @@ def _form(backend: Backend, draft: dict[str, Any], *, running: bool) -> None:
     words = facts.problem or problem
     if words:
         st.error(inert(words))
-    empty = not draft["prompt"].strip()
     pressed = st.button(
         "Making pictures …" if running else "Make pictures",
         key="generate",
         type="primary",
         width="stretch",
         icon=":material/auto_awesome:",
-        disabled=running or empty or bool(words),
-        help="Write a prompt first." if empty else None,
-        shortcut="Ctrl+Enter",
+        disabled=running or bool(words),
     )
     if pressed:
         with guard():
@@ -251,6 +248,9 @@ def _sampling(draft: dict[str, Any], config: dict[str, Any]) -> None:
 
 
 def _start(backend: Backend, draft: Mapping[str, Any]) -> None:
+    # not a disabled button: the click itself is what sends the text that was just typed
+    if not draft["prompt"].strip():
+        raise BadInput("Write in the prompt what the picture shall show.")
     task = GenerateTask(
         prompt=draft["prompt"].strip(),
         config=GenerationConfig(**draft["config"]),

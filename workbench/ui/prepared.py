@@ -57,11 +57,13 @@ class Facts:
 
 
 def digest(request: EditRequest) -> str:
-    """What a picture's LoRA depends on, as one text."""
-    parts = (request.image.id, request.prompt, dataclasses.asdict(request.lora), request.seed)
-    data = request.to_json()
-    more = [data[k] for k in ("style", "lora_file", "generation", "crop")]
-    return keys.key("pages", *parts, request.model.name, request.working_size, *more)
+    """What a picture's LoRA and inversion depend on, as one text; names do not count."""
+    file, style, generation = request.lora_file, request.style, request.generation
+    trained = None if file else (dataclasses.asdict(request.lora), request.seed)
+    loras = [(ref.id, ref.weight) if ref else None for ref in (file, style)]
+    made = dataclasses.asdict(generation) if generation else None
+    parts = (request.image.id, request.prompt, trained, loras, made, request.crop)
+    return keys.key("pages", *parts, request.model.name, request.working_size)
 
 
 def lora_key(request: EditRequest, facts: ModelFacts) -> str | None:

@@ -9,7 +9,7 @@ import streamlit as st
 from workbench.options import options_of
 from workbench.records import JobState
 from workbench.types import MAX_PROMPT, LoraConfig
-from workbench.ui import components, generating, router, run_panel
+from workbench.ui import components, generating, lora_choice, router, run_panel
 from workbench.ui.backend import Backend
 from workbench.ui.options_form import option_grid
 from workbench.ui.shell import guard
@@ -24,7 +24,9 @@ def prompt_and_lora(backend: Backend, space: Workspace) -> None:
         _model(backend, space)
         if generating.own_latents(space):
             return
-        _preset(space)
+        if space.lora_file is None:
+            _preset(space)
+        lora_choice.lora_choice(backend, space)
         with guard():
             _start(backend, space)
 
@@ -144,9 +146,14 @@ def _start(backend: Backend, space: Workspace) -> None:
             "learnt: paint the mask first, and train then, or leave the training to the first run."
         )
         router.link("drag", "Mask & points", icon=":material/arrow_forward:")
-    if backend.is_trained(space):
+    trained = backend.is_trained(space)
+    if space.lora_file is not None:
+        lora_choice.in_use(backend, space, running=running)
+        return
+    if trained:
         st.success("The model knows this picture already, with these settings. Go on to draw.")
         router.link("drag", "Mask & points", icon=":material/arrow_forward:")
+        lora_choice.train_further(backend, space, running=running)
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button(
