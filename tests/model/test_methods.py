@@ -1,0 +1,71 @@
+"""Every method through whole edits on a random model: records, run-on, protection, repetition."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from edit_bench import Bench
+
+from workbench.records import EditResult, JobState
+from workbench.types import METHODS, DragConfig, EditRequest
+
+
+def request(bench: Bench, method: str, steps: int = 3) -> EditRequest:
+    drag = dataclasses.replace(
+        DragConfig.preset(method), steps=steps, drag_rounds=1, trackings_per_round=1
+    )
+    return bench.request(drag=drag)
+
+
+def result(bench: Bench, asked: EditRequest) -> EditResult:
+    record = bench.edit(asked)
+    assert record.status is JobState.DONE
+    assert record.result is not None
+    return record.result
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_fills_the_record_and_keeps_what_is_unpainted(
+    bench: Bench, method: str
+) -> None:
+    asked = request(bench, method)
+    done = result(bench, asked)
+    assert done.change_outside_mask == 0
+    assert len(done.distances) == 2
+    assert all(len(row) == 2 for row in done.trajectory)
+    first = [(p.x, p.y) for p in done.trajectory[0]]
+    assert np.allclose(first, [(24, 30), (44, 44)], atol=1.5)  # the lattice's rounding
+    assert (done.iterations == 0) == (method == "warp")
+    assert len(done.losses) == done.iterations
+    source, made = bench.store.image(asked.image.id), bench.store.image(done.image)
+    assert (source != made).any()
+
+
+@pytest.mark.parametrize("method", ["warp", "auto"])
+def test_every_run_gives_the_same_picture(bench: Bench, method: str) -> None:
+    asked = request(bench, method)
+    first = result(bench, asked)
+    again = bench.edit(asked, fresh=True)
+    assert again.result is not None
+    assert again.result.image == first.image
+
+
+def test_auto_runs_on_from_where_it_stopped(bench: Bench) -> None:
+    whole = result(bench, request(bench, "auto", 6))
+    bench.cache.clear("state")
+    half = result(bench, request(bench, "auto", 3))
+    rest = result(bench, request(bench, "auto", 6))
+    assert "drag" in rest.cached
+    assert (half.iterations, rest.iterations) == (3, 6)
+    assert rest.losses == whole.losses
+    assert rest.trajectory == whole.trajectory
+    assert rest.image == whole.image
+
+
+def test_the_second_drag_of_auto_uses_the_kept_stages(bench: Bench) -> None:
+    result(bench, request(bench, "auto"))
+    warped = result(bench, request(bench, "warp"))
+    assert warped.cached == ("lora", "invert", "reference")
+    assert warped.stop == "ONE_STEP"
