@@ -195,11 +195,12 @@ def test_edits_of_several_pictures(
     app: App, two: list[EditRecord], request_: EditRequest, compare_page: Callable[..., AppTest]
 ) -> None:
     wide = dataclasses.replace(request_, image=image(app, 5, name="Other <b>one</b>"))
-    other = done(app, wide)
+    other = done(app, wide, distances=(0.5,))
     page = compare_page(edits=f"{two[0].id},{other.id}")
     labels = [i["label"] for i in component(page, "compare_pictures")["images"]]
     assert labels == ["1 · Test picture, DragDiffusion", "2 · Other <b>one</b>, DragDiffusion"]
-    parameters = tables(page)[1]
+    metrics, parameters = tables(page)
+    assert "wb-best" not in metrics, "drags of two pictures have no best"
     assert "Other &lt;b&gt;one&lt;/b&gt; (2), 64 × 48 px" in parameters
 
 

@@ -199,7 +199,7 @@ def _cell(backend: Backend, record: EditRecord) -> dict[str, str]:
     return {
         "id": record.id,
         "src": components.data_url(backend.thumbnail(picture, 160)),
-        "title": f"{name}: {words}, {when(record.finished)}",
+        "title": ", ".join(filter(None, (f"{name}: {words}", when(record.finished)))),
         "note": f"{facts.METHOD_NAMES[record.request.drag.method]}\n{_when_and_steps(record)}",
         "state": "done",
     }
@@ -207,7 +207,7 @@ def _cell(backend: Backend, record: EditRecord) -> dict[str, str]:
 
 def _when_and_steps(record: EditRecord) -> str:
     steps = record.result.iterations if record.result else 0
-    return f"{count(steps, 'step')}, {when(record.finished)}"
+    return ", ".join(filter(None, (count(steps, "step"), when(record.finished))))
 
 
 # --- pictures ---------------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ def parameter_rows(store: Store, records: Sequence[EditRecord]) -> list[Row]:
         # two pictures may have one name, two masks one area: the number tells them apart
         image = request.image
         number = f" ({pictures.index(image.id) + 1})" if len(pictures) > 1 else ""
+        column["Method"] = METHOD_NAMES.get(request.drag.method, request.drag.method)
         column["Picture"] = f"{plain(image.name, 60)}{number}, {image.width} × {image.height} px"
         column["Arrows"] = "; ".join(
             f"({p.handle.x:.0f}, {p.handle.y:.0f}) → ({p.target.x:.0f}, {p.target.y:.0f})"
@@ -85,13 +86,16 @@ def metric_rows(views: Sequence[EditView]) -> list[Row]:
     """What came out, one row per measure; the best edit of a row is marked."""
     rows = [Row("Ended because", tuple(v.outcome() for v in views))]
     most = max((len(v.request.pairs) for v in views), default=0)
+    # "best" means something only for one drag of one picture
+    alike = len({(v.request.image.id, v.request.pairs) for v in views}) == 1
+    nowhere: frozenset[int] = frozenset()
     for n in range(most):
         found = [v.arrivals() for v in views]
         left = [a[n].left if n < len(a) else None for a in found]
         texts = tuple(
             f"{a[n].left:.1f} of {a[n].length:.0f} px" if n < len(a) else "–" for a in found
         )
-        rows.append(Row(f"Arrow {n + 1}: still to go", texts, _lowest(left)))
+        rows.append(Row(f"Arrow {n + 1}: still to go", texts, _lowest(left) if alike else nowhere))
     rows.append(Row("Steps", tuple(str(v.result.iterations) for v in views)))
     rows.append(
         Row("Time dragging", tuple(seconds(v.result.seconds.get("drag", 0.0)) for v in views))
@@ -157,7 +161,7 @@ def table(rows: Sequence[Row], heads: Sequence[str], *, caption: str, marked: bo
         caption: what it is, for screen readers.
         marked: whether rows that differ are marked.
     """
-    head = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in ("", *heads))
+    head = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in heads)
     body = []
     for row in rows:
         cells = "".join(
@@ -168,7 +172,7 @@ def table(rows: Sequence[Row], heads: Sequence[str], *, caption: str, marked: bo
         body.append(f'<tr class="{kind}"><th scope="row">{html.escape(row.label)}</th>{cells}</tr>')
     return (
         f'<div class="wb-facts" role="region" tabindex="0" aria-label="{html.escape(caption)}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
