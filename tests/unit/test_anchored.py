@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_unet import denoiser, normal, schedule, small_unet, text
 
 from workbench.errors import Cancelled
-from workbench.methods import DragProblem, DragStep, run
+from workbench.methods import DragProblem, DragStep, Pixels, WarpOptions, reference_of, run
+from workbench.methods.locate import located
+from workbench.methods.warp import moved_latent, start_index
 from workbench.numerics.anchored import Patience, settled
 from workbench.numerics.ddim import invert
 from workbench.numerics.optimiser import NotFinite
@@ -110,3 +113,66 @@ def test_a_run_has_settled_when_its_loss_no_longer_falls() -> None:
     assert settled([5, 5, 5, 5], patience)
     assert not settled([5, 5, 4, 4], patience)
     assert settled([9, 9, 5, 5, 4.9, 4.9], patience)
+
+
+def pixels(mask: Tensor | None, handles: Tensor, targets: Tensor) -> Pixels:
+    """A picture of 64 px whose 'autoencoder' averages 8x8 pixels; lattice p is pixel 2 p + 0.5."""
+
+    def encode(picture: Tensor) -> Tensor:
+        return F.avg_pool2d(picture, 8)[:, [0, 1, 2, 0]]
+
+    picture = normal(1, 3, 64, 64, seed=3).tanh()
+    return Pixels(
+        picture=picture, mask=mask, handles=2 * handles + 0.5, targets=2 * targets + 0.5,
+        encode=encode,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("painted", [True, False])
+def test_the_moved_picture_is_put_together_with_its_own_noise(
+    unet: Any, trail: Tensor, painted: bool
+) -> None:
+    """z = sqrt(a) E(moved) + sqrt(1-a) eps in cells that changed; elsewhere the original's latent."""
+    mask = torch.zeros(64, 64)
+    mask[8:56, 8:56] = 1
+    given = problem(
+        unet, trail, "warp", pixels=pixels(mask if painted else None, HANDLES, TARGETS)
+    )  # fmt: skip
+    reference = reference_of(given)
+    index = start_index(given, 201)
+    t = given.timesteps[index]
+    assert t <= 201
+    found = moved_latent(given, reference, index, WarpOptions())
+    plain = reference.latents[index]
+    same = (found - plain).abs().amax(1)[0] < 1e-5
+    assert not same.all()
+    if painted:
+        assert same[0].all()
+        assert same[:, -1].all()
+    a = given.schedule.alpha(t)
+    eps = (plain - a**0.5 * trail[0]) / (1 - a) ** 0.5
+    clean = (found - (1 - a) ** 0.5 * eps) / a**0.5
+    assert clean[0, 0][~same].allclose(clean[0, 3][~same], atol=1e-4)  # as `encode` makes them
+    latent = moved_latent(given, reference, index, WarpOptions(pixels=False))
+    assert not torch.allclose(latent, found)
+
+
+def test_a_point_that_did_not_move_is_located_at_its_handle(unet: Any, trail: Tensor) -> None:
+    given = problem(unet, trail, "warp")
+    points, distances, costs = located(given, given.denoiser(), trail[0])
+    assert torch.equal(points, HANDLES)
+    assert torch.equal(distances, (TARGETS - HANDLES).norm(dim=1))
+    assert costs.abs().max() < 1e-5
+
+
+def test_the_start_level_is_the_first_that_is_not_above(unet: Any, trail: Tensor) -> None:
+    given = problem(unet, trail)
+    assert given.timesteps == (401, 301, 201, 101, 1)
+    assert [start_index(given, level) for level in (1000, 401, 400, 101, 50, 0)] == [
+        0,
+        0,
+        1,
+        3,
+        4,
+        4,
+    ]
