@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.errors import BadInput, Cancelled, WorkbenchError
+from workbench.attempt import sentence
+from workbench.errors import BadInput, Cancelled
 from workbench.generate import generate
 from workbench.lora_files import read
 from workbench.pipeline import prepare, run_edit
@@ -103,10 +104,10 @@ def _sweep(app: App, task: SweepTask, on_step: OnStep, owner: str, device: str) 
             edits.append(edit(app, request, on_step=on_step, owner=owner, device=device).id)
         except Cancelled:
             raise
-        except WorkbenchError as exc:  # the others may still be fine
-            log.warning("edit %d of a sweep failed: %s", i + 1, exc)
+        except Exception as exc:  # the others may still be fine
+            log.warning("edit %d of a sweep failed", i + 1, exc_info=True)
             edits.append(None)
-            errors[str(i)] = str(exc)
+            errors[str(i)] = sentence(exc)
     return {"edits": edits, "errors": errors, "label": task.label}
 
 

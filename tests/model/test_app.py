@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from workbench import app as composition
+from workbench import work
 from workbench.app import App, close_app, get_app
 from workbench.errors import BadInput, ModelError
 from workbench.jobs import Job
-from workbench.records import JobState
+from workbench.records import EditRecord, JobState
 from workbench.settings import Settings
 from workbench.tasks import GenerateTask, SweepTask, TrainTask
 from workbench.types import (
@@ -104,6 +105,22 @@ def test_sweep_goes_on_after_a_failure(app: App) -> None:
     assert steps == [2, 1]
     with pytest.raises(BadInput, match="1 to 100"):
         SweepTask(())
+
+
+def test_sweep_goes_on_after_what_nobody_foresaw(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = work.edit
+
+    def edit(app: App, asked: EditRequest, **options: Any) -> EditRecord:
+        if asked.drag.steps == 3:
+            raise RuntimeError("a tensor was in the way")
+        return whole(app, asked, **options)
+
+    monkeypatch.setattr(work, "edit", edit)
+    sweep = [request(app, drag=DragConfig(steps=n)) for n in (3, 1)]
+    job = ended(app, app.submit_sweep(sweep))
+    assert job.result["edits"][0] is None
+    assert app.store.record(job.result["edits"][1]).status is JobState.DONE
+    assert "RuntimeError: a tensor was in the way" in job.result["errors"]["0"]
 
 
 def test_generate_and_replay_jobs(app: App) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import time
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 from workbench.errors import BadInput, StoreError, WorkbenchError
 from workbench.jobs import Job
-from workbench.records import EditRecord
+from workbench.records import EditRecord, JobState
 from workbench.sweep import Plan, key_of
 from workbench.sweep_results import Outcome, outcomes
 from workbench.sweep_sheet import sheet_of
@@ -133,11 +134,7 @@ def standing(backend: Backend, plan: Plan) -> Standing:
         errors = {key_of(asked[int(n)]): str(text) for n, text in job.result["errors"].items()}
     records = backend.store.records(image=plan.base.image.id)
     running = [p.request for p in backend.store.pending()] if live else []
-    waiting = _requests(job) if live else ()
-    failed_before = {key_of(r.request) for r in records if r.status.value == "failed"}
-    if live:  # what failed in this job is not waiting any more
-        begun = job.started if job else 0.0
-        waiting = tuple(r for r in waiting if not _failed_since(r, records, begun, failed_before))
+    waiting = _waiting(job, records) if live else []
     found = outcomes(plan, records, running=running, waiting=waiting, errors=errors)
     return Standing(plan, tuple(found), job)
 
@@ -147,19 +144,14 @@ def _belongs(job: Job, cells: set[str]) -> bool:
     return bool(asked) and asked <= cells
 
 
-def _failed_since(
-    request: EditRequest, records: Sequence[EditRecord], begun: float, failed: set[str]
-) -> bool:
-    key = key_of(request)
-    if not begun or key not in failed:
-        return False
-    import datetime
-
-    since = datetime.datetime.fromtimestamp(begun, datetime.UTC).isoformat()
-    return any(
-        r.status.value == "failed" and r.started >= since and key_of(r.request) == key
-        for r in records
-    )
+def _waiting(job: Job | None, records: Sequence[EditRecord]) -> list[EditRequest]:
+    """A job's runs without those that failed since it was started: they do not come again."""
+    begun = job.started if job else 0.0
+    since = datetime.datetime.fromtimestamp(begun, datetime.UTC).isoformat() if begun else "9"
+    failed = {
+        key_of(r.request) for r in records if r.status is JobState.FAILED and r.started >= since
+    }
+    return [r for r in _requests(job) if key_of(r) not in failed]
 
 
 def guess(backend: Backend, requests: Sequence[EditRequest]) -> float | None:
