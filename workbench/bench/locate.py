@@ -100,6 +100,7 @@ class Recipe:
     block: int = 3
     ensemble: int = 4
     shifts: int = 2  # per side: samples lie 1 / shifts of a cell apart
+    posterior: bool = False  # each noise on a latent drawn anew, as DIFT does; else on the mean
 
 
 class Features:
@@ -152,11 +153,15 @@ class Features:
 
     def _feature(self, denoiser: Any, pixels: Tensor, seed: int) -> Tensor:
         """Mean feature [C, fh, fw] over the ensemble, float32 on the CPU."""
-        mean, _ = self.runtime.encode(pixels)
+        mean, std = self.runtime.encode(pixels)
         n, t = self.recipe.ensemble, self.recipe.timestep
         generator = torch.Generator("cpu").manual_seed(seed)
         noise = torch.randn((n, *mean.shape[1:]), generator=generator).to(mean.device)
-        noisy = denoiser.schedule.noised(mean.expand(n, -1, -1, -1), noise, t)
+        latents = mean.expand(n, -1, -1, -1)
+        if self.recipe.posterior:
+            drawn = torch.randn((n, *mean.shape[1:]), generator=generator).to(mean.device)
+            latents = mean + std * drawn
+        noisy = denoiser.schedule.noised(latents, noise, t)
         out: Tensor = denoiser.feature(noisy, t).float().mean(0).cpu()
         return out
 
@@ -189,9 +194,12 @@ def peak(likeness: Tensor, grid: FeatureMap, disc: Disc, sharpness: float = 20.0
 def published(runtime: Runtime) -> Recipe | None:
     """DIFT's published recipe when the model is Stable Diffusion 2.1, else None."""
     name = runtime.name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    if name not in DIFT_MODELS:
+    # a folder can have any name; the text encoder's width sets version 2 apart from version 1
+    if name not in DIFT_MODELS or runtime.unet.config.cross_attention_dim != 1024:
         return None
-    return Recipe(timestep=DIFT_TIMESTEP, block=DIFT_BLOCK, ensemble=DIFT_ENSEMBLE, shifts=1)
+    return Recipe(
+        timestep=DIFT_TIMESTEP, block=DIFT_BLOCK, ensemble=DIFT_ENSEMBLE, shifts=1, posterior=True
+    )
 
 
 def with_ensemble(recipe: Recipe, ensemble: int) -> Recipe:

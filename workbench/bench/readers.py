@@ -184,10 +184,11 @@ def _manifest(path: Path) -> list[Entry]:
     entries, seen = [], set()
     for number, item in enumerate(samples, 1):
         name = item.get("name") if isinstance(item, dict) else None
-        if not isinstance(name, str) or not name or name in seen:
+        name = images.clean_name(name, "") if isinstance(name, str) else ""
+        if not name or name in seen:
             raise BadInput(f"{path}: sample {number} has no name of its own.")
         seen.add(name)
-        entries.append(Entry("manifest", images.clean_name(name), path, item))
+        entries.append(Entry("manifest", name, path, item))
     return sorted(entries, key=lambda e: e.name)
 
 

@@ -19,7 +19,10 @@ from typing import Any, TextIO
 from workbench.errors import BadInput
 
 Record = dict[str, Any]
-SAME = ("benchmark", "set", "set_version", "scenes_version", "model", "lora", "inversion", "seed")
+SAME = (
+    "benchmark", "set", "set_version", "scenes_version", "model", "lora", "inversion", "seed",
+    "locator",
+)  # fmt: skip
 
 
 class Book:
