@@ -103,13 +103,25 @@ def test_a_failed_drag_is_counted_and_no_figure(tmp_path: Path) -> None:
 
 
 def test_agreement_is_the_distance_of_the_two_locators(tmp_path: Path) -> None:
-    apart = [0.0, 0.0, 2.0, 6.0]
+    apart = [0.0, 0.0, 1.0, 2.0, 7.0]
     rows = [
         row(i, "truth", 0.0, found_features=[[30.0 + d, 10.0, 1.0]]) for i, d in enumerate(apart)
     ]
     text = report.tables(read_records([write(tmp_path / "r.jsonl", rows)]))
-    cells = line(text, "| truth | 4 | 2.0 [").split(" | ")
-    assert cells[3] == "1.0" and cells[4] == "75%"
+    cells = line(text, "| truth | 5 | 2.0 [").split(" | ")
+    assert cells[3] == "1.0" and cells[4] == "80%"
+
+
+def test_arrows_that_are_lost_in_the_truth_itself_can_be_left_out(tmp_path: Path) -> None:
+    rows = []
+    for i in range(8):
+        lost = i % 2 == 1  # its twin is found in the truth, 15 px away
+        rows.append(row(i, "truth", 15.0 if lost else 0.5))
+        rows.append(row(i, "auto", 15.0 if lost else 2.0))
+    text = report.tables(read_records([write(tmp_path / "r.jsonl", rows)]))
+    start = text.index("Arrows that both locators find")
+    assert line(text[start:], "| auto | 4 | 4 |") == "| auto | 4 | 4 | 2.0 | 2.0 | 10% | 10% |"
+    assert line(text, "| auto | 8 | 8.5")
 
 
 def test_a_figure_that_is_null_is_left_out(tmp_path: Path) -> None:

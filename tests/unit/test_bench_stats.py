@@ -134,3 +134,10 @@ def test_ratio_needs_drags_in_common_and_something_to_divide_by() -> None:
     assert math.isnan(ratio({1: 0.0, 2: 0.0}, {1: 1.0, 2: 2.0}).mean)
     one = ratio({1: 4.0, 2: math.nan}, {1: 1.0, 2: 1.0})
     assert (one.mean, one.n) == (0.25, 1) and math.isnan(one.low)
+
+
+def test_few_values_have_a_mean_and_no_interval() -> None:
+    found = mean_interval([1.0, 2.0, 3.0, 6.0])
+    assert found.mean == 3 and found.n == 4 and math.isnan(found.low) and math.isnan(found.high)
+    four = {i: float(i) for i in range(4)}
+    assert paired(four, four).verdict(lower_is_better=True) == "too few"

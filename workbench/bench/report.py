@@ -95,7 +95,8 @@ def tables(records: Sequence[Record], *, common: bool = False) -> str:
         for name in GROUPED:
             parts += ["", f"{BY_NAME[name].title}, by {title}:", ""]
             parts += grouped(rows, BY_NAME[name], short, group)
-    parts += ["", *before_and_after(rows), "", *agreement(rows), "", *stops(records), ""]
+    parts += ["", *before_and_after(rows), "", *agreement(rows), "", *trusted(rows), ""]
+    parts += [*stops(records), ""]
     parts += preparation(records)
     return "\n".join(parts).rstrip()
 
@@ -185,6 +186,51 @@ def agreement(rows: Sequence[Record]) -> list[str]:
             f"{statistics.median(apart):.1f} | {share:.0%} | {sum(near) / len(near):.0%} |"
         )
     return ["Agreement of the two locators:", "", *out]
+
+
+def trusted(rows: Sequence[Record]) -> list[str]:
+    """Distances on the arrows alone that both locators find in the truth, within `WITHIN` px.
+
+    A thing that has a twin (petals, corners of a mouth) or that turns out of sight is found in the
+    wrong place even in the true picture; what is left over there says nothing about a method.
+    """
+    good: dict[str, list[int]] = {}
+    for r in rows:
+        if r["method"] == "truth":
+            ends = zip(r["found_features"], r["found_template"], r["arrows"], strict=True)
+            good[r["drag"]] = [
+                i for i, (f, t, (_, _, x, y)) in enumerate(ends)
+                if max(_distance(f, (x, y)), _distance(t, (x, y))) <= WITHIN
+            ]  # fmt: skip
+    if not any(good.values()):
+        return []
+    out = [
+        "Arrows that both locators find within 3 px in the true picture:",
+        "",
+        "| method | drags | arrows | left px (features) | left px (template) | "
+        "left, share (features) | left, share (template) |",
+        "|---" * 7 + "|",
+    ]
+    for method in methods_of(rows):
+        columns: list[list[float]] = [[], [], [], []]
+        arrows = 0
+        for r in rows:
+            if r["method"] != method or not good.get(r["drag"]):
+                continue
+            chosen = good[r["drag"]]
+            arrows += len(chosen)
+            for k, name in enumerate(("found_features", "found_template")):
+                left = [_distance(r[name][i], r["arrows"][i][2:]) for i in chosen]
+                long = [_distance(r["arrows"][i][:2], r["arrows"][i][2:]) for i in chosen]
+                columns[k].append(statistics.mean(left))
+                columns[k + 2].append(
+                    statistics.mean(a / b for a, b in zip(left, long, strict=True))
+                )
+        cells = [
+            Figure("", "", 1, percent=k >= 2).cell(mean_interval(c)) for k, c in enumerate(columns)
+        ]
+        out.append(f"| {method} | {len(columns[0])} | {arrows} | " + " | ".join(cells) + " |")
+    return out
 
 
 def _distance(a: Sequence[float], b: Sequence[float]) -> float:

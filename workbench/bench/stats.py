@@ -22,12 +22,13 @@ K = TypeVar("K", bound=Hashable)
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+LEAST = 5  # values; the spread of fewer says too little of the mean's error
 _AT_ONCE = 4_000_000  # resampled values held at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and its confidence interval; `low` and `high` are NaN below two values."""
+    """A mean and its confidence interval; `low` and `high` are NaN below `LEAST` values."""
 
     mean: float
     low: float
@@ -64,8 +65,8 @@ def mean_interval(
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
     mean = float(x.mean())
-    if n == 1:
-        return Interval(mean, math.nan, math.nan, 1)
+    if n < LEAST:
+        return Interval(mean, math.nan, math.nan, n)
     if np.ptp(x) == 0:
         return Interval(mean, mean, mean, n)
     error = float(x.std(ddof=1)) / math.sqrt(n)
@@ -84,7 +85,7 @@ def _studentised(x: F64, mean: float, seed: int, resamples: int) -> F64:
     for start in range(0, resamples, per):
         drawn = x[rng.integers(n, size=(min(per, resamples - start), n))]
         error = drawn.std(axis=1, ddof=1) / math.sqrt(n)
-        good = error > 0
+        good = np.ptp(drawn, axis=1) > 0  # equal values have a rounding error for a spread
         parts.append((drawn.mean(axis=1)[good] - mean) / error[good])
     return np.concatenate(parts)
 
@@ -101,11 +102,11 @@ class Paired:
     def beyond(self) -> bool:
         """Whether the interval of the differences leaves out 0."""
         d = self.difference
-        return d.n >= 2 and not d.contains(0.0)
+        return d.n >= LEAST and not d.contains(0.0)
 
     def verdict(self, *, lower_is_better: bool) -> str:
         """'better', 'worse' (B against A), 'within noise' or 'too few'."""
-        if self.difference.n < 2:
+        if self.difference.n < LEAST:
             return "too few"
         if not self.beyond:
             return "within noise"
@@ -144,8 +145,8 @@ def ratio(
     if n == 0 or x.mean() == 0:
         return Interval(math.nan, math.nan, math.nan, n)
     mean = float(y.mean() / x.mean())
-    if n == 1:
-        return Interval(mean, math.nan, math.nan, 1)
+    if n < LEAST:
+        return Interval(mean, math.nan, math.nan, n)
     rng = np.random.Generator(np.random.Philox(key=seed))
     per = max(1, min(resamples, _AT_ONCE // n))
     parts = []
