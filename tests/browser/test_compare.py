@@ -120,7 +120,7 @@ def test_choose_zoom_slide_and_take_away(server: Server, bench: Bench, space: Wo
     page.get_by_role("radio", name="Slider", exact=True).click()
     bench.settle()
     assert transforms(bench) == {again}
-    page.get_by_role("button", name="Show the whole picture").click()
+    page.get_by_role("button", name="Fit the whole picture").click()
     divider = page.get_by_role("slider", name=re.compile("^Divider between 1 .* and 2 "))
     expect(divider).to_have_attribute("aria-valuenow", "50")
     divider.focus()

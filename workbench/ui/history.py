@@ -185,7 +185,11 @@ def _empty(forest: Forest, wanted: Filter) -> None:
 
 
 def _chosen(rows: list[Row]) -> Row:
-    """The edit of the address if it is shown, else the first one."""
+    """The edit of the address if it is shown, else the first one.
+
+    It is put into the address, so that a newer edit does not take its place while one looks.
+    """
     name = router.current("edit")
     found = next((r for r in rows if r.record.id == name), rows[0])
+    router.remember("edit", found.record.id)
     return found

@@ -101,10 +101,11 @@ def _first(name: str, records: Mapping[str, EditRecord]) -> str:
 def _families(
     records: Mapping[str, EditRecord], first: Mapping[str, str], in_bin: set[str]
 ) -> dict[str, Family]:
-    """Every family, the one with the newest edit first (`records` are newest first)."""
-    images: dict[str, ImageAsset] = {}
-    for record in records.values():
-        images.setdefault(record.request.image.id, record.request.image)
+    """Every family, the one with the newest edit first (`records` are newest first).
+
+    A picture is called what it was called at first.
+    """
+    images = {r.request.image.id: r.request.image for r in records.values()}
     counts: dict[str, int] = {}
     for name in records:
         counts[first[name]] = counts.get(first[name], 0) + (name not in in_bin)

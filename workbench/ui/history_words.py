@@ -46,7 +46,7 @@ def line_of(row: Row) -> str:
             parts.append(f"{max(record.result.distances):.1f} px left")
     if row.notes.note.strip():
         parts.append(f":material/sticky_note_2: {inert(row.notes.note, 40)}")
-    words = f":small[:gray[{' · '.join(p for p in parts if p)}]]"
+    words = f":gray[:small[{' · '.join(p for p in parts if p)}]]"
     if record.status is JobState.DONE:
         return words
     icon, colour = SIGNS.get(record.status, (":material/help:", "gray"))

@@ -67,7 +67,7 @@ def _card(backend: Backend, model: Found) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"**{inert(spec.shown, 80)}**")
         if default:
-            st.badge("chosen at first", color="primary")
+            st.badge("chosen at first", color="blue")
         if model.files is not None:
             st.badge("on this machine", icon=":material/check:", color="green")
         elif spec.hub:

@@ -76,7 +76,7 @@ class Viewer {
       button("minus", "Zoom out", () => this.zoomAt(this.zoom / 1.5, 0.5, 0.5)),
       this.percent,
       button("plus", "Zoom in", () => this.zoomAt(this.zoom * 1.5, 0.5, 0.5)),
-      button("Fit", "Show the whole picture", () => this.zoomAt(1, 0.5, 0.5)),
+      button("Fit", "Fit the whole picture", () => this.zoomAt(1, 0.5, 0.5)),
       button("full", "Full screen", () => this.fullScreen()),
     );
     this.panes = element("div", `panes ${mode}`);
