@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 from workbench.canvas import Drawing
 from workbench.store import Store
+from workbench.types import PointPair
 from workbench.ui.sketch import stored
 from workbench.ui.workspace import Workspace
 
@@ -45,7 +46,8 @@ ARGS = [
     "--disable-sync",
 ]
 HOME = "http://127.0.0.1"
-STARTS_WITHIN = 60.0
+STARTS_WITHIN = 120.0
+PATIENCE = 30.0  # s that a busy machine may take to write a stroke down
 SENT_AFTER = 0.35  # the canvas collects strokes for 200 ms before it sends them
 MICRO = f"""[micro]
 path = "{(REPO / "tests" / "data" / "reference" / "micro_sd").as_posix()}"
@@ -59,8 +61,8 @@ QUICK = {
     "inversion": {"steps": 8, "strength": 0.5},
     "drag": {"method": "dragdiffusion", "steps": 4},
 }
-JOB = 180_000  # ms that a job may take on a busy machine, torch's import included
-expect.set_options(timeout=45_000)
+JOB = 400_000  # ms that a job may take on a busy machine, torch's import included
+expect.set_options(timeout=90_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,6 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker("browser")
+            item.add_marker(pytest.mark.timeout(1500))  # a busy machine; alone it is a tenth
 
 
 class Server:
@@ -138,6 +141,21 @@ class Server:
         """What the project's record says was drawn."""
         return stored(self.store.projects.load(project).drawing)
 
+    def drawn(
+        self, project: str, ok: Callable[[Drawing], Any], within: float = PATIENCE
+    ) -> Drawing:
+        """What was drawn, as soon as `ok` of it holds; as it stands when that takes too long."""
+        end = time.monotonic() + within
+        while not ok(found := self.drawing(project)) and time.monotonic() < end:
+            time.sleep(0.1)
+        return found
+
+    def arrows(self, project: str, count: int) -> list[PointPair]:
+        """The arrows of a project, as soon as there are `count` of them."""
+        found = self.drawn(project, lambda d: len(d.arrows) == count).arrows
+        assert len(found) == count
+        return [a.pair for a in found]
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -197,9 +215,13 @@ class Bench:
         self.page.wait_for_selector(done, timeout=60_000)
 
     def query(self, name: str) -> str | None:
-        """A parameter of the page's address."""
-        found = re.search(rf"[?&]{name}=([^&]*)", self.page.url)
-        return found[1] if found else None
+        """A parameter of the page's address, as soon as it is there."""
+        end = time.monotonic() + PATIENCE
+        while not (found := re.search(rf"[?&]{name}=([^&]*)", self.page.url)):
+            if time.monotonic() > end:
+                return None
+            self.page.wait_for_timeout(100)
+        return found[1]
 
     def goto_page(self, title: str) -> None:
         """Click a page's name in the menu."""
@@ -223,6 +245,8 @@ class Bench:
     def tool(self, name: str) -> None:
         """Choose a drawing tool by its name."""
         self.page.get_by_role("radio", name=name, exact=True).click()
+        kind = {"Rectangle": "rect"}.get(name, name.lower())
+        expect(self.canvas).to_have_attribute("data-tool", kind)
         self.settle()
 
     def on_canvas(self, x: float, y: float, size: tuple[int, int]) -> tuple[float, float]:

@@ -161,19 +161,18 @@ class Drawpad:
         )
 
     def _brush(self, brush: int) -> int:
-        key = f"brush_{self.space.id}"
+        key = f"brush_{self.space.id}_{self.state.get('brush_keys', 0)}"
 
         def save() -> None:
             self.space.set(brush=int(st.session_state[key]))
 
-        # The value goes in as a default, and into the state only by the keys' callback: set in each
-        # run, it could be overtaken by the next run, and the slider began at its lower end.
-        first = {} if key in st.session_state else {"value": brush}
+        # Always the same value as default and never set through the state: a slider that is told its
+        # value in one run only begins at its lower end when the next run overtakes that one.
         return int(
             st.slider(
                 "Brush",
                 *BRUSH,
-                **first,
+                value=brush,
                 key=key,
                 on_change=save,
                 format="%d px",
@@ -314,10 +313,8 @@ class Drawpad:
         if step:
             factor = 1.25 if step > 0 else 0.8
             after = round(now * factor) if now > 4 else now + (1 if step > 0 else -1)
-            size = max(BRUSH[0], min(BRUSH[1], after))
-            self.space.set(brush=size)
-            if f"brush_{self.space.id}" in st.session_state:
-                st.session_state[f"brush_{self.space.id}"] = size
+            self.space.set(brush=max(BRUSH[0], min(BRUSH[1], after)))
+            self.state["brush_keys"] = int(self.state.get("brush_keys", 0)) + 1  # a new slider
 
     def _on_zoom(self) -> None:
         asked = st.session_state["canvas_assist"].get("zoom")

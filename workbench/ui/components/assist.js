@@ -129,6 +129,7 @@ class Assist {
     if (edit && edit.getAttribute("aria-pressed") !== wanted) edit.click();
     if (this.wears !== this.data.tool) {
       this.wears = this.data.tool;
+      root.querySelector(".upper-canvas").dataset.tool = this.data.tool; // for those who watch from outside
       root.querySelector(".upper-canvas").style.opacity = ["brush", "eraser"].includes(this.data.tool) ? "0.38" : "1";
     }
   }

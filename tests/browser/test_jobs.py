@@ -1,0 +1,89 @@
+"""Jobs seen from the page: cancel, run again, reload in the middle, two people at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conftest import JOB, Bench, Server, picture
+from playwright.sync_api import expect
+
+from workbench.records import JobState
+
+SIZE = (64, 48)  # the micro model's own size: short steps, many of them
+LONG = {"lora": {"steps": 2, "batch_size": 1, "rank": 4}, "drag": {"steps": 2000}}
+
+
+def begin(server: Server, bench: Bench, seed: int, **settings: Any) -> str:
+    """A project with an arrow, run; its id."""
+    name = server.project(picture(*SIZE, seed=seed), **settings)
+    bench.open("/drag", project=name)
+    bench.stroke((19, 19), (57, 45), size=SIZE)
+    bench.page.get_by_role("button", name="Run", exact=True).click()
+    bench.settle()
+    return name
+
+
+def test_cancel_then_run_again(server: Server, bench: Bench) -> None:
+    name = begin(server, bench, 21, **LONG)
+    expect(bench.page.get_by_text("Dragging · step")).to_be_visible(timeout=JOB)
+    bench.page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(bench.page.get_by_text("Cancelled", exact=True)).to_be_visible()
+    image = server.store.projects.load(name).image
+    (record,) = server.store.records(image=image)
+    assert record.status is JobState.CANCELLED
+    bench.page.get_by_role("button", name="Run", exact=True).click()
+    expect(bench.page.get_by_text("Dragging · step")).to_be_visible(timeout=JOB)
+    bench.page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(bench.page.get_by_text("Cancelled", exact=True)).to_be_visible()
+
+
+def test_reload_and_second_browser_find_the_job(
+    server: Server, bench: Bench, new_bench: Any
+) -> None:
+    begin(server, bench, 22, **LONG)
+    job = bench.query("job")
+    assert job
+    expect(bench.page.get_by_text("Dragging · step")).to_be_visible(timeout=JOB)
+    bench.page.reload()
+    bench.settle(1.0)
+    assert bench.query("job") == job
+    expect(bench.page.get_by_text("Dragging · step")).to_be_visible()
+
+    other: Bench = new_bench()
+    begin(server, other, 23)
+    expect(other.page.get_by_text("Next in the queue")).to_be_visible()
+    expect(bench.page.get_by_text("Dragging · step")).to_be_visible()  # theirs changed nothing
+    bench.page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(bench.page.get_by_text("Cancelled", exact=True)).to_be_visible()
+    expect(other.page.get_by_role("link", name="See the result")).to_be_visible(timeout=JOB)
+
+
+def test_the_page_can_be_left_and_more_can_be_queued(server: Server, bench: Bench) -> None:
+    begin(server, bench, 24, **LONG)
+    expect(bench.page.get_by_text("Dragging · step")).to_be_visible(timeout=JOB)
+    bench.stroke((45, 15), (50, 25), size=SIZE)  # drawing goes on while it runs
+    bench.page.get_by_role("button", name="Run", exact=True).click()
+    bench.settle()
+    expect(bench.page.get_by_text("Next in the queue")).to_be_visible()
+    bench.page.get_by_text("Queue · 1 more job").click()
+    bench.goto_page("Upload & train")
+    expect(bench.page.get_by_text("2 jobs under way")).to_be_visible()
+    bench.goto_page("Mask & points")
+    assert bench.query("job")
+    expect(bench.page.get_by_text("Next in the queue")).to_be_visible()
+    bench.page.get_by_role("button", name="Cancel", exact=True).first.click()
+    expect(bench.page.get_by_text("Cancelled", exact=True)).to_be_visible()
+    bench.page.get_by_text("Queue · 1 more job").click()
+    bench.settle()
+    bench.page.get_by_role("button", name="Cancel", exact=True).last.click()
+    bench.settle()
+    expect(bench.page.get_by_text("under way")).to_have_count(0)
+
+
+def test_an_unknown_job_or_project_in_the_address_is_said_so(server: Server, bench: Bench) -> None:
+    name = server.project(picture(*SIZE, seed=25))
+    bench.open("/drag", project=name, job="01ARZ3NDEKTSV4RRFFQ69G5FAV")
+    expect(bench.page.get_by_text("not known here any more")).to_be_visible()
+    bench.open("/drag", project="../../etc/passwd")
+    expect(bench.page.get_by_text("No picture is open.")).to_be_visible()
+    expect(bench.page.get_by_text("Traceback")).to_have_count(0)
