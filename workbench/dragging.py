@@ -122,10 +122,12 @@ def _last_finite(problem: DragProblem, exc: NotFinite, film: Film) -> DragOutcom
     if problem.reference is None or not bool(torch.isfinite(exc.latent).all()):
         raise exc
     with torch.no_grad():
+        rest = problem.timesteps  # GoodDrag's rounds go down with the noise, the others stay
+        if exc.t is not None:
+            rest = rest[rest.index(exc.t) :]
         clean = denoise(
-            problem, problem.denoiser(), problem.reference, exc.latent, problem.timesteps,
-            film.drag_step,
-        )  # fmt: skip
+            problem, problem.denoiser(), problem.reference, exc.latent, rest, film.drag_step
+        )
     if not bool(torch.isfinite(clean).all()):
         raise exc
     away = (problem.targets - problem.handles).norm(dim=1)

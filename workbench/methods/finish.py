@@ -81,7 +81,8 @@ def denoise(
         reference: of the original; its kept states are replayed, or, where there are none (or in
             parity mode), the original's row runs beside the edited one.
         edited: latent [1,C,h,w] at timesteps[0].
-        timesteps: falling, each one of the problem's.
+        timesteps: falling, each one of the problem's; none where GoodDrag's rounds took all of them,
+            which leaves a latent that is clean already.
         on_step: progress, stage "denoise".
         share_from: index of the first of the problem's timesteps with shared attention;
             `sharing_start_step` of the settings when None.
@@ -90,6 +91,8 @@ def denoise(
         [1,C,h,w], float32.
     """
     config = problem.config
+    if not timesteps:
+        return edited
     first = config.sharing_start_step if share_from is None else share_from
     replay = reference.kv is not None and not config.parity
     z = edited

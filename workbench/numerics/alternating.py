@@ -35,6 +35,9 @@ class Handles:
     unmoved: int = 0  # trackings in a row in which no point moved
     reached: bool = False
     stuck: bool = False
+    good: tuple[Tensor, int] | None = (
+        None  # last latent whose features were finite, and its timestep
+    )
 
     @classmethod
     def at(cls, origins: Tensor, targets: Tensor, points: Tensor, device: torch.device) -> Handles:
@@ -111,7 +114,6 @@ def drag_round(
     weight = float(max(1, 2 * settings.patch_radius) ** 2)
     trackings, since, entered = 0, 0, False
     pending: list[Tensor] = []
-    good = latent.detach().float()  # the last one whose features were seen to be finite
     active = torch.ones_like(handles.points[:, 0])
     while trackings < settings.trackings_per_round and handles.updates < settings.steps:
         with torch.enable_grad():
@@ -121,7 +123,8 @@ def drag_round(
             else:
                 feature = denoiser.feature(optimiser.latent, t)
             if not entered:
-                active = _follow(handles, feature, lattice, templates, settings, [], latent)
+                active = _follow(handles, feature, lattice, templates, settings, [])
+                handles.good = latent.detach().float(), t
                 entered = True
             # arrival can only change where points were tracked, so this asks no device
             handles.reached = bool((handles.distances < settings.stop_distance).all())
@@ -144,11 +147,9 @@ def drag_round(
         since += 1
         pending.append(loss.detach())
         if since == settings.updates_per_tracking:
-            active = _follow(
-                handles, feature, lattice, templates, settings, pending, good, counted=True
-            )
+            active = _follow(handles, feature, lattice, templates, settings, pending, counted=True)
             pending.clear()
-            good = forward_of
+            handles.good = forward_of, t
             trackings, since = trackings + 1, 0
         on_update(handles, optimiser.latent.detach(), None if eps is None else eps.detach())
     if pending:
@@ -169,7 +170,7 @@ def locate(
     """Track once more, for the report: where the last update of the last round left the points."""
     templates = samples(original.feature, lattice, handles.origins.floor())
     feature = denoiser.feature(latent, t)
-    _follow(handles, feature, lattice, templates, settings, [], latent)
+    _follow(handles, feature, lattice, templates, settings, [])
     handles.reached = bool((handles.distances < settings.stop_distance).all())
 
 
@@ -180,14 +181,15 @@ def _follow(
     templates: Tensor,
     settings: DragConfig,
     losses: list[Tensor],
-    good: Tensor,
     *,
     counted: bool = False,
 ) -> Tensor:
     """Track all points and read everything from the device at once; returns who is still moving.
 
-    When `counted`, a tracking in which no point moved raises `unmoved`, any other resets it. `good` is
-    handed back with an error.
+    When `counted`, a tracking in which no point moved raises `unmoved`, any other resets it.
+
+    Raises:
+        NotFinite: with the last latent that was found finite, perhaps of an earlier round.
     """
     found = track(
         feature.detach(), lattice, handles.points, templates, settings.track_radius,
@@ -198,10 +200,13 @@ def _follow(
     parts = [found.points.flatten(), distances, found.cost, *(v.reshape(1) for v in losses)]
     flat = torch.cat([p.float() for p in parts]).cpu()
     if not bool(flat.isfinite().all()):
+        # before the first tracking nothing is known to be finite, and nothing can be shown
+        latent, t = handles.good or (feature.new_full((1, 4, 1, 1), torch.nan), None)
         raise NotFinite(
             f"The numbers of the drag became infinite after {handles.updates} steps; use a lower "
             "learning rate, or full precision.",
-            good,
+            latent,
+            t,
         )
     now = flat[: 2 * n].reshape(n, 2)
     if counted:

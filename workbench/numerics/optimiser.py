@@ -12,12 +12,15 @@ Tensor = torch.Tensor
 
 
 class NotFinite(ModelError):
-    """Numbers became NaN or infinite; `latent` is the last finite one [1,C,h,w]."""
+    """Numbers became NaN or infinite; `latent` is the last finite one [1,C,h,w], at timestep `t`.
 
-    def __init__(self, message: str, latent: Tensor) -> None:
+    `t` is None for methods that drag at one timestep, that of their start.
+    """
+
+    def __init__(self, message: str, latent: Tensor, t: int | None = None) -> None:
         """Keep the last finite latent beside the sentence."""
         super().__init__(message)
-        self.latent = latent
+        self.latent, self.t = latent, t
 
 
 @dataclass(frozen=True, slots=True)
