@@ -216,9 +216,12 @@ def _settle(page: Page) -> None:
 
 
 def save(page: Page, path: Path) -> None:
-    """A PNG of at most 256 colours: a third of the size, and one does not see it."""
+    """A PNG of at most 256 colours: a quarter of the size, and one does not see it.
+
+    Of the ways to choose them, this one keeps a small blue dot blue.
+    """
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    small = image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    small = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
     small.save(path, "PNG", optimize=True)
 
 

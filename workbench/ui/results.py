@@ -140,7 +140,8 @@ def _outcome(view: EditView) -> None:
             st.caption(f":material/info: {inert(notice)}")
         cached = sum(1 for _s, _t, c in view.timings() if c)
         saved = f", {count(cached, 'stage')} from the cache" if cached else ""
-        st.caption(f"{view.result.iterations} steps in {seconds(view.total())}{saved}")
+        steps = f"{count(view.result.iterations, 'step')} in " if view.result.iterations else ""
+        st.caption(f"{steps}{seconds(view.total())}{saved}")
 
 
 def _onwards(backend: Backend, space: Workspace, view: EditView) -> None:
