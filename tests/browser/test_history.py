@@ -78,7 +78,8 @@ def test_find_tick_and_download(
     search.press_sequentially("waving", delay=20)  # found while one types
     expect(rows(bench)).to_have_count(1)
     expect(row(bench, edits["second"])).to_be_visible()
-    assert bench.query("search") == "waving"
+    expect(search).to_have_value("waving")
+    expect(bench.page).to_have_url(re.compile(r"[?&]search=waving\b"))
     bench.page.reload()  # the address keeps it
     expect(rows(bench)).to_have_count(1)
     bench.page.get_by_placeholder("Prompt, title, note, method …").fill("")
