@@ -80,6 +80,8 @@ def unreadable(backend: Backend) -> None:
 
 def _filters(forest: Forest) -> Filter:
     pictures = forest.families
+    # Not by `bind`: every other parameter that a page writes would take a bound one out again.
+    st.session_state.setdefault("search", router.current("search") or "")
     with st.container(key="history_filters", horizontal=True, vertical_alignment="center"):
         words = st.text_input(
             "Search",
@@ -87,10 +89,11 @@ def _filters(forest: Forest) -> Filter:
             type="search",
             placeholder="Prompt, title, note, method …",
             live=True,
+            max_chars=64,
             label_visibility="collapsed",
             width=340,
-            bind="query-params",
         )
+        router.remember("search", plain(words) or None)
         options = ["", *pictures]
         if st.session_state.get("picture", "") not in options:
             st.session_state["picture"] = ""
