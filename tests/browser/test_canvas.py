@@ -199,7 +199,7 @@ def test_brush_keys_and_mask_menu(server: Server, bench: Bench, project: str) ->
     bench.tool("Brush")
     bench.page.mouse.move(*bench.on_canvas(100, 100, SIZE))
     bench.page.keyboard.press("]")
-    expect(bench.page.get_by_role("slider", name="Brush")).to_have_attribute("aria-valuenow", "40")
+    expect(bench.page.get_by_role("slider", name="Brush")).to_have_value("40")
     assert server.store.projects.load(project).settings["brush"] == 40
     bench.stroke((40, 60), (200, 60), size=SIZE)
     painted = rasterise(server.drawn(project, lambda d: d.has_mask), *SIZE)
