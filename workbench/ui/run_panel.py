@@ -20,7 +20,7 @@ from workbench.types import EditRequest
 from workbench.ui import components, figures, router
 from workbench.ui.backend import Backend
 from workbench.ui.shell import guard
-from workbench.ui.text import count, inert, plain, seconds
+from workbench.ui.text import count, inert, seconds
 
 POLL = 0.5  # seconds between two looks
 STAGES = {
@@ -34,6 +34,7 @@ STAGES = {
     "denoise": "Painting the result",
     "decode": "Decoding",
     "save": "Saving",
+    "download": "Downloading (in MB)",
 }
 
 
@@ -217,7 +218,7 @@ def queue_panel(backend: Backend, *, key: str, but: str | None = None) -> None:
                 st.button(
                     "Cancel",
                     key=f"{key}_{job.id}",
-                    help=f"Cancel {plain(job.label or job.kind, 60)}",
+                    help=f"Cancel {inert(job.label or job.kind, 60)}",
                     on_click=_cancel_one(backend, job.id),
                 )
 
