@@ -148,7 +148,7 @@ def _more(backend: Backend, space: Workspace | None, record: EditRecord, done: b
         )
     if space is not None and space.image.id != record.request.image.id:
         st.button(
-            f"Settings for {plain(space.title, 24)}",
+            f"Settings for {inert(space.title, 24)}",
             key="settings_only",
             icon=":material/input:",
             help="Takes method, options and LoRA settings over to the picture that is open; its "
@@ -194,7 +194,7 @@ def _take_settings(space: Workspace, request: EditRequest) -> None:
     with guard():
         form = int(space.get("drag_form", 0)) + 1
         space.set(**settings_of(request), drag_form=form, lora_form=form)
-        st.toast(f"{plain(space.title, 40)} has these settings now.", icon=":material/check:")
+        st.toast(f"{inert(space.title, 40)} has these settings now.", icon=":material/check:")
 
 
 # --- recomputing --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from workbench.ui.history_ticks import tick, ticked
 from workbench.ui.history_tree import Forest, Row
 from workbench.ui.history_words import branch_of, line_of, title_of
 from workbench.ui.shell import guard
-from workbench.ui.text import count, inert, plain
+from workbench.ui.text import count, inert
 
 PER_PAGE = 20
 PICTURE_SIDE = 320  # px of a thumbnail, shown at half that width
@@ -88,7 +88,7 @@ def _row(backend: Backend, row: Row, here: bool) -> None:
             st.html(branch_of(row), width="content")
         with st.container(key=f"tick_{name}", width="content"):
             st.checkbox(
-                f"Choose {plain(title_of(record, row.notes), 40)}",
+                f"Choose {inert(title_of(record, row.notes), 40)}",
                 key=f"ticked_{name}",
                 value=name in ticked(),
                 label_visibility="collapsed",

@@ -14,7 +14,7 @@ from workbench.ui.backend import Backend
 from workbench.ui.edits import EditView, one_line, parameters, picture_of
 from workbench.ui.history_detail import replay_panel, start_replay
 from workbench.ui.shell import guard
-from workbench.ui.text import count, inert, plain, seconds, when
+from workbench.ui.text import count, inert, seconds, when
 from workbench.ui.workspace import Workspace, settings_of
 
 VIEWS = {
@@ -78,7 +78,7 @@ def _shelf(backend: Backend, records: list[EditRecord], chosen: EditRecord) -> N
                 st.button(
                     when(record.finished) or "edit",
                     key=f"shelf_{record.id}",
-                    help=plain(one_line(record), 90),
+                    help=inert(one_line(record), 90),
                     type="tertiary",
                     width="stretch",
                     on_click=router.remember,

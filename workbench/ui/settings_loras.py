@@ -12,7 +12,7 @@ from workbench.ui.backend import Backend
 from workbench.ui.facts import facts_list
 from workbench.ui.lora_cards import Card, card_of
 from workbench.ui.shell import guard
-from workbench.ui.text import count, inert, plain, size
+from workbench.ui.text import count, inert, size
 from workbench.ui.workspace import Workspace
 
 MOST_MB = 500
@@ -98,13 +98,13 @@ def _rename(backend: Backend, name: str, key: str) -> None:
     with guard():
         to = str(st.session_state[key]).strip()
         backend.app.loras.rename(name, to)
-        st.toast(f"It is called {plain(to)} now.", icon=":material/check:")
+        st.toast(f"It is called {inert(to)} now.", icon=":material/check:")
 
 
 def _remove(backend: Backend, name: str) -> None:
     with guard():
         backend.app.loras.remove(name)
-        st.toast(f"{plain(name)} was removed.", icon=":material/delete:")
+        st.toast(f"{inert(name)} was removed.", icon=":material/delete:")
 
 
 # --- what was trained here ----------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def _trained(backend: Backend) -> None:
             with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
                 key = f"lora_name_{entry.key}"
                 st.text_input(
-                    f"{plain(entry.label, 40) or 'Picture'}, {size(entry.bytes)}",
+                    f"{inert(entry.label, 40) or 'Picture'}, {size(entry.bytes)}",
                     key=key,
                     placeholder="A name",
                     max_chars=64,
@@ -144,7 +144,7 @@ def _keep(backend: Backend, cache_key: str, key: str) -> None:
         if not name:
             raise BadInput("Write a name first, then press Keep.")
         backend.app.loras.put(name, raw)
-        st.toast(f"{plain(name)} is kept.", icon=":material/check:")
+        st.toast(f"{inert(name)} is kept.", icon=":material/check:")
 
 
 # --- import -------------------------------------------------------------------------------------------

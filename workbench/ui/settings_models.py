@@ -16,7 +16,7 @@ from workbench.ui import run_panel
 from workbench.ui.backend import Backend
 from workbench.ui.facts import facts_list
 from workbench.ui.shell import guard
-from workbench.ui.text import count, inert, plain, size
+from workbench.ui.text import count, inert, size
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,5 +284,5 @@ def _add(backend: Backend) -> None:
             find_files(spec, registry)  # says what is wrong before it is registered
         registry.add(spec)
         backend.facts.forget()
-        st.toast(f"{plain(spec.shown, 60)} is on the list.", icon=":material/check:")
+        st.toast(f"{inert(spec.shown, 60)} is on the list.", icon=":material/check:")
         st.rerun()

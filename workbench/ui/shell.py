@@ -14,7 +14,7 @@ import streamlit as st
 from workbench.errors import Cancelled, WorkbenchError
 from workbench.ui import router
 from workbench.ui.backend import Backend, get_backend
-from workbench.ui.text import count, inert, plain
+from workbench.ui.text import count, inert
 from workbench.ui.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _head(backend: Backend, title: str, intro: str, space: Workspace | None) -> 
                 type="tertiary",
                 icon=":material/swap_horiz:",
                 on_click=_leave_for_home,
-                help=f"Close {plain(space.title, 40)}; it stays in the list of your work.",
+                help=f"Close {inert(space.title, 40)}; it stays in the list of your work.",
             )
 
 
