@@ -23,6 +23,7 @@ from PIL import Image
 from workbench import images, pngcard
 from workbench.app import App, get_app
 from workbench.canvas import Arrow, Drawing, History, Viewport
+from workbench.crop import Crop
 from workbench.errors import BadInput
 from workbench.jobs import Job
 from workbench.models import ModelSpec
@@ -180,9 +181,11 @@ class Backend:
         """What is known about a project's model; `problem` says why it cannot be used."""
         return self.facts.of(space.model.name)
 
-    def working_size(self, space: Workspace) -> tuple[int, int]:
-        """Width and height at which a project's picture is edited as a whole, px."""
-        return prepared.working_size(space.request((), None), self.model_facts(space))
+    def piece(self, space: Workspace) -> Crop:
+        """Which part of a project's picture is edited as it is drawn now, and at which size."""
+        drawing = self._drawing(space)
+        mask = self.areas.of(space, drawing).mask
+        return prepared.piece(space.request(drawing.pairs, None), self.model_facts(space), mask)
 
     def warm_up(self, model: str = "") -> None:
         """Import torch and load a model behind the first page, once per process."""
@@ -217,7 +220,9 @@ class Backend:
         known = self._known(space)
         if space.lora_file is not None:
             return True
-        key = known.get("lora") or prepared.lora_key(request, self.model_facts(space))
+        key = known.get("lora")
+        if not key and self.piece(space).is_whole(space.image.width, space.image.height):
+            key = prepared.lora_key(request, self.model_facts(space))
         return bool(key) and self.app.cache.has(str(key))
 
     def reconstruction(self, space: Workspace) -> dict[str, Any] | None:
@@ -235,15 +240,19 @@ class Backend:
             job = self.job(job_id)
             if job.state is JobState.DONE and isinstance(job.result, dict):
                 made = EditRequest.from_json(job.result["request"], strict=False)
-                kept = {k: job.result.get(k) for k in ("lora", "reconstruction", "psnr", "notices")}
+                names = ("lora", "reconstruction", "psnr", "notices", "crop")
+                kept = {k: job.result.get(k) for k in names}
                 space.set(prepared={"of": prepared.digest(made), **kept})
                 further = job.result.get("lora_file")
                 if further and space.get("adopted") != job_id:
                     name = further["name"] or f"Trained further, +{made.lora.steps} steps"
                     space.set(lora_file={**further, "name": name}, adopted=job_id)
         known = space.get("prepared") or {}
-        fits = known.get("of") == prepared.digest(space.request((), None))
-        return dict(known) if fits else {}
+        if known.get("of") != prepared.digest(space.request((), None)):
+            return {}
+        now = self.piece(space)
+        place = [now.x0, now.y0, now.width, now.height]
+        return dict(known) if known.get("crop") in (None, place) else {}
 
     def cancel(self, job_id: str) -> JobState:
         """Ask a job to stop."""
@@ -300,8 +309,11 @@ class Backend:
         return self.app.submit_train(TrainTask(request=request, start=start, preview=True))
 
     def _training(self, space: Workspace) -> EditRequest:
-        drawing = Drawing.from_json(space.project.drawing) if space.project.drawing else Drawing()
+        drawing = self._drawing(space)
         return space.request(drawing.pairs, self.mask_asset(space, drawing))
+
+    def _drawing(self, space: Workspace) -> Drawing:
+        return Drawing.from_json(space.project.drawing) if space.project.drawing else Drawing()
 
 
 _one = threading.Lock()

@@ -10,7 +10,7 @@ from typing import Any
 
 import streamlit as st
 
-from workbench.ui import arrival, components, figures, generating, router
+from workbench.ui import arrival, components, figures, generating, router, working
 from workbench.ui.backend import Backend
 from workbench.ui.shell import guard
 from workbench.ui.text import count, inert, plain, when
@@ -147,11 +147,7 @@ def _recent(backend: Backend) -> None:
 def what_was_read(backend: Backend, space: Workspace) -> None:
     """The picture at hand and what is known about it."""
     image = space.image
-    st.image(backend.shown(image.id), width="stretch", alt=plain(space.title, 60))
-    width, height = backend.working_size(space)
-    same = (width, height) == (image.width, image.height)
-    worked = "edited at this size" if same else f"edited at {width} × {height} px"
-    st.caption(f"{image.width} × {image.height} px · {worked}")
+    working.picture_and_size(backend, space)
     for notice in space.get("notices", ()):
         st.caption(f":material/info: {inert(str(notice))}")
     edits = len(backend.store.records(image=image.id))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-from workbench import crop, images, keys
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench import crop, keys
 from workbench.app import App
+from workbench.crop import Crop
 from workbench.errors import WorkbenchError
 from workbench.models import find_files, native_size
+from workbench.placing import crop_of
 from workbench.types import EditRequest
 
 SMALL = 500 * 10**6  # bytes of weights that are hashed while a page waits (about a second)
@@ -76,21 +80,7 @@ def lora_key(request: EditRequest, facts: ModelFacts) -> str | None:
     return keys.adapter_key(request, image.id, model, max(found.working))
 
 
-def is_cropped(request: EditRequest, facts: ModelFacts, mask: Any) -> bool:
-    """Whether only the part around the mask, bool [H,W] or None, is edited."""
-    if not request.crop or request.drag.parity or request.generation is not None:
-        return False
-    image = request.image
-    args = (image.width, image.height, mask, request.pairs, facts.native)
-    found = crop.plan(*args, longest=request.working_size)
-    return not found.is_whole(image.width, image.height)
-
-
-def working_size(request: EditRequest, facts: ModelFacts) -> tuple[int, int]:
-    """Width and height at which the whole picture is edited, px."""
-    image = request.image
-    if request.generation is not None:
-        return image.width, image.height
-    return images.working_size(
-        image.width, image.height, facts.native, longest=request.working_size
-    )
+def piece(request: EditRequest, facts: ModelFacts, mask: NDArray[np.bool_] | None) -> Crop:
+    """Which part of the picture is edited, and at which size; `mask` bool [H,W], None for all."""
+    painted = mask if mask is not None and mask.any() else None
+    return crop_of(request, painted, facts.native)
