@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import platform
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from workbench import geometry
 from workbench.bench import baseline, speed_trace
 from workbench.bench.speed_models import Subject, subject, weight_bytes
 from workbench.bench.speed_report import Sink
+from workbench.bench.speed_subject import (
+    COUNT,
+    EXTENDED,
+    FULL,
+    PROMPT,
+    QUICK,
+    Plan,
+    latent_mask,
+    painted,
+    pairs_of,
+    picture,
+    positions,
+)
 from workbench.bench.speed_trace import Trace, clear, counting, matrix_peak
 from workbench.cache import Cache
 from workbench.device import set_threads
@@ -36,37 +44,9 @@ from workbench.types import (
     EditRequest,
     InversionConfig,
     LoraConfig,
-    Point,
-    PointPair,
 )
 
 log = logging.getLogger(__name__)
-
-PROMPT = "a red cube on a table"
-_INVERTED = 35  # of the reference's 50 DDIM steps
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Numbers of steps: of a timed run, and of the edit that it stands for."""
-
-    lora: int = 80
-    drag: int = 80
-    ddim: int = 50
-    batch: int = 4
-    rank: int = 16
-
-    @property
-    def inversion(self) -> InversionConfig:
-        """DDIM steps and strength."""
-        return InversionConfig(steps=self.ddim, strength=0.7)
-
-
-FULL = Plan()
-QUICK = Plan(lora=10, drag=12, ddim=20)
-COUNT = Plan(lora=2, drag=3, ddim=4)
-EXTENDED = {"train": 80, "lora": 80, "invert": _INVERTED, "reference": _INVERTED,
-            "drag": 80, "denoise": _INVERTED}  # fmt: skip
 
 
 def measure(args: argparse.Namespace, sink: Sink) -> None:
@@ -260,9 +240,9 @@ class Speed:
         z = baseline.invert(
             pipe, image, PROMPT, steps=plan.ddim, strength=0.7, tick=trace.ticker("invert", n)
         )
-        handles, targets = _positions(pairs_of(1, self.size), size)
+        handles, targets = positions(pairs_of(1, self.size), size)
         whole = torch.ones(1, 1, *z.shape[-2:], device=z.device)
-        mask = whole if self.mask is None else _latent_mask(self.mask, z)
+        mask = whole if self.mask is None else latent_mask(self.mask, z)
         start = len(pipe.scheduler.timesteps) - n
         edited = baseline.drag(
             pipe, z, PROMPT, handles, targets, mask, t=int(pipe.scheduler.timesteps[start]),
@@ -349,50 +329,6 @@ class Speed:
             full=round(trace.at(full) + load, 4), stages=stages,
             first_progress=round(trace.first or 0.0, 4), longest_wait=round(trace.longest, 4),
         )  # fmt: skip
-
-
-# --- the picture ----------------------------------------------------------------------------------------
-
-
-def picture(size: int) -> NDArray[np.uint8]:
-    """Smooth colours with a box on them, [size,size,3]."""
-    y, x = np.mgrid[:size, :size]
-    rgb = np.stack([x * 255 // size, y * 255 // size, (x + y) * 3 % 256], axis=-1)
-    rgb[size // 3 : size // 2, size // 4 : size // 2] = (200, 30, 40)
-    return rgb.astype(np.uint8)
-
-
-def painted(size: int) -> NDArray[np.bool_]:
-    """The middle of the picture, 3/4 of each side."""
-    mask = np.zeros((size, size), np.bool_)
-    mask[size // 8 : size * 7 // 8, size // 8 : size * 7 // 8] = True
-    return mask
-
-
-def pairs_of(count: int, size: int, shift: int = 0) -> tuple[PointPair, ...]:
-    """Arrows of a sixth of the picture, spread over its middle."""
-    side = math.ceil(math.sqrt(count))
-    made = []
-    for i in range(count):
-        row, col = divmod(i, side)
-        x = size * (0.25 + 0.4 * (col + 0.5) / side) + shift
-        y = size * (0.25 + 0.5 * (row + 0.5) / side)
-        made.append(PointPair(Point(x, y), Point(x + size / 6, y)))
-    return tuple(made)
-
-
-def _positions(
-    pairs: tuple[PointPair, ...], size: tuple[int, int]
-) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    lattice = geometry.lattice_size(*size)
-    handles = geometry.to_lattice([p.handle for p in pairs], size, lattice)
-    targets = geometry.to_lattice([p.target for p in pairs], size, lattice)
-    return [(float(r), float(c)) for r, c in handles], [(float(r), float(c)) for r, c in targets]
-
-
-def _latent_mask(mask: NDArray[np.bool_], z: torch.Tensor) -> torch.Tensor:
-    _, latent = geometry.mask_levels(mask)
-    return torch.from_numpy(latent.astype(np.float32))[None, None].to(z.device)
 
 
 def _quiet() -> None:
