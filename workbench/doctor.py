@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +53,16 @@ def examine(app: App, *, deep: bool = False) -> Iterator[Finding]:
             yield Finding("check", "problem", str(exc))
 
 
+def verdict(found: Sequence[Finding]) -> str:
+    """All findings in one sentence."""
+    said = [
+        f"{n} {word}{'' if n == 1 else 's'}"
+        for word in ("problem", "warning")
+        if (n := sum(f.state == word for f in found))
+    ]
+    return f"{' and '.join(said)}; the rest is in order." if said else "Everything is in order."
+
+
 def _packages() -> Iterator[Finding]:
     wanted = _pins()
     for name in PACKAGES:
@@ -86,15 +96,35 @@ def _device(app: App) -> Iterator[Finding]:
     for name in app.settings.workers():
         where = device.devices(name)[0]
         found = device.memory(where)
-        text = f"{found.free / _GB:.1f} of {found.total / _GB:.1f} GB free"
-        short = found.free < _LEAST_MEMORY * _GB
-        yield Finding(f"device {where}", "warning" if short else "ok", text)
+        text = f"{found.free / _GB:.1f} of {found.total / _GB:.1f} GB of memory free"
+        if found.free < _LEAST_MEMORY * _GB:
+            text += f"; an edit wants {_LEAST_MEMORY:.0f} GB, so close other programs"
+            yield Finding(f"device {where}", "warning", text)
+        elif where == "cpu" and _unused_gpus():
+            text += (
+                "; there is an NVIDIA GPU, but this torch is built without CUDA: see pytorch.org"
+            )
+            yield Finding(f"device {where}", "warning", text)
+        else:
+            yield Finding(f"device {where}", "ok", text)
+
+
+def _unused_gpus() -> bool:
+    """Whether the system has NVIDIA GPUs that torch cannot use."""
+    import torch
+
+    return any(Path("/proc/driver/nvidia/gpus").glob("*")) and not torch.cuda.is_available()
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free / _GB
-    state = "ok" if free >= _LEAST_DISK else "warning"
-    yield Finding("disk", state, f"{free:.1f} GB free in {folder}")
+    text = f"{free:.1f} GB free in {folder}"
+    if free >= _LEAST_DISK:
+        yield Finding("disk", "ok", text)
+    else:
+        yield Finding(
+            "disk", "warning", f"{text}; clear the cache, or set WORKBENCH_CACHE elsewhere"
+        )
 
 
 def _models(app: App, deep: bool) -> Iterator[Finding]:
@@ -105,10 +135,13 @@ def _models(app: App, deep: bool) -> Iterator[Finding]:
             files = find_files(spec, app.registry)
         except WorkbenchError as exc:
             missing = "problem" if spec.name == app.settings.model else "ok"
-            text = str(exc) if missing == "problem" or not spec.hub else "not downloaded"
+            text = str(exc)
+            if missing == "ok" and spec.hub:
+                text = f"optional, not here: 'python -m workbench models download {spec.name}'"
             yield Finding(f"model {spec.name}", missing, text)
             continue
-        yield Finding(f"model {spec.name}", "ok", f"{files.bytes / 1e6:,.0f} MB")
+        chosen = ", chosen at first" if spec.name == app.settings.model else ""
+        yield Finding(f"model {spec.name}", "ok", f"{files.bytes / 1e6:,.0f} MB{chosen}")
     if deep:
         run = app.runtime()
         yield Finding("loading", "ok", f"{run.name} as {run.dtype_name} on {run.device}")
@@ -119,7 +152,8 @@ def _cache(app: App, deep: bool) -> Iterator[Finding]:
         yield Finding("cache", "problem", app.cache.problem)
         return
     entries = app.cache.entries()
-    text = f"{len(entries)} entries, {sum(e.bytes for e in entries) / 1e6:,.0f} MB"
+    size = sum(e.bytes for e in entries) / _GB
+    text = f"{size:.2f} of {app.settings.cache_gb:g} GB used, entries: {len(entries)}"
     if deep:
         bad = app.cache.check()
         if bad:
@@ -133,7 +167,7 @@ def _history(app: App, deep: bool) -> Iterator[Finding]:
     from workbench.store import verify
 
     records = app.store.records(binned=None)
-    text = f"{len(records)} edits"
+    text = f"edits: {len(records)}"
     for item in app.store.unreadable():
         yield Finding("history", "problem", f"{item.name} cannot be read: {item.reason}")
     if deep:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from workbench import images
 from workbench.cli import main
+from workbench.doctor import Finding, verdict
 
 REPO = Path(__file__).resolve().parents[2]
 SMALL = ["--working-size", "64", "--lora-steps", "2", "--lora-rank", "2", "--lora-batch-size", "1",
@@ -365,6 +366,28 @@ def test_doctor_reports(model: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert found["torch"]["state"] == "ok"
     assert found["cache"]["state"] == "ok"
     assert code == (1 if any(f["state"] == "problem" for f in found.values()) else 0)
+    assert "models download sd15" in found["model sd15"]["text"]
+    main(["doctor"])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("ok  workbench")
+    assert verdict([Finding(**f) for f in found.values()]) in shown
+
+
+def test_doctor_says_what_to_do(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workbench import device, doctor
+
+    monkeypatch.setattr(doctor, "_LEAST_DISK", 1e9)
+    monkeypatch.setattr(doctor, "_unused_gpus", lambda: True)
+    main(["doctor"])
+    out = capsys.readouterr().out
+    assert "clear the cache, or set WORKBENCH_CACHE elsewhere" in out
+    assert "this torch is built without CUDA" in out
+    assert "2 warnings; the rest is in order." in out
+    monkeypatch.setattr(device, "memory", lambda _where: device.Memory(10**9, 16 * 10**9))
+    main(["doctor"])
+    assert "an edit wants 2 GB, so close other programs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

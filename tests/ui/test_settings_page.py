@@ -20,7 +20,7 @@ from workbench.app import App
 from workbench.cache import CacheEntry
 from workbench.canvas import Drawing, Viewport
 from workbench.configs import DragConfig
-from workbench.doctor import Finding
+from workbench.doctor import Finding, verdict
 from workbench.drawing import Arrow
 from workbench.errors import BadInput, ModelError
 from workbench.lora_files import LoraCard, write
@@ -31,7 +31,6 @@ from workbench.types import EditRequest, Point, PointPair
 from workbench.ui import arrival, colours, intake, settings_models
 from workbench.ui.backend import get_backend
 from workbench.ui.lora_cards import card_of
-from workbench.ui.settings_health import verdict
 from workbench.ui.settings_loras import take
 from workbench.ui.workspace import Workspace
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from workbench.doctor import Finding, examine
+from workbench.doctor import Finding, examine, verdict
 from workbench.ui.backend import Backend
 from workbench.ui.shell import guard
-from workbench.ui.text import count, inert
+from workbench.ui.text import inert
 
 _SIGNS = {
     "ok": ":green[:material/check_circle:]",
@@ -43,17 +43,6 @@ def _look(backend: Backend, deep: bool) -> None:
         for finding in examine(backend.app, deep=deep):
             found.append(finding)
     st.session_state[_KEPT] = found
-
-
-def verdict(found: list[Finding]) -> str:
-    """All findings in one sentence."""
-    problems = sum(f.state == "problem" for f in found)
-    warnings = sum(f.state == "warning" for f in found)
-    if not problems and not warnings:
-        return "Everything is in order."
-    said = [count(problems, "problem")] if problems else []
-    said += [count(warnings, "warning")] if warnings else []
-    return f"{' and '.join(said)}; the rest is in order."
 
 
 def _list(found: list[Finding]) -> None:
