@@ -197,7 +197,9 @@ class Registry:
         try:
             return {"path": self.resolve(text).path}
         except (BadInput, ModelError):
-            is_id = text.count("/") == 1 and not text.startswith((".", "/", "~")) and " " not in text
+            is_id = (
+                text.count("/") == 1 and not text.startswith((".", "/", "~")) and " " not in text
+            )
             if not is_id or text.lower().endswith((*PICKLES, ".safetensors")):
                 raise
             return {"hub": text}

@@ -33,7 +33,10 @@ class Card:
         if self.problem:
             return self.problem
         parts = [self.image_name, f"for {self.model}" if self.model else ""]
-        parts += [f"rank {self.rank}" if self.rank else "", f"{self.steps} steps" * bool(self.steps)]
+        parts += [
+            f"rank {self.rank}" if self.rank else "",
+            f"{self.steps} steps" * bool(self.steps),
+        ]
         return " · ".join(p for p in parts if p) or "made elsewhere; it says nothing about itself"
 
     def facts(self) -> dict[str, str]:
