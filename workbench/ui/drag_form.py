@@ -56,6 +56,7 @@ def _strength(space: Workspace, config: DragConfig, form: int) -> None:
             default=now,
             key=key,
             format_func=str.capitalize,
+            wrap=True,  # with "custom" as the fourth there is no room for one line
             required=True,
             on_change=lambda: _choose(space, strength=st.session_state[key]),
             help="How many steps at most: half, the method's own number, or two and a half times "
