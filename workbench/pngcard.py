@@ -37,17 +37,22 @@ class Restored:
 
 def card(record: EditRecord, store: Store) -> dict[str, Any]:
     """The JSON that goes into the PNG of an edit's result."""
-    data: dict[str, Any] = {
-        "format": FORMAT,
-        "workbench": __version__,
-        "edit": record.id,
-        "request": record.request.to_json(),
-    }
+    data = card_of_request(record.request, record.id)
     if record.request.mask is not None:
         raw = images.encode_mask_png(store.mask(record.request.mask.id))
         if len(raw) <= _MOST_MASK:
             data["mask"] = base64.b64encode(raw).decode("ascii")
     return data
+
+
+def card_of_request(request: EditRequest, edit: str = "") -> dict[str, Any]:
+    """The JSON of a request without its mask; `edit` is the id of what it made, "" for nothing yet."""
+    return {
+        "format": FORMAT,
+        "workbench": __version__,
+        "edit": edit,
+        "request": request.to_json(),
+    }
 
 
 def result_png(record: EditRecord, store: Store, *, with_card: bool = True) -> bytes:

@@ -277,6 +277,28 @@ def test_generate(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "multiple of 8" in capsys.readouterr().err
 
 
+def test_a_generated_picture_is_dragged_without_inversion(
+    model: Path, tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    top = tmp_path / "made" / "here"
+    given = ["generate", "a robot", "-o", str(top), "--model", str(model), "--generate-steps", "4",
+             "--generate-width", "64", "--generate-height", "64", "--quiet"]  # fmt: skip
+    assert main(given) == 0
+    made = next(top.glob("*.png"))
+    capsys.readouterr()
+    for prompt, own in (([], True), (["--prompt", "a robot"], True), (["--prompt", "x"], False)):
+        out = tmp_path / "o.png"
+        edit = ["edit", str(made), *PAIR, *small, *prompt, "-o", str(out), "--json"]
+        assert main(edit) == 0
+        record = said(capsys)
+        assert (record["request"]["generation"] is not None) is own
+        assert ("lora" in record["result"]["seconds"]) is not own
+        assert record["request"]["prompt"] == ("a robot" if own else "x")
+    # a result of ours carries a card, too, but it is no generated picture
+    assert main(["edit", str(out), *PAIR, *small, "-o", str(tmp_path / "p.png"), "--json"]) == 0
+    assert said(capsys)["request"]["generation"] is None
+
+
 def test_batch_skips_what_is_done_and_goes_on_after_a_failure(
     picture: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ from workbench.cli.parsers import (
 from workbench.cli.requests import (
     add_common,
     make_request,
+    read_generation,
     read_mask,
     read_picture,
     write_file,
@@ -122,9 +123,12 @@ def edit_picture(
         raise BadInput("There is nothing to move; give at least one --pair X,Y:X,Y.")
     image, rgb, notices = read_picture(app, args.picture)
     wanted: str | Path = args.mask or ("whole" if args.whole else "auto")
-    make_request(app, args, image=image, mask=None, pairs=pairs)  # says what is wrong before a mask
+    made, sentence = read_generation(app, args.picture, args)
+    notices += [sentence] if sentence else []
+    # says what is wrong before a mask is looked for
+    make_request(app, args, image=image, mask=None, pairs=pairs, **made)
     mask, more = read_mask(app, image, rgb, pairs, wanted)
-    request = make_request(app, args, image=image, mask=mask, pairs=pairs)
+    request = make_request(app, args, image=image, mask=mask, pairs=pairs, **made)
     with steps(quiet=args.quiet) as (on_step, _):
         from workbench.work import edit
 

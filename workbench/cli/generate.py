@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workbench import images
+from workbench import images, pngcard
+from workbench.app import App
 from workbench.cli.engine import opened_app, steps
 from workbench.cli.parsers import add_config, add_model, add_run, configured
 from workbench.cli.requests import write_file
 from workbench.errors import BadInput
 from workbench.sources import GenerationConfig
 from workbench.tasks import GenerateTask
+from workbench.types import EditRequest, ImageAsset
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -21,7 +23,7 @@ def add_parsers(subparsers: Any) -> None:
     parser = subparsers.add_parser("generate", help="make pictures from a prompt")
     parser.add_argument("prompt", help="what the picture shall show")
     parser.add_argument("-o", "--out", type=Path, default=Path(), metavar="FOLDER",
-                        help="folder for the pictures [default: here]")  # fmt: skip
+                        help="folder for the pictures, made if need be [default: here]")  # fmt: skip
     parser.add_argument("--count", type=int, default=1, help="how many, 1 to 16 [default 1]")
     add_model(parser)
     add_run(parser)
@@ -31,8 +33,10 @@ def add_parsers(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the pictures and write them."""
-    if not args.out.is_dir():
-        raise BadInput(f"{str(args.out)!r:.200} is no folder; make it first.")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise BadInput(f"{str(args.out)!r:.200} is no folder ({exc.strerror}).") from exc
     config = configured(args, "generate", GenerationConfig())
     with opened_app(args) as app:
         model = app.model_ref(args.model or app.settings.model)
@@ -41,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             made = app.perform("generate", task, on_step=on_step)
         for picture in made["pictures"]:
             path = args.out / f"generated-{picture['config']['seed']}.png"
-            write_file(path, images.encode_png(app.store.image(picture["image"])))
+            write_file(path, _png(app, task, picture))
             picture["file"] = str(path)
     if args.json:
         print(json.dumps(made, indent=1))
@@ -51,3 +55,19 @@ def run(args: argparse.Namespace) -> int:
     for picture in made["pictures"]:
         print(picture["file"])
     return 0
+
+
+def _png(app: App, task: GenerateTask, picture: dict[str, Any]) -> bytes:
+    """A made picture with how it was made, so that an edit can start from the sampler's latents."""
+    name = f"seed {picture['config']['seed']}"
+    request = EditRequest(
+        image=ImageAsset(
+            id=picture["image"], width=picture["width"], height=picture["height"], name=name
+        ),
+        pairs=(),
+        prompt=task.prompt,
+        model=task.model,
+        generation=GenerationConfig(**picture["config"]),
+    )
+    rgb = app.store.image(picture["image"])
+    return images.encode_png(rgb, edit=pngcard.card_of_request(request))

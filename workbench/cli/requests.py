@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from workbench import images
+from workbench import images, pngcard
 from workbench.app import App
 from workbench.cli.parsers import LORA_PRESETS, configured, read_file
 from workbench.errors import BadInput
@@ -44,6 +44,33 @@ def read_picture(app: App, path: Path) -> tuple[ImageAsset, NDArray[np.uint8], l
         alpha = app.store.put_blob(out.getvalue(), "png")
         asset = dataclasses.replace(asset, alpha=alpha)
     return asset, decoded.rgb, list(decoded.notices)
+
+
+def read_generation(app: App, path: Path, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Of a picture that `generate` made: what a request takes so that it needs no inversion.
+
+    The PNG says how it was made. Where picture, model or prompt are no longer those, it is a picture
+    like any other. Returns the request's further fields, and a sentence for the user or "".
+    """
+    decoded = images.decode(read_file(path, images.MAX_BYTES), path.name)
+    if decoded.edit is None:
+        return {}, ""
+    try:
+        made = pngcard.restore(decoded.edit, decoded.rgb, app.store).request
+    except BadInput:
+        return {}, ""  # the settings are damaged or newer; the picture is fine
+    if made.generation is None or made.image.id != decoded.id:
+        return {}, ""
+    model = app.model_ref(args.model or app.settings.model)
+    if made.model.fingerprint != model.fingerprint:
+        return {}, f"The picture was made by {made.model.name}, not {model.name}: it is inverted."
+    if args.prompt and args.prompt != made.prompt:
+        return {}, f"The picture was made from the prompt {made.prompt!r:.80}: it is inverted."
+    more = {"generation": made.generation, "prompt": made.prompt}
+    return (
+        more,
+        "The picture starts from the latents with which it was made: no LoRA, no inversion.",
+    )
 
 
 def read_mask(
@@ -126,7 +153,6 @@ def make_request(
         image=image,
         mask=mask,
         pairs=tuple(pairs),
-        prompt=args.prompt or "",
         model=ModelRef(name=args.model or app.settings.model),
         lora=lora,
         inversion=inversion,
@@ -136,7 +162,7 @@ def make_request(
         crop=args.crop,
         lora_file=lora_ref(app, args.lora, args.lora_weight),
         style=lora_ref(app, args.style, args.style_weight),
-        **more,
+        **{"prompt": args.prompt or "", **more},
     )
     return app.complete(request)
 
