@@ -115,6 +115,14 @@ class Backend:
         """A stored picture small enough for a page, WebP bytes."""
         return self._shown(image_id, longest)
 
+    def shown_part(self, image_id: str, box: Sequence[int] | None, longest: int) -> bytes:
+        """The part [x0, y0, width, height] of a stored picture, all of it when None; WebP bytes."""
+        if box is None:
+            return self.shown(image_id, longest)
+        x0, y0, width, height = box
+        part = self.pixels(image_id)[y0 : y0 + height, x0 : x0 + width]
+        return figures.encode(figures.shown(np.ascontiguousarray(part), longest), quality=92)
+
     def _encode_shown(self, image_id: str, longest: int) -> bytes:
         return figures.encode(figures.shown(self.pixels(image_id), longest), quality=92)
 

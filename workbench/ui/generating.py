@@ -90,7 +90,7 @@ def _draft(backend: Backend, job_id: str) -> dict[str, Any]:
     if isinstance(task, GenerateTask):
         draft |= {"prompt": task.prompt, "model": task.model.name, "count": min(MOST, task.count)}
         draft |= {"config": dataclasses.asdict(task.config)}
-        draft["shape"] = "Own size" if task.config.width else "Square"
+        draft["shape"] = _shape_of(task.config, backend.facts.of(task.model.name).native)
     st.session_state[_DRAFT] = draft
     return draft
 
@@ -192,6 +192,13 @@ def shape_size(ratio: tuple[int, int], native: int) -> tuple[int, int]:
     return width, height
 
 
+def _shape_of(config: GenerationConfig, native: int) -> str:
+    """The name of a generation's shape."""
+    size = config.width or native, config.height or native
+    named = (n for n, ratio in SHAPES.items() if ratio and shape_size(ratio, native) == size)
+    return next(named, "Own size")
+
+
 def _shape_words(name: str, native: int) -> str:
     ratio = SHAPES[name]
     return name if ratio is None else "{} · {} × {} px".format(name, *shape_size(ratio, native))
@@ -276,7 +283,7 @@ def _progress_and_gallery(backend: Backend, job_id: str) -> None:
     if not isinstance(result, Mapping):
         raise BadInput("The result of this job is not known any more; make the pictures again.")
     made = list(result["pictures"])
-    st.subheader("Take one" if len(made) > 1 else "Take it, or make another", anchor=False)
+    st.subheader("Choose one" if len(made) > 1 else "Take it, or make another", anchor=False)
     st.caption(f"{count(len(made), 'candidate')} for “{inert(str(result['prompt']), 120)}”")
     if result.get("notice"):
         st.caption(f":material/info: {inert(str(result['notice']))}")

@@ -19,6 +19,7 @@ from workbench.ui.workspace import LORA_PRESETS, LORA_WORDS, Workspace, lora_pre
 
 def prompt_and_lora(backend: Backend, space: Workspace) -> None:
     """What the picture shows, with which model and how thoroughly it is learnt; the train button."""
+    backend.reconstruction(space)  # takes over what the last training came to, before it is shown
     with st.container(key="card_prompt"):
         _prompt(space)
         _model(backend, space)
@@ -203,7 +204,7 @@ def reconstruction(backend: Backend, space: Workspace) -> None:
         return
     st.subheader("How well the model knows your picture", anchor=False)
     psnr = found.get("psnr")
-    told = f" Here the two differ by {psnr:.1f} dB (PSNR; above 25 is good)." if psnr else ""
+    told = f" Likeness here: {psnr:.1f} dB (PSNR; above 25 is good)." if psnr else ""
     st.caption(
         "Left the original, right what comes back when it is inverted and denoised without any "
         "drag. What is lost here is lost in every drag: train longer, or describe it in the "
@@ -211,7 +212,7 @@ def reconstruction(backend: Backend, space: Workspace) -> None:
     )
     components.viewer(
         [
-            ("Original", backend.shown(space.image.id, 512)),
+            ("Original", backend.shown_part(space.image.id, found.get("crop"), 512)),
             ("Reconstruction", backend.shown(str(found["reconstruction"]), 512)),
         ],
         key="reconstruction",
