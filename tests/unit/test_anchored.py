@@ -13,8 +13,9 @@ from small_unet import denoiser, normal, schedule, small_unet, text
 from workbench.errors import Cancelled
 from workbench.methods import DragProblem, DragStep, Pixels, WarpOptions, reference_of, run
 from workbench.methods.locate import located
+from workbench.methods.options import AutoOptions
 from workbench.methods.warp import moved_latent, start_index
-from workbench.numerics.anchored import Patience, settled
+from workbench.numerics.anchored import Patience, settled, stalled
 from workbench.numerics.ddim import invert
 from workbench.numerics.optimiser import NotFinite
 from workbench.records import Stop
@@ -105,6 +106,23 @@ def test_numbers_that_break_are_reported(unet: Any, trail: Tensor) -> None:
     broken[0, 0, 0, 2, 2] = float("nan")
     with pytest.raises(NotFinite, match="became infinite after"):
         run(problem(unet, broken))
+
+
+def test_a_run_has_stalled_when_the_points_come_no_nearer() -> None:
+    patience = Patience(stall=4)
+    assert not stalled([9, 8, 7, 6], patience)
+    assert not stalled([9.0, 9, 9, 8.4, 9], patience)  # nearer by more than half a pixel
+    assert stalled([9, 8.8, 8.7, 9, 9], patience)
+    assert stalled([9, 8, 7, 6, 7, 8, 7, 6], patience)
+
+
+def test_a_run_that_brings_the_points_no_nearer_ends_and_says_so(unet: Any, trail: Tensor) -> None:
+    far = HANDLES + torch.tensor([[0.0, 20.0], [0.0, -20.0]])  # a random model gets nowhere
+    options = AutoOptions(patience=Patience(stall=3, doubt=0.0))
+    given = problem(unet, trail, targets=far, auto=options, drag={"steps": 60})
+    found = run(given)
+    assert found.stop is Stop.STUCK
+    assert 3 < found.iterations < 60
 
 
 def test_a_run_has_settled_when_its_loss_no_longer_falls() -> None:

@@ -111,5 +111,7 @@ def _stop(problem: DragProblem, dragged: Dragged, updates: int) -> Stop:
         return Stop.NO_MOTION
     if dragged.reached:
         return Stop.REACHED
+    if dragged.updates < problem.config.steps:
+        return Stop.STUCK
     arrived = dragged.distances < problem.config.stop_distance
     return Stop.STUCK if stuck(dragged.trajectory, arrived) else Stop.STEP_LIMIT

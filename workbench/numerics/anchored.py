@@ -41,6 +41,7 @@ class Patience:
     least: int = 10  # updates before it may stop
     window: int = 5  # updates whose mean loss is compared with that of the same number before
     gain: float = 0.05  # share by which the loss must have fallen, to go on
+    stall: int = 30  # updates in which the points must have come nearer, to go on
 
 
 def anchored_drag(
@@ -79,7 +80,7 @@ def anchored_drag(
         reference_previous: its DDIM result [1,C,h,w]; needed with a mask.
         mask: [1,1,h,w], 1 = may change; None for no mask term.
         settings: steps, step size, radii, shift, mask weight, stop distance.
-        patience: when to stop.
+        patience: when to stop: all arrived and the loss settled, or no point comes nearer.
         adam: moments to continue with.
         losses: of a run that is continued; whether it has settled is judged on all of them.
         on_step: called once per turn, before its update; raises `Cancelled` to stop.
@@ -108,6 +109,7 @@ def anchored_drag(
     if losses:
         out.trajectory.clear()  # the first turn below says where the points are
     pending: Tensor | None = None
+    left: list[float] = []
     while True:
         last = out.updates >= settings.steps
         eps: Tensor | None = None
@@ -130,7 +132,9 @@ def anchored_drag(
         on_step(progress_of(out, denoiser, eps, t))
         arrived = out.distances < settings.stop_distance
         out.reached = bool((arrived & (out.costs < patience.doubt)).all())
-        done = out.reached and settled(out.losses, patience)
+        if out.updates > 0:
+            left.append(float(out.distances.sum()))
+        done = (out.reached and settled(out.losses, patience)) or stalled(left, patience)
         if last or done or still:
             break
         waiting = torch.where(distances < settings.stop_distance, patience.arrived_weight, 1.0)
@@ -147,6 +151,19 @@ def anchored_drag(
         out.updates += 1
     out.adam = optimiser.state()
     return out
+
+
+def stalled(left: Sequence[float], patience: Patience) -> bool:
+    """Whether the last updates brought the points no nearer, half a lattice pixel in all.
+
+    Further ones would only wear out the picture: the loss goes on falling a little for ever.
+
+    Args:
+        left: sum of all distances after each update of this run.
+        patience: how many updates to wait.
+    """
+    n = patience.stall
+    return len(left) > n and min(left[-n:]) > min(left[:-n]) - 0.5
 
 
 def settled(losses: Sequence[float], patience: Patience) -> bool:
