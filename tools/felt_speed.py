@@ -1,0 +1,177 @@
+"""How fast the workbench feels: `python tools/felt_speed.py [--threads N]` prints one table.
+
+Measured on the shipped model, each from outside: the time from the start of the server to the first
+page in a browser, the live warp preview at 512 x 512, the first progress after a run was submitted
+(model already loaded, as after the first page), and how long a cancel takes in training and in a drag.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+from find_chromium import find_chromium  # noqa: E402
+
+ARGS = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking"]
+REPEATS = 5
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch [default 2]")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    rows: list[tuple[str, str, list[float], float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["WORKBENCH_CACHE"] = folder
+        rows.append(("first page after the start of the server", "s", first_pages(), 3.0))
+        rows.append(("warp preview, 512 x 512, two arrows", "ms", previews(), 50.0))
+        rows += jobs()
+    out = ["| what | median | slowest | goal |", "|---|---|---|---|"]
+    for what, unit, values, goal in rows:
+        digits = 0 if unit == "ms" else 2
+        shown = [f"{v:.{digits}f} {unit}" for v in (statistics.median(values), max(values))]
+        out.append(f"| {what} | {' | '.join(shown)} | {goal:g} {unit} |")
+    sys.stdout.write("\n".join(out) + "\n")
+
+
+def first_pages() -> list[float]:
+    """Seconds from starting the server until the heading of the first page stands in a browser."""
+    from playwright.sync_api import sync_playwright
+
+    found = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGS)
+        for _ in range(REPEATS + 1):
+            page = browser.new_page()
+            found.append(_first_page(page))
+            page.close()
+        browser.close()
+    return found[1:]  # the first one reads the files from disk
+
+
+def _first_page(page: object) -> float:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "streamlit_app.py"]
+    command += ["--server.port", str(port)]
+    begun = time.perf_counter()
+    server = subprocess.Popen(  # noqa: S603 - our own program
+        command, cwd=HERE.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.02)
+        page.goto(f"http://127.0.0.1:{port}/")  # type: ignore[attr-defined]
+        page.get_by_role("heading", name="Upload & train").wait_for()  # type: ignore[attr-defined]
+        return time.perf_counter() - begun
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def previews() -> list[float]:
+    """Milliseconds of the pixel warp that is shown beside the canvas."""
+    from workbench.preview import warp
+    from workbench.types import Point, PointPair
+
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    y, x = np.mgrid[:512, :512]
+    mask = (y - 256) ** 2 + (x - 256) ** 2 < 150**2
+    pairs = [
+        PointPair(Point(220.0, 250.0), Point(250.0, 200.0)),
+        PointPair(Point(300.0, 260.0), Point(320.0, 230.0)),
+    ]
+    warp(rgb, mask, pairs)
+    return [1000 * _seconds(lambda: warp(rgb, mask, pairs)) for _ in range(20)]
+
+
+def jobs() -> list[tuple[str, str, list[float], float]]:
+    """First progress and cancels, by the queue that the pages use."""
+    from workbench.app import App
+    from workbench.records import JobState
+    from workbench.settings import Settings
+    from workbench.types import (
+        DragConfig,
+        EditRequest,
+        InversionConfig,
+        LoraConfig,
+        ModelRef,
+        Point,
+        PointPair,
+    )
+
+    app = App(Settings.load())
+    app.runtime("storybook")  # what the first page does behind the scenes
+    rng = np.random.default_rng(1)
+    first, steps, stops_training, stops_drag = [], [], [], []
+
+    def until(job: str, good: Callable[[object], bool]) -> float:
+        begun = time.perf_counter()
+        while not good(app.executor.snapshot(job)):
+            time.sleep(0.002)
+        return time.perf_counter() - begun
+
+    def at(stage: str) -> Callable[[object], bool]:
+        return lambda job: (
+            job.state.ended  # type: ignore[attr-defined]
+            or (job.progress is not None and job.progress.stage == stage and job.progress.step >= 3)  # type: ignore[attr-defined]
+        )
+
+    for _ in range(REPEATS):
+        picture = rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        asset = app.store.put_image(picture, "noise")
+        request = EditRequest(
+            image=asset, mask=None, pairs=(PointPair(Point(100.0, 100.0), Point(140.0, 100.0)),),
+            model=ModelRef(name="storybook"), prompt="a robot", lora=LoraConfig(steps=80),
+            inversion=InversionConfig(), drag=DragConfig.preset("dragdiffusion"), seed=0,
+        )  # fmt: skip
+        job = app.submit_edit(request)
+        first.append(until(job, lambda j: j.progress is not None or j.state.ended))  # type: ignore[attr-defined]
+        until(job, at("lora"))
+        app.executor.cancel(job)
+        stops_training.append(until(job, lambda j: j.state.ended))  # type: ignore[attr-defined]
+        plain = dataclasses.replace(request, lora=LoraConfig(steps=0))
+        job = app.submit_edit(plain)
+        until(job, at("drag"))
+        app.executor.cancel(job)
+        stops_drag.append(until(job, lambda j: j.state.ended))  # type: ignore[attr-defined]
+        steps.append(app.executor.snapshot(job).state is JobState.CANCELLED)
+    app.close()
+    assert all(steps), "a drag ended before it could be cancelled"
+    return [
+        ("first progress after a run was submitted", "s", first, 1.0),
+        ("cancel during training (one step: 4 pictures)", "s", stops_training, 1.5),
+        ("cancel during a drag (one step)", "s", stops_drag, 0.5),
+    ]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()
