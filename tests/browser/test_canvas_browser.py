@@ -213,6 +213,24 @@ def test_brush_keys_and_mask_menu(server: Server, bench: Bench, project: str) ->
     assert not server.drawn(project, lambda d: not d.has_mask).has_mask
 
 
+def test_a_canvas_made_anew_keeps_its_tool(server: Server, bench: Bench, project: str) -> None:
+    bench.open("/drag", project=project)
+    bench.tool("Brush")
+    bench.page.evaluate(
+        """() => { // what is left when the component is mounted a second time in the same place
+            const find = (n) => n.querySelector("canvas.upper-canvas") || [...n.querySelectorAll("*")]
+                .map((m) => m.shadowRoot && find(m.shadowRoot)).find(Boolean);
+            const old = find(document), fresh = old.cloneNode();
+            fresh.removeAttribute("data-tool"); fresh.style.opacity = "";
+            old.getRootNode().querySelector(".wb-over").remove();
+            old.replaceWith(fresh);
+        }"""
+    )
+    expect(bench.canvas).to_have_attribute("data-tool", "brush")
+    expect(bench.canvas).to_have_css("opacity", "0.38")
+    expect(bench.page.locator(".wb-over")).to_have_count(1)
+
+
 def test_touch_draws_arrows_and_paint(server: Server, new_bench: Any) -> None:
     name = server.project(picture(*SIZE, seed=9))
     bench: Bench = new_bench(has_touch=True)

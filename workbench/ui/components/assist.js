@@ -116,21 +116,23 @@ class Assist {
       const style = document.createElement("style");
       style.className = "wb-style";
       style.textContent = STYLE;
+      root.append(style);
+    }
+    if (!root.querySelector(".wb-over")) {
       const over = document.createElement("div");
       over.className = "wb-over";
       over.innerHTML = '<div class="wb-ring" hidden></div>';
-      root.append(style);
       root.querySelector(".dc-container").append(over);
-      root.querySelector(".upper-canvas").addEventListener("mouseleave", () => this.ring(null));
-      this.wears = null;
     }
     const edit = root.querySelector(EDIT);
     const wanted = String(this.data.tool === "adjust");
     if (edit && edit.getAttribute("aria-pressed") !== wanted) edit.click();
-    if (this.wears !== this.data.tool) {
-      this.wears = this.data.tool;
-      root.querySelector(".upper-canvas").dataset.tool = this.data.tool; // for those who watch from outside
-      root.querySelector(".upper-canvas").style.opacity = ["brush", "eraser"].includes(this.data.tool) ? "0.38" : "1";
+    // what was done is written on the canvas itself: the component may put a new one in its place
+    const canvas = root.querySelector(".upper-canvas");
+    if (canvas.dataset.tool !== this.data.tool) {
+      if (!canvas.dataset.tool) canvas.addEventListener("mouseleave", () => this.ring(null));
+      canvas.dataset.tool = this.data.tool;
+      canvas.style.opacity = ["brush", "eraser"].includes(this.data.tool) ? "0.38" : "1";
     }
   }
 
