@@ -104,14 +104,14 @@ def _thing(colours: F32, at: Point, reach: float) -> Mask:
     near = (yy - y) ** 2 + (xx - x) ** 2 <= reach * reach
     rim = near & ((yy - y) ** 2 + (xx - x) ** 2 > (reach - 2) ** 2)
     for tolerance in _TOLERANCES:
-        region = _connected((gap <= tolerance) & near, y, x)
+        region = connected((gap <= tolerance) & near, y, x)
         touches = region[rim].sum() > 0.2 * max(1, rim.sum())
         if region.sum() <= _BIGGEST * h * w and not touches:
             return region
     return np.zeros((h, w), np.bool_)
 
 
-def _connected(candidates: Mask, y: int, x: int) -> Mask:
+def connected(candidates: Mask, y: int, x: int) -> Mask:
     """The part of `candidates` that is connected to (y, x), by alternating sweeps."""
     region = np.zeros_like(candidates)
     region[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = True

@@ -21,6 +21,7 @@ from workbench.geometry import Frame, shrink_mask
 from workbench.images import fast_resize
 from workbench.overlay import Style, canvas_background, overlay
 from workbench.raster import rasterise
+from workbench.resample import distance_inside, sampled, stretched
 from workbench.sheets import animation, animation_frames, heatmap, sheet, strip
 from workbench.types import PointPair
 
@@ -76,7 +77,7 @@ def warp(rgb: U8, mask: Mask | None, pairs: Sequence[PointPair]) -> U8:
         if not len(i):
             continue
         i += top
-        out[i + y0, j + x0] = _sample(rgb, i + y0 - dy[i, j], j + x0 - dx[i, j])
+        out[i + y0, j + x0] = sampled(rgb, i + y0 - dy[i, j], j + x0 - dx[i, j])
     return out
 
 
@@ -164,7 +165,7 @@ class _Region:
         good = np.outer((at_y >= 0) & (at_y < h), (at_x >= 0) & (at_x < w))
         box = mask[y0:y1, x0:x1]
         nodes = box[np.clip(at_y, 0, h - 1)][:, np.clip(at_x, 0, w - 1)] & good
-        return cls(y0, x0, h, w, step, _edt(nodes) * step)
+        return cls(y0, x0, h, w, step, distance_inside(nodes) * step)
 
     @property
     def rows(self) -> int:
@@ -201,37 +202,9 @@ class _Region:
             1.0 + (self.height - 1) / self.step,
         )
         return (
-            _stretch(field[..., 0].astype(np.float32), box, self.width, self.height),
-            _stretch(field[..., 1].astype(np.float32), box, self.width, self.height),
+            stretched(field[..., 0].astype(np.float32), box, self.width, self.height),
+            stretched(field[..., 1].astype(np.float32), box, self.width, self.height),
         )
-
-
-def _stretch(a: F32, box: tuple[float, float, float, float], width: int, height: int) -> F32:
-    """Bilinear values of `a` between node positions `box` (x0, y0, x1, y1), on width x height."""
-    x = np.linspace(box[0], box[2], width, dtype=np.float32)
-    y = np.linspace(box[1], box[3], height, dtype=np.float32)
-    j = np.minimum(x.astype(np.int64), a.shape[1] - 2)
-    i = np.minimum(y.astype(np.int64), a.shape[0] - 2)
-    u, v = x - j, (y - i)[:, None]
-    across = a[:, j] * (1 - u) + a[:, j + 1] * u
-    out: F32 = across[i] * (1 - v) + across[i + 1] * v
-    return out
-
-
-def _edt(mask: Mask) -> F64:
-    """Exact Euclidean distance of True cells to the nearest False cell; there must be one."""
-    n, m = mask.shape
-    far = float(n + m)
-    index = np.arange(n, dtype=np.float64)[:, None]
-    last = np.maximum.accumulate(np.where(mask, -far, index), axis=0)
-    following = np.minimum.accumulate(np.where(mask, 2 * far, index)[::-1], axis=0)[::-1]
-    up = np.minimum(index - last, following - index) ** 2
-    cols = np.arange(m, dtype=np.float64)
-    across = (cols[:, None] - cols[None, :]) ** 2
-    out = np.empty((n, m))
-    for row in range(n):
-        out[row] = np.min(across + up[row], axis=1)
-    return np.sqrt(out)
 
 
 def _trace_back(region: _Region, ends: F64, handles: F64, targets: F64) -> F64:
@@ -285,32 +258,3 @@ def _correct(region: _Region, dy: F32, dx: F32, handles: F64, targets: F64) -> N
             bump = np.exp(-(v[:, None] ** 2 + u[None, :] ** 2) / (2 * reach * reach))
             dy[rows, cols] += (bump * ey).astype(np.float32)
             dx[rows, cols] += (bump * ex).astype(np.float32)
-
-
-def _sample(rgb: U8, y: F32, x: F32) -> U8:
-    """Bilinear colours at (y, x) [n], clamped to the picture, to 1/64 pixel.
-
-    The three channels travel through the four look-ups and sums in one 64-bit number, 20 bits
-    each (8 of colour, 12 of weight): four times as fast as floats per channel.
-    """
-    h, w = rgb.shape[:2]
-    first, last = int(np.clip(y.min(), 0, h - 1)), int(np.clip(y.max(), 0, h - 1))
-    first, last = max(0, min(first, h - 2)), min(h, last + 2)
-    part = rgb[first:last].astype(np.uint64)
-    packed = (
-        part[..., 0] | (part[..., 1] << np.uint64(20)) | (part[..., 2] << np.uint64(40))
-    ).ravel()
-    sy = np.rint((np.clip(y, 0, h - 1) - first) * 64).astype(np.int64)
-    sx = np.rint(np.clip(x, 0, w - 1) * 64).astype(np.int64)
-    i, j = np.minimum(sy >> 6, last - first - 2), np.minimum(sx >> 6, w - 2)
-    v, u = (sy - (i << 6)).astype(np.uint64), (sx - (j << 6)).astype(np.uint64)
-    at, all_of = i * w + j, np.uint64(64)
-    total = packed[at] * ((all_of - v) * (all_of - u))
-    total += packed[at + 1] * ((all_of - v) * u)
-    total += packed[at + w] * (v * (all_of - u))
-    total += packed[at + w + 1] * (v * u)
-    total += np.uint64(2048 * (1 + (1 << 20) + (1 << 40)))
-    out = np.empty((len(at), 3), np.uint8)
-    for c in range(3):
-        out[:, c] = (total >> np.uint64(12 + 20 * c)) & np.uint64(255)
-    return out

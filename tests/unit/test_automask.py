@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.automask import _connected, propose
+from workbench.automask import connected, propose
 from workbench.types import Point, PointPair
 
 
@@ -87,7 +87,7 @@ def test_arrows_outside_and_on_the_border() -> None:
         assert propose(rgb, [a]).shape == (384, 512)
 
 
-def test_connected_region_of_a_maze() -> None:
+def testconnected_region_of_a_maze() -> None:
     rows = [
         "#########",
         "#s    # #",
@@ -101,4 +101,4 @@ def test_connected_region_of_a_maze() -> None:
     free = np.array([[c != "#" for c in r] for r in rows])
     wanted = free.copy()
     wanted[1:7, 7] = False
-    np.testing.assert_array_equal(_connected(free, 1, 1), wanted)
+    np.testing.assert_array_equal(connected(free, 1, 1), wanted)

@@ -23,6 +23,7 @@ LIGHT_FIRST = [
     "workbench.images",
     "workbench.canvas",
     "workbench.preview",
+    "workbench.piecewarp",
     "workbench.cache",
     "workbench.store",
     "workbench.jobs",

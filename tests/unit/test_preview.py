@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench import preview
 from workbench.preview import quick_warp, warp, warp_field
+from workbench.resample import distance_inside, sampled
 from workbench.types import Point, PointPair
 
 
@@ -165,7 +165,7 @@ def test_sampling_is_bilinear() -> None:
     top = rgb[i, j] * (1 - u) + rgb[i, j + 1] * u
     low = rgb[i + 1, j] * (1 - u) + rgb[i + 1, j + 1] * u
     wanted = top * (1 - v) + low * v
-    assert np.abs(preview._sample(rgb, y, x) - wanted).max() <= 0.5001
+    assert np.abs(sampled(rgb, y, x) - wanted).max() <= 0.5001
 
 
 def test_distance_transform_is_exact() -> None:
@@ -175,4 +175,4 @@ def test_distance_transform_is_exact() -> None:
     ys, xs = np.nonzero(~mask)
     y, x = np.mgrid[:23, :31]
     slow = np.sqrt(((y[..., None] - ys) ** 2 + (x[..., None] - xs) ** 2).min(axis=2))
-    np.testing.assert_allclose(preview._edt(mask), slow)
+    np.testing.assert_allclose(distance_inside(mask), slow)

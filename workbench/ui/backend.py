@@ -27,7 +27,8 @@ from workbench.crop import Crop
 from workbench.errors import BadInput
 from workbench.jobs import Job
 from workbench.models import ModelSpec
-from workbench.preview import canvas_background, warp
+from workbench.piecewarp import sketch
+from workbench.preview import canvas_background
 from workbench.records import JobState
 from workbench.store import Store
 from workbench.tasks import SweepTask, TrainTask
@@ -154,7 +155,7 @@ class Backend:
         small = figures.fit(self.pixels(image.id), to.out_width, to.out_height)
         mask = self.areas.of(space, drawing).mask
         cut = figures.fit_mask(mask, to.out_width, to.out_height)
-        made = warp(small, cut if mask.any() else None, figures.fit_pairs(drawing.pairs, to))
+        made = sketch(small, cut if mask.any() else None, figures.fit_pairs(drawing.pairs, to))
         return figures.encode(made)
 
     def mask_asset(self, space: Workspace, drawing: Drawing) -> MaskAsset | None:
