@@ -153,6 +153,15 @@ def test_run_is_off_and_says_why(
     assert reason in words(page)
 
 
+def test_before_the_first_arrow_nothing_untrue_is_said_of_the_area(
+    make: Callable[..., Workspace], drag_page: Callable[[Workspace], AppTest]
+) -> None:
+    """With the first arrow an area will be proposed: the whole picture would not change."""
+    empty = Drawing(arrows=(), shapes=())
+    assert "whole picture" not in words(drag_page(make(empty)))
+    assert "whole picture" in words(drag_page(make(empty, unpainted="whole")))
+
+
 def test_all_methods_are_offered_and_each_brings_its_presets(
     app: App, make: Callable[..., Workspace], drag_page: Callable[[Workspace], AppTest]
 ) -> None:

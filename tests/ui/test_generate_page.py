@@ -13,7 +13,8 @@ from workbench.records import JobState
 from workbench.sources import GenerationConfig
 from workbench.tasks import GenerateTask
 from workbench.types import ModelRef, Point, PointPair
-from workbench.ui import generating
+from workbench.ui import generating, ideas
+from workbench.ui.backend import get_backend
 from workbench.ui.workspace import Workspace, settings_of
 
 CONFIG = GenerationConfig(steps=3, guidance=3.0, seed=7, width=64, height=64, negative_prompt="fog")
@@ -164,3 +165,33 @@ def test_shapes_fit_the_model(native: int) -> None:
         assert max(width, height) == native
         wanted = ratio[0] / ratio[1]
         assert native < 256 or abs(width / height / wanted - 1) < 0.04
+
+
+def test_a_candidate_begins_with_the_settings_of_new_pictures(app: App) -> None:
+    backend = get_backend()
+    space = generating.take(app.store, made(app), 0, backend.defaults())
+    assert space.drag.method == app.settings.method == "auto"
+    assert space.model.name == "micro"
+    assert space.generation is not None
+
+
+def test_an_idea_is_written_into_the_prompt(app: App, prompt_page: AppTest) -> None:
+    page = prompt_page
+    assert not [b for b in page.button if b.key == "gen_idea"]  # none for a model of one's own
+    page.selectbox(key="gen_model").set_value("storybook").run()
+    seen = []
+    for _ in ideas.IDEAS["storybook"]:
+        page.button(key="gen_idea").click().run()
+        seen.append(page.text_area(key="gen_prompt").value)
+    assert tuple(seen) == ideas.IDEAS["storybook"]
+    page.button(key="gen_idea").click().run()
+    assert page.text_area(key="gen_prompt").value == seen[0]
+
+
+def test_ideas_are_in_the_words_that_the_model_was_taught() -> None:
+    """Kind by kind, as the captions of its training pictures say them."""
+    from workbench.demo import scenes
+
+    known = {w for s in scenes.sample_batch(400, 5) for w in s.caption.replace(",", "").split()}
+    for idea in ideas.IDEAS["storybook"]:
+        assert set(idea.replace(",", "").split()) <= known

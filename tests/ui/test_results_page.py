@@ -218,3 +218,23 @@ def test_a_picture_that_is_gone_is_said_so(
     page = results(project=space.id, edit=edit.id)
     assert page.error
     assert not page.exception
+
+
+def test_compare_takes_this_edit_and_the_newest_other_along(
+    app: App,
+    space: Workspace,
+    request_: EditRequest,
+    edit: EditRecord,
+    results: Callable[..., AppTest],
+) -> None:
+    page = press(results(project=space.id, edit=edit.id), "Compare")
+    assert not page.exception
+    assert page.title[0].value == "Compare"
+    assert page.query_params["edits"] == edit.id  # alone: the choice stands open with it in
+    assert page.expander[0].proto.expanded
+    longer = dataclasses.replace(request_, drag=DragConfig(steps=40))
+    other = finish(app, longer, JobState.DONE, result=edit.result)
+    finish(app, longer, JobState.CANCELLED)
+    page = press(results(project=space.id, edit=edit.id), "Compare")
+    assert page.query_params["edits"] == f"{other.id},{edit.id}"
+    assert "What came out" in [s.value for s in page.subheader]

@@ -81,8 +81,13 @@ def adopt(drawing: Drawing, area: Area) -> Drawing:
     return dataclasses.replace(drawing, shapes=trace.polygons(area.mask), invert=False)
 
 
-def told(checks: list[Check], area: Area) -> list[Check]:
-    """The checklist, with a word that the area was proposed and not painted."""
+def told(checks: list[Check], area: Area, *, waiting: bool = False) -> list[Check]:
+    """The checklist, with a word that the area was proposed and not painted.
+
+    `waiting`: there is no arrow yet, and with the first one an area will be proposed.
+    """
+    if waiting:
+        return [c for c in checks if not c.text.startswith("Nothing is painted")]
     if not area.proposed:
         return checks
     share = f"{area.mask.mean():.0%}" if area.mask.mean() >= 0.01 else "less than 1%"

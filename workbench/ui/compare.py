@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import streamlit as st
 
@@ -56,6 +57,18 @@ def choose(ids: Sequence[str]) -> None:
             st.query_params["edits"] = text
     elif "edits" in st.query_params:
         del st.query_params["edits"]
+
+
+def open_with(backend: Backend, record: EditRecord) -> NoReturn:
+    """Go to the page with an edit beside the newest other one of its picture, if there is any."""
+    mine = backend.store.records(image=record.request.image.id)
+    others = [r.id for r in mine if r.id != record.id and facts.has_picture(r)]
+    names = [*others[:1], record.id]
+    st.session_state["compare_open"] = len(names) < FEWEST
+    st.session_state[session_key("edits")] = ",".join(names)
+    query = {**router.params(), "part": PARTS[0].lower(), "edits": ",".join(names)}
+    st.switch_page(router.PAGES["compare"][0], query_params=query)
+    raise AssertionError("unreachable: switch_page ends the script")
 
 
 def _records(backend: Backend, space: Workspace | None) -> list[EditRecord]:

@@ -45,14 +45,13 @@ def editor(backend: Backend, project: str) -> None:
 
 
 def _hint(space: Workspace, pad: Drawpad) -> None:
-    """One line that says what to do next; an example offers its own drag."""
+    """What an example asks for, and its own drag; how to draw is said above the canvas."""
     hint = str(space.get("hint") or "")
     example = space.get("example")
-    if pad.drawing.arrows and pad.drawing.has_mask:
+    if not (hint or example) or (pad.drawing.arrows and pad.drawing.has_mask):
         return
-    words = "Drag from the part that shall move to where it shall go; then paint what may change."
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(f"{inert(hint)} {words}" if hint else words)
+        st.caption(f"Try it: {inert(hint)}" if hint else "An example is ready.", width="content")
         if example:
             st.button(
                 "Show me",
@@ -106,7 +105,8 @@ def _instant(backend: Backend, space: Workspace, drawing: Drawing) -> None:
 def _checks_and_run(backend: Backend, space: Workspace, drawing: Drawing) -> None:
     size = (space.image.width, space.image.height)
     found = backend.areas.of(space, drawing)
-    checks = area.told(checklist(drawing, size, found.mask, space.drag), found)
+    waiting = not (drawing.arrows or found.mask.any()) and area.unpainted(space) == "propose"
+    checks = area.told(checklist(drawing, size, found.mask, space.drag), found, waiting=waiting)
     with st.container(key="card_run"):
         st.markdown("  \n".join(f"{_SIGNS[c.level]} {inert(c.text)}" for c in checks))
         drag_form(space)

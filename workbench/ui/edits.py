@@ -141,7 +141,8 @@ class EditView:
         tips = []
         late = [a for a in self.arrivals() if not a.arrived]
         if late and self.result.stop == Stop.STEP_LIMIT.name:
-            tips.append("Press “Run on” for more steps, or take the preset strong.")
+            other = " or the method Auto" if self.request.drag.method == "dragdiffusion" else ""
+            tips.append(f"Press “Run on” for more steps, or take the preset strong{other}.")
         if any(a.share < 0.2 for a in late):
             tips.append(
                 "An arrow hardly moved: put its handle on something with structure (an edge, a "

@@ -15,7 +15,7 @@ from workbench.sources import MAX_NEGATIVE, GenerationConfig
 from workbench.store import Store
 from workbench.tasks import GenerateTask
 from workbench.types import MAX_PROMPT, ImageAsset, ModelRef
-from workbench.ui import router, run_panel
+from workbench.ui import ideas, router, run_panel
 from workbench.ui.backend import Backend
 from workbench.ui.options_form import option_grid, option_widget
 from workbench.ui.prepared import ModelFacts
@@ -97,13 +97,13 @@ def _draft(backend: Backend, job_id: str) -> dict[str, Any]:
 
 def _form(backend: Backend, draft: dict[str, Any], *, running: bool) -> None:
     config: dict[str, Any] = draft["config"]
+    st.session_state.setdefault("gen_prompt", draft["prompt"])
     draft["prompt"] = st.text_area(
         "Prompt",
-        value=draft["prompt"],
         max_chars=MAX_PROMPT,
         key="gen_prompt",
         height=84,
-        placeholder="a red robot holding a laser gun, blue sky, picture book illustration",
+        placeholder=ideas.placeholder(draft["model"]),
         help="What the picture shall show. The same words serve when it is dragged.",
     )
     config["negative_prompt"] = st.text_input(
@@ -152,8 +152,27 @@ def _model(backend: Backend, draft: dict[str, Any]) -> ModelFacts:
         help="Which diffusion model draws the picture, and later edits it.",
     )
     if draft["model"] == "storybook":
-        st.caption("Storybook draws faces, robots, landscapes, cats, flowers and sailboats.")
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.caption(
+                "Storybook draws robots, cats, faces, landscapes, flowers and sailboats, best in "
+                "its own words.",
+                width=280,
+            )
+            st.button(
+                "Show me one",
+                key="gen_idea",
+                type="tertiary",
+                icon=":material/lightbulb:",
+                help="Writes an example into the prompt; press again for another.",
+                on_click=_suggest,
+                args=(draft["model"],),
+            )
     return backend.facts.of(draft["model"])
+
+
+def _suggest(model: str) -> None:
+    now = str(st.session_state.get("gen_prompt", ""))
+    st.session_state["gen_prompt"] = ideas.next_idea(model, now)
 
 
 def _shape(draft: dict[str, Any], facts: ModelFacts) -> str:
@@ -295,7 +314,7 @@ def _progress_and_gallery(backend: Backend, job_id: str) -> None:
                 backend.shown(picture["image"], 512), width="stretch", alt=f"Candidate, seed {seed}"
             )
             if st.button(f"Drag this one · seed {seed}", key=f"take_{job_id}_{n}", width="stretch"):
-                _enter(take(backend.store, result, n))
+                _enter(take(backend.store, result, n, backend.defaults()))
 
 
 def own_latents(space: Workspace) -> bool:
@@ -337,13 +356,16 @@ def _back_to(space: Workspace, prompt: str, model: str) -> None:
     space.set(model=model)
 
 
-def take(store: Store, result: Mapping[str, Any], number: int) -> Workspace:
+def take(
+    store: Store, result: Mapping[str, Any], number: int, defaults: Mapping[str, Any] | None = None
+) -> Workspace:
     """The project of a candidate: the one there is already, else a new one.
 
     Args:
         store: the history.
         result: what the generation's job came to.
         number: which of its pictures, from 0.
+        defaults: settings with which a new project begins; the model is that of the picture.
     """
     picture = result["pictures"][number]
     model = str(result["model"]["name"])
@@ -361,7 +383,7 @@ def take(store: Store, result: Mapping[str, Any], number: int) -> Workspace:
         asset,
         title=f"{title} · {seed}",
         prompt=str(result["prompt"]),
-        settings={"made": made, "model": model},
+        settings={**(defaults or {}), "made": made, "model": model},
     )
 
 

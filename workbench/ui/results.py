@@ -9,7 +9,7 @@ import streamlit as st
 
 from workbench.errors import BadInput
 from workbench.records import EditRecord, JobState
-from workbench.ui import components, figures, router, run_panel
+from workbench.ui import compare, components, figures, router, run_panel
 from workbench.ui.backend import Backend
 from workbench.ui.edits import EditView, one_line, parameters, picture_of
 from workbench.ui.history_detail import replay_panel, start_replay
@@ -166,6 +166,13 @@ def _onwards(backend: Backend, space: Workspace, view: EditView) -> None:
             help="Takes this edit's mask, arrows and options to the drawing page.",
         ):
             _reuse(backend, space, view)
+        if st.button(
+            "Compare",
+            key="compare_this",
+            icon=":material/compare:",
+            help="Puts this edit beside others of this picture, or of any.",
+        ):
+            compare.open_with(backend, view.record)
         st.button(
             "Replay",
             key="replay",

@@ -82,7 +82,7 @@ def _head(backend: Backend, job: Job, key: str) -> None:
         JobState.CANCELLED: ":material/do_not_disturb_on:",
         JobState.INTERRUPTED: ":material/power_off:",
     }.get(job.state, ":material/hourglass_top:")
-    with st.container(horizontal=True, vertical_alignment="center"):
+    with st.container(key=f"runbar_{key}", horizontal=True, vertical_alignment="center"):
         st.markdown(f"{icon} **{inert(words)}**")
         st.space("stretch")
         if not job.state.ended:

@@ -77,7 +77,8 @@ def _head(backend: Backend, title: str, intro: str, space: Workspace | None) -> 
                 else intro
             )
         st.space("stretch")
-        _under_way(backend)
+        with st.container(key="wb_under_way", width="content"):
+            _under_way(backend)
         if space is not None:
             st.button(
                 "Another picture",
