@@ -65,6 +65,10 @@ class LoraLibrary:
         own = self.folder / f"{name}.safetensors"
         path = own if _NAME.fullmatch(name) and own.is_file() else Path(name).expanduser()
         if path.suffix.lower() != ".safetensors" or not path.is_file():
+            if path.is_file():
+                raise BadInput(
+                    f"{path.name} is no .safetensors file, and no other kind of LoRA file is opened."
+                )
             have = ", ".join(e.name for e in self.entries()[:10]) or "none yet"
             raise BadInput(
                 f"There is no LoRA {name[:80]!r}: give a name of the library ({have}) or a "
@@ -129,5 +133,5 @@ class LoraLibrary:
 
         raw = self.get(name)
         label = Path(name).stem
-        read(raw, label)  # says so now if it is none
+        read(raw, Path(name).name)  # says so now if it is none
         return LoraRef(id=self._store.put_blob(raw, "safetensors"), name=label, weight=weight)

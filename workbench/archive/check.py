@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from workbench.archive import layout
-from workbench.errors import StoreError
+from workbench.errors import BadInput, StoreError
 
 _END, _LOCATOR = b"PK\x05\x06", b"PK\x06\x07"
 _ENTRY_BYTES = 256  # of the directory per file: ours take about 120
@@ -155,9 +155,13 @@ class Checked:
             raise refuse(f"{name} is damaged ({exc})") from exc
 
 
-def refuse(reason: str) -> StoreError:
+class Refused(StoreError, BadInput):
+    """A zip that was not imported: the file is at fault, not this history."""
+
+
+def refuse(reason: str) -> Refused:
     """The error for a zip that is not taken."""
-    return StoreError(f"The zip was refused as a whole: {reason}. Nothing was imported.")
+    return Refused(f"The zip was refused as a whole: {reason}. Nothing was imported.")
 
 
 def _check_directory(file: BinaryIO, limits: Limits) -> None:

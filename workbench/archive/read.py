@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError, deserialize
 
 from workbench.archive import layout
-from workbench.archive.check import Checked, Limits, refuse
+from workbench.archive.check import Checked, Limits, Refused, refuse
 from workbench.archive.write import SHARED_NOTES
 from workbench.errors import BadInput, StoreError
 from workbench.images import clean_name, image_id, mask_id
@@ -98,6 +98,8 @@ def _edits(checked: Checked) -> dict[str, EditRecord]:
         name = layout.edit_file(edit, "record")
         try:
             record = EditRecord.from_json(unseal(checked.read(name), "edits"))
+        except Refused:
+            raise
         except BadInput as exc:
             raise refuse(f"{name} cannot be read. {exc}") from exc
         if record.id != edit or not record.status.ended:

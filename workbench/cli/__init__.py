@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from workbench import __version__
-from workbench.cli.parsers import Parser
+from workbench.cli.parsers import Parser, describe
 from workbench.errors import BadInput, Cancelled, WorkbenchError
 
 OK, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
@@ -57,6 +57,7 @@ def build_parser() -> Parser:
         group = subparsers.add_parser(name, help=text, description=text)
         inner = group.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
         importlib.import_module(module).add_parsers(inner)
+    describe(parser)
     return parser
 
 

@@ -34,7 +34,7 @@ def add_parsers(subparsers: Any) -> None:
         f"{', '.join(_DEFAULTS)}. Paths are relative to the file. A JSON file may also be "
         '{"defaults": {...}, "edits": [...]}.',
     )
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, help="JSON, or JSON lines (.jsonl)")
     parser.add_argument(
         "--again", action="store_true", help="also where the result is there already"
     )

@@ -35,6 +35,13 @@ def add_parsers(subparsers: Any) -> None:
     clear.set_defaults(run=run_clear)
 
 
+def _check_kind(kind: str | None) -> None:
+    if kind is not None and kind not in KINDS:
+        raise BadInput(
+            f"There is no kind {kind!r:.40} in the cache; there are: {', '.join(KINDS)}."
+        )
+
+
 def _open() -> Cache:
     settings = read_settings()
     cache = Cache(settings.derived, settings.cache_bytes)
@@ -45,6 +52,7 @@ def _open() -> Cache:
 
 def run_list(args: argparse.Namespace) -> int:
     """List the entries."""
+    _check_kind(args.kind)
     found = [e for e in _open().entries() if args.kind in (None, e.kind)]
     if args.json:
         print(json.dumps([dataclasses.asdict(e) for e in found], indent=1))
@@ -53,7 +61,7 @@ def run_list(args: argparse.Namespace) -> int:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         print(f"{entry.key}  {entry.kind:<10} {entry.bytes / 1e6:9.2f} MB  {used}  {entry.label}")
     if not found:
-        print("The cache is empty.")
+        print("The cache is empty." if args.kind is None else f"There is no {args.kind} in it.")
     return 0
 
 
@@ -80,11 +88,12 @@ def run_size(args: argparse.Namespace) -> int:
 
 def run_clear(args: argparse.Namespace) -> int:
     """Remove entries."""
+    _check_kind(args.kind)
     cache = _open()
     keys = list(args.key) if args.key else None
     if args.older_than is not None:
         if not args.older_than >= 0:
-            raise BadInput(f"--older-than is {args.older_than}; it must be 0 days or more.")
+            raise BadInput(f"--older-than is {args.older_than:g}; it must be 0 days or more.")
         limit = time.time() - args.older_than * 86400
         old = {e.key for e in cache.entries() if e.used < limit}
         keys = sorted(old if keys is None else old & set(keys))

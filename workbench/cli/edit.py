@@ -23,6 +23,7 @@ from workbench.cli.requests import (
     make_request,
     read_generation,
     read_mask,
+    read_parent,
     read_picture,
     write_file,
 )
@@ -37,12 +38,20 @@ def add_parsers(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "edit",
         help="drag a picture",
+        usage="%(prog)s PICTURE --pair X,Y:X,Y [--pair ...] [options]",
+        epilog="Example: %(prog)s robot.png --prompt 'a grey robot' --pair 226,149:218,93 -o up.png",
         description="Drag what lies under each handle to its target. Coordinates are image pixels, x "
         "to the right, y down, (0, 0) is the top-left pixel. Writes the result and, beside it, a "
         "strip: the source with mask and arrows, and the result.",
     )
     add_picture_and_points(parser)
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="PNG to write")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="PNG to write [default: <name of the picture>-dragged.png, here]",
+    )
     parser.add_argument(
         "--no-card", action="store_true", help="do not write the settings into the PNG"
     )
@@ -60,7 +69,9 @@ def add_parsers(subparsers: Any) -> None:
 
 def add_picture_and_points(parser: argparse.ArgumentParser) -> None:
     """Add what says which drag: picture, arrows, and where it may change."""
-    parser.add_argument("picture", type=Path, help="PNG, JPEG, WebP, GIF, TIFF or BMP")
+    parser.add_argument(
+        "picture", type=Path, metavar="PICTURE", help="PNG, JPEG, WebP, GIF, TIFF or BMP"
+    )
     parser.add_argument(
         "--pair",
         action="append",
@@ -82,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     """Do the edit and write its pictures."""
     out = args.out or Path.cwd() / f"{args.picture.stem}-dragged.png"
     check_out(out, args.picture)
-    pairs = [*args.pair, *(read_points(args.points) if args.points else [])]
+    pairs = read_pairs(args)
     with opened_app(args) as app:
         record, notices = edit_picture(app, args, pairs)
         written = write_result(app, record, out, with_card=not args.no_card)
@@ -96,6 +107,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def read_pairs(args: argparse.Namespace) -> list[PointPair]:
+    """The arrows of the command line and of the file that it names.
+
+    Raises:
+        BadInput: when there is none, or the file cannot be used.
+    """
+    pairs = [*args.pair, *(read_points(args.points) if args.points else [])]
+    if not pairs:
+        raise BadInput("There is nothing to move; give at least one --pair X,Y:X,Y.")
+    return pairs
+
+
 def check_out(out: Path, picture: Path) -> None:
     """Refuse an output that would destroy the input or is no PNG.
 
@@ -103,7 +126,10 @@ def check_out(out: Path, picture: Path) -> None:
         BadInput: saying so.
     """
     if out.suffix.lower() != ".png":
-        raise BadInput(f"The result is a PNG; {out.name!r:.80} does not end in .png.")
+        raise BadInput(
+            f"The picture is written as PNG, but {out.name!r:.80} does not end in .png; "
+            "choose another name."
+        )
     if out.exists() and picture.exists() and out.samefile(picture):
         raise BadInput("The result would overwrite the picture; choose another name with -o.")
     if not out.parent.is_dir():
@@ -121,13 +147,17 @@ def edit_picture(
     """
     if not pairs:
         raise BadInput("There is nothing to move; give at least one --pair X,Y:X,Y.")
-    image, rgb, notices = read_picture(app, args.picture)
+    picture = read_picture(app, args.picture)
+    image, notices = picture.asset, list(picture.notices)
     wanted: str | Path = args.mask or ("whole" if args.whole else "auto")
-    made, sentence = read_generation(app, args.picture, args)
+    made, sentence = read_generation(app, picture, args)
     notices += [sentence] if sentence else []
+    made["parent"] = read_parent(app, picture)
+    if made["parent"] is not None:
+        notices.append(f"It goes on from the edit {made['parent']}.")
     # says what is wrong before a mask is looked for
     make_request(app, args, image=image, mask=None, pairs=pairs, **made)
-    mask, more = read_mask(app, image, rgb, pairs, wanted)
+    mask, more = read_mask(app, image, picture.rgb, pairs, wanted)
     request = make_request(app, args, image=image, mask=mask, pairs=pairs, **made)
     with steps(quiet=args.quiet) as (on_step, _):
         from workbench.work import edit

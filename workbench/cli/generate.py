@@ -20,11 +20,18 @@ from workbench.types import EditRequest, ImageAsset
 
 def add_parsers(subparsers: Any) -> None:
     """Add `generate`."""
-    parser = subparsers.add_parser("generate", help="make pictures from a prompt")
-    parser.add_argument("prompt", help="what the picture shall show")
+    parser = subparsers.add_parser(
+        "generate",
+        help="make pictures from a prompt",
+        usage="%(prog)s PROMPT [options]",
+        epilog="Example: %(prog)s 'an orange cat, tail up' -o cats --count 2",
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="what the picture shall show")
     parser.add_argument("-o", "--out", type=Path, default=Path(), metavar="FOLDER",
                         help="folder for the pictures, made if need be [default: here]")  # fmt: skip
-    parser.add_argument("--count", type=int, default=1, help="how many, 1 to 16 [default 1]")
+    parser.add_argument(
+        "--count", type=int, default=1, metavar="N", help="how many, 1 to 16 [default 1]"
+    )
     add_model(parser)
     add_run(parser)
     add_config(parser, "generate", GenerationConfig, "generation")
@@ -35,8 +42,12 @@ def run(args: argparse.Namespace) -> int:
     """Make the pictures and write them."""
     try:
         args.out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as exc:
+        raise BadInput(f"{str(args.out)!r:.200} is a file; name a folder with -o.") from exc
     except OSError as exc:
-        raise BadInput(f"{str(args.out)!r:.200} is no folder ({exc.strerror}).") from exc
+        raise BadInput(
+            f"The folder {str(args.out)!r:.200} cannot be made ({exc.strerror}); name another."
+        ) from exc
     config = configured(args, "generate", GenerationConfig())
     with opened_app(args) as app:
         model = app.model_ref(args.model or app.settings.model)

@@ -28,24 +28,24 @@ def add_parsers(subparsers: Any) -> None:
     listing.set_defaults(run=run_list)
 
     show = inner.add_parser("show", help="one edit with all its settings")
-    show.add_argument("edit")
+    show.add_argument("edit", metavar="EDIT", help="id of an edit, as 'history list' shows it")
     show.add_argument("--json", action="store_true", help="machine-readable")
     show.set_defaults(run=run_show)
 
     save = inner.add_parser("save", help="write an edit's result and strip as PNGs")
-    save.add_argument("edit")
-    save.add_argument("-o", "--out", type=Path, required=True, metavar="FILE")
+    save.add_argument("edit", metavar="EDIT", help="id of an edit, as 'history list' shows it")
+    save.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="PNG to write")
     save.add_argument("--no-card", action="store_true", help="without the settings in the PNG")
     save.set_defaults(run=run_save)
 
     export = inner.add_parser("export", help="write edits as a zip that any browser can show")
     export.add_argument("out", type=Path, metavar="ZIP", help="file to write")
-    export.add_argument("edits", nargs="*", metavar="EDIT", help="which; default: all")
+    export.add_argument("edits", nargs="*", default=[], metavar="EDIT", help="which; default: all")
     export.add_argument("--with-lora", action="store_true", help="the LoRAs go along")
     export.set_defaults(run=run_export)
 
     bring = inner.add_parser("import", help="merge such a zip into this history")
-    bring.add_argument("zip", type=Path)
+    bring.add_argument("zip", type=Path, metavar="ZIP", help="what 'history export' wrote")
     bring.add_argument("--quiet", action="store_true", help="no progress")
     bring.set_defaults(run=run_import)
 
@@ -56,7 +56,7 @@ def add_parsers(subparsers: Any) -> None:
 
     for name, text in (("bin", "put edits into the bin"), ("restore", "take edits out of it")):
         move = inner.add_parser(name, help=text)
-        move.add_argument("edits", nargs="+", metavar="EDIT")
+        move.add_argument("edits", nargs="+", metavar="EDIT", help="ids of edits")
         move.set_defaults(run=run_bin if name == "bin" else run_restore)
     empty = inner.add_parser("empty-bin", help="remove what is in the bin, for good")
     empty.add_argument("--yes", action="store_true", help="really")
@@ -65,6 +65,8 @@ def add_parsers(subparsers: Any) -> None:
 
 def run_list(args: argparse.Namespace) -> int:
     """List edits."""
+    if args.limit < 0:
+        raise BadInput(f"--limit is {args.limit}; give 0 for all, or how many at most.")
     with opened_app() as app:
         store = app.store
         found = store.search(args.search) if args.search else store.records(binned=args.binned)
@@ -134,6 +136,10 @@ def run_export(args: argparse.Namespace) -> int:
     """Write the zip."""
     from workbench.archive import export_file
 
+    if args.out.suffix.lower() != ".zip" or args.out.is_dir():
+        raise BadInput(f"An export is a zip, but {args.out.name!r:.80} does not end in .zip.")
+    if not args.out.parent.is_dir():
+        raise BadInput(f"The folder {str(args.out.parent)!r:.200} does not exist; make it first.")
     with opened_app() as app:
         lora_of = (lambda record: _lora(app, record)) if args.with_lora else None
         done = export_file(app.store, args.out, args.edits or None, lora_of=lora_of)
@@ -156,7 +162,7 @@ def run_import(args: argparse.Namespace) -> int:
     from workbench.archive import import_zip
 
     if not args.zip.is_file():
-        raise BadInput(f"{str(args.zip)!r:.200} is no file.")
+        raise BadInput(f"There is no file {str(args.zip)!r:.200}; check its name and folder.")
     with opened_app() as app, steps(quiet=args.quiet) as (on_step, _):
         done = import_zip(
             app.store,

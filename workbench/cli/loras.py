@@ -12,6 +12,8 @@ from workbench.cli.parsers import add_model
 from workbench.cli.requests import write_file
 from workbench.errors import BadInput
 
+_WHICH = "a name of the library, or a .safetensors file"
+
 
 def add_parsers(subparsers: Any) -> None:
     """Add `loras list|show|import|export|remove`."""
@@ -22,25 +24,31 @@ def add_parsers(subparsers: Any) -> None:
     listing.add_argument("--json", action="store_true", help="machine-readable")
     listing.set_defaults(run=run_list)
     show = inner.add_parser("show", help="where a LoRA comes from")
-    show.add_argument("lora", metavar="NAME|FILE")
+    show.add_argument("lora", metavar="NAME|FILE", help=_WHICH)
     show.add_argument("--json", action="store_true", help="machine-readable")
     show.set_defaults(run=run_show)
     bring = inner.add_parser(
         "import",
         help="take a file into the library (diffusers, PEFT, kohya, DragDiffusion, GoodDrag)",
     )
-    bring.add_argument("file", type=Path)
+    bring.add_argument("file", type=Path, help="a .safetensors file")
     bring.add_argument("--name", default="", help="name in the library [default: the file's]")
     bring.add_argument("--replace", action="store_true", help="replace one of that name")
     bring.set_defaults(run=run_import)
     export = inner.add_parser("export", help="write a LoRA for other programs")
-    export.add_argument("lora", metavar="NAME|FILE")
-    export.add_argument("-o", "--out", type=Path, required=True, metavar="FILE")
-    export.add_argument("--layout", choices=("diffusers", "kohya"), default="diffusers")
+    export.add_argument("lora", metavar="NAME|FILE", help=_WHICH)
+    export.add_argument("-o", "--out", type=Path, required=True, metavar="FILE",
+                        help=".safetensors file to write")  # fmt: skip
+    export.add_argument(
+        "--layout",
+        choices=("diffusers", "kohya"),
+        default="diffusers",
+        help="whose names the tensors get [default diffusers]",
+    )
     add_model(export)
     export.set_defaults(run=run_export)
     remove = inner.add_parser("remove", help="remove from the library (edits keep their copy)")
-    remove.add_argument("name")
+    remove.add_argument("name", help="as 'loras list' shows it")
     remove.set_defaults(run=run_remove)
 
 

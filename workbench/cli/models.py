@@ -50,11 +50,13 @@ def add_parsers(subparsers: Any) -> None:
         ("revision", "hub: branch, tag or commit"),
     ):
         add.add_argument(f"--{field}", default="", help=text)
-    add.add_argument("--native-size", type=int, default=0, help="px; 0: from the U-Net")
+    add.add_argument(
+        "--native-size", type=int, default=0, metavar="PX", help="px; 0: from the U-Net"
+    )
     add.set_defaults(run=run_add)
 
     remove = inner.add_parser("remove", help="unregister a model of your own (its files stay)")
-    remove.add_argument("name")
+    remove.add_argument("name", help="as 'models list' shows it")
     remove.set_defaults(run=run_remove)
 
 
@@ -134,6 +136,7 @@ def run_download(args: argparse.Namespace) -> int:
 def run_add(args: argparse.Namespace) -> int:
     """Register a model of one's own."""
     registry = Registry(read_settings().models_file)
+    registry.check_name(args.name)  # before files are looked for
     spec = ModelSpec(
         name=args.name,
         title=args.title,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import json
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -42,9 +45,63 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's, but what is left over is refused here: the command that does not know an
+        option says so, not the program as a whole, and names the options that it may have meant.
+        """  # fmt: skip
+        known, rest = super().parse_known_args(args, namespace)
+        if rest:
+            options = [o for o in self._option_string_actions if o.startswith("--")]
+            close = difflib.get_close_matches(rest[0].partition("=")[0], options, n=2)
+            close += [o for o in options if o.startswith(rest[0]) and o not in close][:2]
+            meant = f", did you mean {' or '.join(close)}?" if close and rest[0] != "--" else ""
+            self.error(f"{rest[0]!r:.80} is not known here{meant or ''}")
+        return known, rest
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one sentence and where the help is."""
-        raise BadInput(f"{message[:1].upper()}{message[1:]}; see '{self.prog} --help'.")
+        text = _in_words(message)
+        stop = " " if text.endswith("?") else "; "
+        raise BadInput(f"{text[:1].upper()}{text[1:]}{stop}see '{self.prog} --help'.")
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    """Give every command without a description the line that its parent's list has for it."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            texts = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            for name, inner in action.choices.items():
+                text = texts.get(name, "")
+                inner.description = inner.description or f"{text[:1].upper()}{text[1:]}."
+                describe(inner)
+
+
+def _in_words(message: str) -> str:
+    """argparse's message without its jargon ("invalid int value", "argument ACTION")."""
+    if found := re.fullmatch(
+        r"argument (\S+): invalid (int|float) value: (.*)", message, re.DOTALL
+    ):
+        kind = {"int": "a whole number", "float": "a number"}[found[2]]
+        return f"{found[1]} is {found[3]:.80}; it must be {kind}"
+    found = re.fullmatch(
+        r"argument (\S+): invalid choice: (.*?) \(choose from (.*)\)", message, re.DOTALL
+    )
+    if found:
+        choices = found[3].replace("'", "")
+        if found[1] in ("COMMAND", "ACTION"):
+            near = difflib.get_close_matches(found[2].strip("'"), choices.split(", "), n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"choose one of: {choices}"
+            return f"there is no command {found[2]:.80}; {meant}"
+        return f"{found[1]} is {found[2]:.80}; choose one of: {choices}"
+    if found := re.fullmatch(r"the following arguments are required: (.*)", message):
+        return f"something is missing: {found[1]}"
+    if found := re.fullmatch(r"argument (\S+): not allowed with argument (\S+)", message):
+        return f"{found[1]} and {found[2]} exclude each other; give one of them"
+    if found := re.fullmatch(r"argument (\S+): expected (.*)", message):
+        return f"{found[1]} lacks its value"
+    return re.sub(r"^argument (-\S+): ", r"\1: ", message)
 
 
 def add_config(parser: argparse.ArgumentParser, prefix: str, cls: type[Any], title: str) -> None:
@@ -80,8 +137,9 @@ def add_config(parser: argparse.ArgumentParser, prefix: str, cls: type[Any], tit
 
 def _help(opt: Option, default: Any, kind: type[Any]) -> str:
     limits = range_text(opt) if kind is not bool else ""
-    facts = [p for p in (limits, f"default {default:g}" if kind in (int, float)
-                         else f"default {default}") if p]  # fmt: skip
+    choices = f"one of {', '.join(map(str, opt.choices))}" if opt.choices else ""
+    shown = f"{default:g}" if kind in (int, float) else default if default != "" else "none"
+    facts = [p for p in (limits, choices, f"default {shown}") if p]
     return f"{opt.help} [{'; '.join(facts)}]".replace("%", "%%")
 
 
@@ -168,7 +226,7 @@ def read_points(path: Path) -> list[PointPair]:
     if isinstance(data, dict):
         data = data.get("pairs", data.get("points"))
     if not isinstance(data, list) or not all(isinstance(p, list) for p in data):
-        raise BadInput(f"{path.name} must hold a list of [hx, hy, tx, ty].")
+        raise BadInput(f"{path.name} must hold a list of pairs [hx, hy, tx, ty], in image pixels.")
     if data and all(len(p) == 2 for p in data):
         if len(data) % 2:
             raise BadInput(
@@ -201,6 +259,10 @@ def read_file(path: Path, most_bytes: int) -> bytes:
                 "read."
             )
         return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise BadInput(f"There is no file {str(path)!r:.200}; check its name and folder.") from exc
+    except IsADirectoryError as exc:
+        raise BadInput(f"{str(path)!r:.200} is a folder; name a file in it.") from exc
     except OSError as exc:
         raise BadInput(f"{str(path)!r:.200} cannot be read ({exc.strerror}).") from exc
     except ValueError as exc:  # a NUL byte in the name

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from workbench import images, pngcard
 from workbench.app import App
 from workbench.cli.parsers import LORA_PRESETS, configured, read_file
-from workbench.errors import BadInput
+from workbench.errors import BadInput, StoreError
 from workbench.types import (
     DragConfig,
     EditRequest,
@@ -30,8 +31,18 @@ from workbench.types import (
 )
 
 
-def read_picture(app: App, path: Path) -> tuple[ImageAsset, NDArray[np.uint8], list[str]]:
-    """Decode a picture and put it into the history: asset, pixels, notices.
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture that was read and put into the history."""
+
+    asset: ImageAsset
+    rgb: NDArray[np.uint8]  # [H,W,3]
+    notices: tuple[str, ...]
+    card: dict[str, Any] | None  # what the file says about its own making
+
+
+def read_picture(app: App, path: Path) -> Picture:
+    """Decode a picture and put it into the history.
 
     Raises:
         BadInput: when the file is no picture that can be worked on.
@@ -43,23 +54,39 @@ def read_picture(app: App, path: Path) -> tuple[ImageAsset, NDArray[np.uint8], l
         Image.fromarray(decoded.alpha).save(out, "PNG")
         alpha = app.store.put_blob(out.getvalue(), "png")
         asset = dataclasses.replace(asset, alpha=alpha)
-    return asset, decoded.rgb, list(decoded.notices)
+    return Picture(asset, decoded.rgb, decoded.notices, decoded.edit)
 
 
-def read_generation(app: App, path: Path, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def read_parent(app: App, picture: Picture) -> str | None:
+    """The id of the edit that made a picture, where this history has it and nothing was changed since.
+
+    Such an edit goes on from that one, as after "Continue from here" on the results page.
+    """
+    edit = (picture.card or {}).get("edit")
+    if not isinstance(edit, str) or not edit:
+        return None
+    try:
+        result = app.store.record(edit).result
+    except (BadInput, StoreError):  # made elsewhere, thrown away, or unreadable: no parent here
+        return None
+    return edit if result is not None and result.image == picture.asset.id else None
+
+
+def read_generation(
+    app: App, picture: Picture, args: argparse.Namespace
+) -> tuple[dict[str, Any], str]:
     """Of a picture that `generate` made: what a request takes so that it needs no inversion.
 
     The PNG says how it was made. Where picture, model or prompt are no longer those, it is a picture
     like any other. Returns the request's further fields, and a sentence for the user or "".
     """
-    decoded = images.decode(read_file(path, images.MAX_BYTES), path.name)
-    if decoded.edit is None:
+    if picture.card is None:
         return {}, ""
     try:
-        made = pngcard.restore(decoded.edit, decoded.rgb, app.store).request
+        made = pngcard.restore(picture.card, picture.rgb, app.store).request
     except BadInput:
         return {}, ""  # the settings are damaged or newer; the picture is fine
-    if made.generation is None or made.image.id != decoded.id:
+    if made.generation is None or made.image.id != picture.asset.id:
         return {}, ""
     model = app.model_ref(args.model or app.settings.model)
     if made.model.fingerprint != model.fingerprint:
@@ -169,8 +196,10 @@ def make_request(
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add what `edit`, `train` and `batch` have in common beside the configs."""
-    parser.add_argument("--prompt", default="", help="what the picture shows")
-    parser.add_argument("--seed", type=int, default=0, help="of LoRA training [default 0]")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="what the picture shows")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of LoRA training [default 0]"
+    )
     parser.add_argument(
         "--working-size",
         type=int,
@@ -185,9 +214,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="edit a big picture on a crop around its mask [default on]",
     )
     parser.add_argument("--lora", metavar="NAME|FILE", help="use this LoRA instead of training one")
-    parser.add_argument("--lora-weight", type=float, default=1.0, help="[default 1]")
+    parser.add_argument(
+        "--lora-weight", type=float, default=1.0, metavar="X", help="-4 to 4 [default 1]"
+    )
     parser.add_argument("--style", metavar="NAME|FILE", help="stack this LoRA under the picture's")
-    parser.add_argument("--style-weight", type=float, default=1.0, help="[default 1]")
+    parser.add_argument(
+        "--style-weight", type=float, default=1.0, metavar="X", help="-4 to 4 [default 1]"
+    )
 
 
 def write_file(path: Path, raw: bytes) -> None:

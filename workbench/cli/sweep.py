@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from workbench.app import App
-from workbench.cli.edit import add_picture_and_points, check_out
+from workbench.cli.edit import add_picture_and_points, check_out, read_pairs
 from workbench.cli.engine import opened_app, steps
-from workbench.cli.parsers import CONFIGS, add_config, add_method, add_model, add_run, read_points
+from workbench.cli.parsers import CONFIGS, add_config, add_method, add_model, add_run
 from workbench.cli.requests import (
     add_common,
     make_request,
     read_mask,
+    read_parent,
     read_picture,
     write_file,
 )
@@ -31,6 +33,9 @@ def add_parsers(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "sweep",
         help="one drag over a grid of methods and parameters",
+        usage="%(prog)s PICTURE --pair X,Y:X,Y [...] --vary NAME=V,V [--vary ...] [options]",
+        epilog="Example: %(prog)s robot.png --pair 226,149:218,93 --vary method=warp,auto "
+        "--vary lora.steps=40,80 -o sheet.png",
         description="Repeat a drag with every combination of the given values and write a contact "
         f"sheet of all, rows by columns. At most {MOST_RUNS} runs; the last --vary gives the columns. "
         "What the history has already is not run again.",
@@ -44,7 +49,13 @@ def add_parsers(subparsers: Any) -> None:
         help="what to vary: method, or an option such as drag.steps, lora.rank, inversion.strength; "
         f"1 to {MOST_AXES} times",
     )
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="PNG of the sheet")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="PNG of the sheet [default: <name of the picture>-sweep.png, here]",
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the measures as CSV")
     add_common(parser)
     add_model(parser)
@@ -60,13 +71,15 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path.cwd() / f"{args.picture.stem}-sweep.png"
     check_out(out, args.picture)
     axes = tuple(axis(text) for text in args.vary)
-    pairs = [*args.pair, *(read_points(args.points) if args.points else [])]
+    pairs = read_pairs(args)
     with opened_app(args) as app:
-        image, rgb, notices = read_picture(app, args.picture)
-        Plan(make_request(app, args, image=image, mask=None, pairs=pairs), axes)  # before a mask
+        picture = read_picture(app, args.picture)
+        image, notices, parent = picture.asset, picture.notices, read_parent(app, picture)
+        base = make_request(app, args, image=image, mask=None, pairs=pairs, parent=parent)
+        Plan(base, axes)  # says what is wrong before a mask is looked for
         wanted: str | Path = args.mask or ("whole" if args.whole else "auto")
-        mask, more = read_mask(app, image, rgb, pairs, wanted)
-        plan = Plan(make_request(app, args, image=image, mask=mask, pairs=pairs), axes)
+        mask, more = read_mask(app, image, picture.rgb, pairs, wanted)
+        plan = Plan(dataclasses.replace(base, mask=mask), axes)
         found = carry_out(app, plan, quiet=args.quiet)
         write_file(out, encode_png(sheet_of(plan, found, app.store.image)))
         if args.csv is not None:

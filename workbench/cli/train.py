@@ -28,10 +28,14 @@ def add_parsers(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a picture's LoRA and invert it",
+        usage="%(prog)s PICTURE [options]",
+        epilog="Example: %(prog)s robot.png --prompt 'a grey robot' --lora-preset thorough --name robot",
         description="Train a LoRA on one picture and invert the picture. What was computed is kept in "
         "the cache, and the same picture, prompt and options find it there.",
     )
-    parser.add_argument("picture", type=Path, help="PNG, JPEG, WebP, GIF, TIFF or BMP")
+    parser.add_argument(
+        "picture", type=Path, metavar="PICTURE", help="PNG, JPEG, WebP, GIF, TIFF or BMP"
+    )
     parser.add_argument(
         "--mask", type=Path, metavar="FILE", help="decides the crop of a big picture"
     )
@@ -57,8 +61,11 @@ def run(args: argparse.Namespace) -> int:
     if args.out and args.out.suffix.lower() != ".safetensors":
         raise BadInput(f"A LoRA is a .safetensors file; {args.out.name!r:.80} is not.")
     with opened_app(args) as app:
-        image, rgb, notices = read_picture(app, args.picture)
-        mask, more = read_mask(app, image, rgb, (), args.mask or "whole")
+        if args.name:
+            app.loras.path(args.name)  # an impossible name is refused before minutes are spent
+        picture = read_picture(app, args.picture)
+        image, notices = picture.asset, picture.notices
+        mask, more = read_mask(app, image, picture.rgb, (), args.mask or "whole")
         request = make_request(app, args, image=image, mask=mask, pairs=())
         task = TrainTask(request=request, start=lora_ref(app, args.start, 1.0), name=args.name)
         with steps(quiet=args.quiet) as (on_step, _):

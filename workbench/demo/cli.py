@@ -46,6 +46,9 @@ def _add_train(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train the model that ships",
+        usage="%(prog)s [options]",
+        epilog="Examples: %(prog)s --minutes 10 (from nothing); %(prog)s --minutes 60 --from "
+        "workbench/demo/weights --out better (further).",
         description="Stages: vae (autoencoder), bank (latents of many scenes), unet (U-Net and "
         "text encoder), export (write the diffusers folder). Each can be run by itself; state "
         "is kept in --work. Minutes are wall-clock time of this run.",
@@ -53,27 +56,38 @@ def _add_train(subparsers: Any) -> None:
     )
     add = parser.add_argument
     add("--stage", nargs="+", choices=(*STAGES, "all"), default=["all"], help="what to run")
-    add("--minutes", type=float, help="all stages together: 40 %% vae, 12 %% bank, 48 %% unet")
-    add("--vae-minutes", type=float, default=defaults.vae_minutes)
-    add("--bank-minutes", type=float, default=defaults.bank_minutes)
-    add("--unet-minutes", type=float, default=defaults.unet_minutes)
-    add("--vae-total-minutes", type=float, help="learning-rate schedule over several runs")
-    add("--unet-total-minutes", type=float, help="learning-rate schedule over several runs")
-    add("--batch", type=int, help="U-Net batch; default 256 on a GPU, 24 on a CPU")
-    add("--vae-batch", type=int, help="default 32 on a GPU, 8 on a CPU")
-    add("--lr", type=float, default=defaults.unet_lr, help="U-Net learning rate")
-    add("--vae-lr", type=float, default=defaults.vae_lr)
-    add("--bank-scenes", type=int, default=defaults.bank_scenes, help="at most so many")
+    add("--minutes", type=float, metavar="M",
+        help="all stages together: 40 %% vae, 12 %% bank, 48 %% unet")  # fmt: skip
+    for stage, value in (
+        ("vae", defaults.vae_minutes),
+        ("bank", defaults.bank_minutes),
+        ("unet", defaults.unet_minutes),
+    ):
+        add(f"--{stage}-minutes", type=float, default=value, metavar="M", help="of this stage")
+    for stage in ("vae", "unet"):
+        add(f"--{stage}-total-minutes", type=float, metavar="M",
+            help="learning-rate schedule over several runs")  # fmt: skip
+    add("--batch", type=int, metavar="N", help="U-Net batch; default 256 on a GPU, 24 on a CPU")
+    add("--vae-batch", type=int, metavar="N", help="default 32 on a GPU, 8 on a CPU")
+    add("--lr", type=float, default=defaults.unet_lr, metavar="X", help="U-Net learning rate")
+    add("--vae-lr", type=float, default=defaults.vae_lr, metavar="X",
+        help="autoencoder learning rate")  # fmt: skip
+    add(
+        "--bank-scenes", type=int, default=defaults.bank_scenes, metavar="N", help="at most so many"
+    )
     add("--keep-bank", action="store_true", help="store the latent bank in --work")
-    add("--seed", type=int, default=defaults.seed)
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    add("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    add("--seed", type=int, default=defaults.seed, metavar="N", help="0 to 999999")
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 ...")
+    add("--precision", choices=("auto", "bf16", "fp32"), default="auto",
+        help="auto: bf16 where it is faster")  # fmt: skip
     add("--no-compile", action="store_true", help="do not try torch.compile")
-    add("--save-every", type=float, default=defaults.save_every, help="seconds")
-    add("--out", type=Path, default=WEIGHTS, help="diffusers folder to write")
-    add("--work", type=Path, default=defaults.work, help="folder of checkpoints")
+    add("--save-every", type=float, default=defaults.save_every, metavar="S",
+        help="seconds between checkpoints")  # fmt: skip
+    add("--out", type=Path, default=WEIGHTS, metavar="FOLDER", help="diffusers folder to write")
+    add("--work", type=Path, default=defaults.work, metavar="FOLDER", help="folder of checkpoints")
     add("--resume", action="store_true", help="go on from the checkpoints in --work")
-    add("--from", dest="source", type=Path, help="start from the weights of this folder")
+    add("--from", dest="source", type=Path, metavar="FOLDER",
+        help="start from the weights of this folder")  # fmt: skip
     parser.set_defaults(run=run_train)
 
 
@@ -90,14 +104,23 @@ def _add_evaluate(subparsers: Any) -> None:
     add("--steps", type=int, default=40, help="DDIM steps, 1 to 1000")
     add("--guidance", type=float, default=5.0, help="classifier-free guidance scale")
     add("--classifier-seconds", type=float, help="default 60 on a GPU, 300 on a CPU")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of the samples")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     add("--sheet", type=Path, help="PNG of 48 samples; another one of reconstructions beside it")
     parser.set_defaults(run=run_evaluate)
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows every default."""
+class _Formatter(argparse.HelpFormatter):
+    """Shows every default that says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        value = action.default
+        if value is None or value is False or value == argparse.SUPPRESS:
+            return action.help or ""
+        if isinstance(value, Path) and value.is_relative_to(WEIGHTS.parents[2]):
+            value = value.relative_to(WEIGHTS.parents[2])  # from the workbench's own folder
+        shown = " ".join(value) if isinstance(value, list) else value
+        return f"{action.help} [default {shown}]"
 
 
 def run_scenes(arguments: argparse.Namespace) -> int:
@@ -109,6 +132,8 @@ def run_scenes(arguments: argparse.Namespace) -> int:
 
     if not 1 <= arguments.count <= 1000:
         raise BadInput(f"--count is {arguments.count}; give 1 to 1000 scenes.")
+    if arguments.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise BadInput(f"{arguments.out.name!r:.80} is no picture's name; end it in .png.")
     if not 1 <= arguments.columns <= 100:
         raise BadInput(f"--columns is {arguments.columns}; give 1 to 100.")
     kinds = tuple(arguments.kind or scenes.KINDS)
@@ -133,6 +158,10 @@ def run_train(arguments: argparse.Namespace) -> int:
         "unet": arguments.unet_minutes,
     }
     if arguments.minutes is not None:
+        if not 0 < arguments.minutes <= 10_000:
+            raise BadInput(
+                f"--minutes is {arguments.minutes:g}; give more than 0 and at most 10000."
+            )
         shares = {"vae": 0.40, "bank": 0.12, "unet": 0.48}
         whole = sum(shares[stage] for stage in stages if stage in shares) or 1.0
         minutes = {stage: arguments.minutes * share / whole for stage, share in shares.items()}

@@ -9,14 +9,20 @@ from typing import Any
 
 import torch
 
+from workbench.device import devices
+
 log = logging.getLogger(__name__)
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    """`auto` is the first CUDA device, else the CPU (training was not tried on MPS).
+
+    Raises:
+        BadInput: when the named device is not there.
+    """
+    if name == "auto" and not torch.cuda.is_available():
+        name = "cpu"
+    return torch.device(devices(name)[0])
 
 
 def synchronize(device: torch.device) -> None:

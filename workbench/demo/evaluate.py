@@ -19,6 +19,7 @@ from workbench.demo.device import pick_device
 from workbench.demo.unet_train import denoising_losses
 from workbench.demo.vae_train import held_out, psnr, reconstruct
 from workbench.errors import BadInput
+from workbench.models.loading import quiet_libraries
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +32,14 @@ def load_pipeline(folder: Path, device: torch.device) -> Any:
     Raises:
         BadInput: there is no pipeline in the folder.
     """
-    from diffusers import StableDiffusionPipeline
-
     if not (folder / "model_index.json").exists():
         raise BadInput(
             f"There is no model in {folder}; run `python -m workbench demo train` first."
         )
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    with quiet_libraries():
+        from diffusers import StableDiffusionPipeline
+
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

@@ -62,7 +62,7 @@ def load_parts(
     """
     loaded: dict[str, Any] = {}
     total = len(files.components)
-    with _ONE_AT_A_TIME, _quiet_libraries():
+    with _ONE_AT_A_TIME, quiet_libraries():
         for i, part in enumerate(files.components):
             on_step(StepInfo(stage="load", step=i, total=total))
             kind = torch.float32 if _keep_float32(files, part, dtype) else dtype
@@ -243,7 +243,7 @@ def _tokenizers(files: ModelFiles) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """No progress bars and no advice from the libraries while they load."""
     import diffusers
     import transformers

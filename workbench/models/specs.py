@@ -204,6 +204,19 @@ class Registry:
                 raise
             return {"hub": text}
 
+    def check_name(self, name: str) -> None:
+        """Refuse a name that a model of one's own cannot have.
+
+        Raises:
+            BadInput: for a bad name or that of a built-in model.
+        """
+        if not _NAME.fullmatch(name):
+            raise BadInput(
+                f"{name[:80]!r} is no name for a model; use letters, digits, '.', '_' and '-'."
+            )
+        if any(s.name == name for s in BUILTIN):
+            raise BadInput(f"{name!r} is a built-in model; choose another name.")
+
     def add(self, spec: ModelSpec) -> None:
         """Add or replace an entry of one's own and write `models.toml`.
 
@@ -211,12 +224,7 @@ class Registry:
             BadInput: for a bad name or that of a built-in model.
             StoreError: when the file cannot be written.
         """
-        if not _NAME.fullmatch(spec.name):
-            raise BadInput(
-                f"{spec.name[:80]!r} is no name for a model; use letters, digits, '.', '_' and '-'."
-            )
-        if any(s.name == spec.name for s in BUILTIN):
-            raise BadInput(f"{spec.name!r} is a built-in model; choose another name.")
+        self.check_name(spec.name)
         self._write([s for s in self.specs() if not s.builtin and s.name != spec.name] + [spec])
 
     def remove(self, name: str) -> None:
