@@ -1,8 +1,9 @@
 """A first proposal for the mask, from the arrows and the picture alone.
 
-Around each arrow a capsule, since what moves needs room on its way; and the thing under the handle:
-the connected region of similar colour, where it stands and where it will stand. Only a proposal:
-it is shown, and the brush corrects it.
+Around each arrow a capsule, since what moves needs room on its way; the thing under the handle: the
+connected region of similar colour, where it stands and where it will stand; and the limb that the
+handle is the end of, up to where it joins something thicker, with the room that it swings through.
+Only a proposal: it is shown, and the brush corrects it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from workbench.drawing import Drawing, Stroke
 from workbench.geometry import Frame
 from workbench.images import resize
 from workbench.raster import rasterise
+from workbench.resample import distance_inside, rounded, swept
 from workbench.types import Point, PointPair
 
 U8 = npt.NDArray[np.uint8]
@@ -25,6 +27,7 @@ F32 = npt.NDArray[np.float32]
 
 _LONGEST = 160  # the region is grown on a picture of this size
 _TOLERANCES = (44.0, 32.0, 22.0, 14.0, 8.0)  # colour distance, widest first
+_STEP = 10  # of 255, from pixel to pixel within one surface
 _BIGGEST = 0.16  # of the picture: a larger region is background, not a thing
 
 
@@ -48,9 +51,12 @@ def propose(rgb: U8, pairs: Sequence[PointPair]) -> Mask:
     small = resize(rgb, size, "box" if k < 1 else "bilinear")
     colours = _perceptual(small)
     mask = np.zeros(small.shape[:2], np.bool_)
+    things = _in_front(small)
+    deep = distance_inside(np.pad(things, 1))[1:-1, 1:-1]
     for pair in (frame.forward_pair(p) for p in moving):
         radius = _radius(pair.length, size)
         mask |= _capsule(pair, radius, size)
+        mask |= _swung(limb(things, deep, pair.handle), pair)
         thing = _thing(colours, pair.handle, 2.2 * radius + 0.6 * pair.length)
         for share in np.linspace(0.0, 1.0, 2 + int(pair.length / max(2.0, radius / 2))):
             mask |= _shifted(
@@ -66,8 +72,9 @@ def propose(rgb: U8, pairs: Sequence[PointPair]) -> Mask:
 def _radius(length: float, size: tuple[int, int]) -> float:
     """Room around an arrow: grows with it, within 8 to 22 % of the picture's diagonal.
 
-    On 72 scenes whose true change is known, this covers 71 % of it, and 48 % of what is painted
-    did change. Rather too much than too little: what is not painted cannot move.
+    Together with the limb, on 72 scenes whose true change is known, the proposal covers 86 % of it
+    (robots and cats 94 and 96 %), and 36 % of what is painted did change. Rather too much than too
+    little: what is not painted cannot move, and a limb that is cut short tears.
     """
     diagonal = float(np.hypot(*size))
     return float(np.clip(0.6 * length, 0.08 * diagonal, 0.22 * diagonal))
@@ -140,6 +147,71 @@ def _shifted(mask: Mask, dy: int, dx: int) -> Mask:
     if abs(dy) < h and abs(dx) < w:
         source = mask[max(0, -dy) : h - max(0, dy), max(0, -dx) : w - max(0, dx)]
         out[max(0, dy) : h + min(0, dy), max(0, dx) : w + min(0, dx)] = source
+    return out
+
+
+def _in_front(rgb: U8) -> Mask:
+    """What is no background, [h, w]: what small steps of colour do not reach from the border."""
+    soft = np.asarray(Image.fromarray(rgb).filter(ImageFilter.MedianFilter(3)), np.int16)
+    walls = [np.abs(np.diff(soft, axis=axis)).max(axis=2) > _STEP for axis in (0, 1)]
+    border = np.ones(rgb.shape[:2], np.bool_)
+    border[1:-1, 1:-1] = False
+    behind = np.zeros_like(border)
+    colours, cells = soft[border], np.argwhere(border)
+    left = np.ones(len(cells), np.bool_)
+    while left.any():
+        near = np.abs(colours[:, None] - colours[left][None, :: max(1, left.sum() // 48)])
+        near = (near.max(axis=2) < 3 * _STEP) & left[:, None]
+        alike = near[:, near.sum(axis=0).argmax()]
+        if alike.sum() < 0.08 * len(cells):
+            break
+        behind[tuple(cells[alike].T)] = True
+        left &= ~alike
+    count = -1
+    while count != (count := int(behind.sum())):
+        behind = swept(behind, walls[1])
+        behind = swept(behind.T, walls[0].T).T
+    return ~behind
+
+
+def limb(things: Mask, deep: npt.NDArray[np.float64], at: Point) -> Mask:
+    """The limb under a point: what is as thin as the thing is there, up to where it gets thick.
+
+    Everything that a disc one and a half times as wide as the thing at the point fits into is taken
+    away (a morphological opening); what is left there and hangs together is the limb. `deep` is the
+    distance of each cell to the thing's edge. Empty when the point lies on nothing, or on the thick
+    part itself.
+    """
+    h, w = things.shape
+    y, x = round(min(max(at.y, 0), h - 1)), round(min(max(at.x, 0), w - 1))
+    none = np.zeros_like(things)
+    rows, cols = slice(max(0, y - 4), y + 5), slice(max(0, x - 4), x + 5)
+    wide = float(deep[rows, cols].max())
+    if wide < 1:
+        return none
+    radius = max(1.5 * wide, wide + 2)
+    kept = things & ~rounded(deep > radius, radius)
+    if not kept[rows, cols].any():
+        return none
+    i, j = np.argwhere(kept[rows, cols])[0]
+    found = connected(kept, int(i) + rows.start, int(j) + cols.start)
+    return found if found.sum() <= _BIGGEST * h * w else none
+
+
+def _swung(limb: Mask, pair: PointPair) -> Mask:
+    """Where a limb stands and where it passes: its end goes the whole way, its root not at all."""
+    if not limb.any():
+        return limb
+    h, w = limb.shape
+    at = np.argwhere(limb).astype(np.float64)
+    gap = np.hypot(at[:, 0] - pair.handle.y, at[:, 1] - pair.handle.x)
+    share = 1 - gap / max(float(gap.max()), 1.0)
+    out = limb.copy()
+    for part in np.linspace(0, 1, 2 + int(pair.length / 3)):
+        y = np.rint(at[:, 0] + part * share * (pair.target.y - pair.handle.y)).astype(int)
+        x = np.rint(at[:, 1] + part * share * (pair.target.x - pair.handle.x)).astype(int)
+        good = (y >= 0) & (y < h) & (x >= 0) & (x < w)
+        out[y[good], x[good]] = True
     return out
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from workbench.automask import connected
 from workbench.images import fast_resize
 from workbench.preview import warp
-from workbench.resample import sampled, stretched
+from workbench.resample import grown, sampled, stretched, swept
 from workbench.types import PointPair
 
 U8 = npt.NDArray[np.uint8]
@@ -181,8 +181,8 @@ class _Cut:
         right |= closed[:, 1:] | closed[:, :-1]
         out, count = seeds, -1
         while count != (count := int(out.sum())):
-            out = _swept(out, right)
-            out = _swept(out.T, down.T).T
+            out = swept(out, right)
+            out = swept(out.T, down.T).T
         return out
 
     def _is_piece(self, cells: Mask) -> bool:
@@ -206,7 +206,7 @@ class _Cut:
         inside = mask[box]
         gone = np.zeros_like(self.area)
         for piece in pieces:
-            gone |= _grown(piece.cells, _RIM + 1) & self.area
+            gone |= grown(piece.cells, _RIM + 1) & self.area
         veil = self._full(gone.astype(np.float32))
         behind = np.stack(
             [self._full(c) for c in np.moveaxis(_filled(self.rgb, ~gone), 2, 0)], axis=2
@@ -223,7 +223,7 @@ class _Cut:
         h, w = self.area.shape
         rows, cols = np.mgrid[:h, :w].astype(np.float32)
         source = _rigid((cols + 1j * rows).ravel(), piece.after, piece.before).reshape(h, w)
-        matte = _grown(piece.cells, _RIM).astype(np.float32)
+        matte = grown(piece.cells, _RIM).astype(np.float32)
         soft = _blurred(matte)
         cover = _bilinear(soft, source.imag, source.real)
         share = np.clip(3 * self._full(cover) - 1, 0, 1)
@@ -244,18 +244,6 @@ class _Cut:
 
 
 # --- numbers ------------------------------------------------------------------------------------------
-
-
-def _swept(cells: Mask, walls: Mask) -> Mask:
-    """Spread along the rows, [h, w], until the next of the `walls` [h, w - 1] between two cells."""
-    h, w = cells.shape
-    runs = np.zeros((h, w), np.int64)
-    np.cumsum(walls, axis=1, out=runs[:, 1:])
-    runs += w * np.arange(h)[:, None]
-    hit = np.zeros(w * h, np.bool_)
-    hit[runs[cells]] = True
-    spread: Mask = hit[runs]
-    return spread
 
 
 def _nearest(cells: Mask, points: npt.NDArray[np.float64]) -> float:
@@ -312,23 +300,9 @@ def _bilinear(a: F32, y: npt.NDArray[np.floating], x: npt.NDArray[np.floating]) 
     return np.asarray(top * (1 - v) + low * v, np.float32)
 
 
-def _grown(cells: Mask, by: int) -> Mask:
-    """Dilated by a 3 x 3 square, `by` times."""
-    out = cells.copy()
-    for _ in range(by):
-        wide = out.copy()
-        wide[1:] |= out[:-1]
-        wide[:-1] |= out[1:]
-        tall = wide.copy()
-        tall[:, 1:] |= wide[:, :-1]
-        tall[:, :-1] |= wide[:, 1:]
-        out = tall
-    return out
-
-
 def _eroded(cells: Mask) -> Mask:
     """Without its outermost cells; the array's own border is no edge."""
-    return ~_grown(~cells, 1)
+    return ~grown(~cells, 1)
 
 
 def _blurred(a: F32) -> F32:

@@ -66,3 +66,45 @@ def sampled(rgb: U8, y: F32, x: F32) -> U8:
     for c in range(3):
         out[:, c] = (total >> np.uint64(12 + 20 * c)) & np.uint64(255)
     return out
+
+
+def swept(cells: Mask, walls: Mask) -> Mask:
+    """Spread along the rows, [h, w], until the next of the `walls` [h, w - 1] between two cells."""
+    h, w = cells.shape
+    runs = np.zeros((h, w), np.int64)
+    np.cumsum(walls, axis=1, out=runs[:, 1:])
+    runs += w * np.arange(h)[:, None]
+    hit = np.zeros(w * h, np.bool_)
+    hit[runs[cells]] = True
+    spread: Mask = hit[runs]
+    return spread
+
+
+def grown(cells: Mask, by: int) -> Mask:
+    """Dilated by a 3 x 3 square, `by` times."""
+    out = cells.copy()
+    for _ in range(by):
+        wide = out.copy()
+        wide[1:] |= out[:-1]
+        wide[:-1] |= out[1:]
+        tall = wide.copy()
+        tall[:, 1:] |= wide[:, :-1]
+        tall[:, :-1] |= wide[:, 1:]
+        out = tall
+    return out
+
+
+def rounded(cells: Mask, radius: float) -> Mask:
+    """Dilated by an octagon of that radius: of every five steps two by a square, three by a cross."""
+    out = cells
+    for step in range(round(radius)):
+        if step % 5 in (1, 3):
+            out = grown(out, 1)
+            continue
+        cross = out.copy()
+        cross[1:] |= out[:-1]
+        cross[:-1] |= out[1:]
+        cross[:, 1:] |= out[:, :-1]
+        cross[:, :-1] |= out[:, 1:]
+        out = cross
+    return out
