@@ -38,6 +38,7 @@ class StepInfo:
     distances: tuple[float, ...] | None = None  # handle to target, image pixels
     preview: bytes | None = None  # JPEG of the predicted clean picture
     cached: bool = False  # the stage came from the cache
+    waiting: bool = False  # another thread or process computes the very same; its result is taken
 
 
 OnStep = Callable[[StepInfo], None]

@@ -162,6 +162,9 @@ class Stages:
             return None, 1.0
         return read(self.trained()).weights, 1.0
 
+    def _waiting(self, stage: str) -> None:
+        self.on_step(StepInfo(stage=stage, step=0, total=1, waiting=True))
+
     def trained(self, start: LoraRef | None = None) -> bytes:
         """Bytes of the picture's trained LoRA file, from the cache if it is there."""
         name = self.adapter if start is None else keys.key("continued", self.adapter, start.id)
@@ -173,7 +176,7 @@ class Stages:
                 lambda: self._train(start),
                 kind="lora",
                 label=self.request.image.name,
-                on_wait=lambda: self.on_step(StepInfo(stage="lora", step=0, total=1)),
+                on_wait=lambda: self._waiting("lora"),
             )
         self._hit("lora", hit)
         return raw
@@ -250,7 +253,7 @@ class Stages:
                 lambda: self._invert(n),
                 kind="inversion",
                 label=self.request.image.name,
-                on_wait=lambda: self.on_step(StepInfo(stage="invert", step=0, total=1)),
+                on_wait=lambda: self._waiting("invert"),
             )
         self._hit("invert", hit)
         found: torch.Tensor = load(raw)["trail"].to(self.runtime.device)

@@ -179,6 +179,8 @@ def test_history_travels_and_replays_elsewhere(
     records = {r["id"]: r for r in said(capsys)}
     assert len(records) == 2
     assert records[again["replayed"]]["result"]["cached"] == ["lora"]  # it came along
+    assert main(["history", "show", "last", "--json"]) == 0
+    assert said(capsys)["id"] == again["replayed"]
     saved = tmp_path / "saved.png"
     assert main(["history", "save", edit, "-o", str(saved)]) == 0
     assert saved.read_bytes() == out.read_bytes()

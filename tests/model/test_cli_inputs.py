@@ -140,6 +140,7 @@ def test_bad_batch_files(
         ("demo train --device tpu --work {here}/w --out {here}/o", "There is no device 'tpu'"),
         ("demo evaluate --device tpu", "There is no device 'tpu'"),
         ("demo evaluate --model {here}", "There is no model in"),
+        ("replay last", "The history is empty"),
         ("replay nobody", "an id has 26 characters"),
     ],
 )  # fmt: skip

@@ -181,6 +181,20 @@ def test_progress_says_step_speed_and_time_left(monkeypatch: pytest.MonkeyPatch)
     assert "from the cache" in out.getvalue().split("\n")[-2]
 
 
+def test_progress_says_what_is_waited_for() -> None:
+    clock, out = Clock(), io.StringIO()
+    clock.now = 100.0
+    progress = Progress(out, live=False, clock=clock)
+    for _ in range(130):
+        progress(StepInfo(stage="lora", step=0, total=1, waiting=True))
+        clock.now += 0.1
+    progress(StepInfo(stage="lora", step=1, total=1, cached=True))
+    first, second, last = out.getvalue().splitlines()
+    assert "another run is at the same; waiting for it, 0 s" in first
+    assert "waiting for it, 10 s" in second
+    assert last.endswith("from the cache")
+
+
 def test_progress_is_sparse_where_there_is_no_terminal() -> None:
     clock, out = Clock(), io.StringIO()
     progress = Progress(out, live=False, clock=clock)

@@ -11,9 +11,12 @@ from workbench.app import App
 from workbench.cli.parsers import read_settings
 from workbench.cli.progress import Progress
 from workbench.cli.stopping import stopping
+from workbench.errors import BadInput
 from workbench.jobs import CancelToken
 from workbench.records import OnStep, StepInfo
 from workbench.settings import Settings
+
+EDIT = "id of an edit, as 'history list' shows it, or: last"
 
 
 @contextlib.contextmanager
@@ -29,6 +32,20 @@ def opened_app(args: argparse.Namespace | None = None) -> Iterator[App]:
         yield app
     finally:
         app.close()
+
+
+def edit_id(app: App, text: str) -> str:
+    """The id that a person means: `last` is the newest edit outside the bin.
+
+    Raises:
+        BadInput: when there is no edit yet.
+    """
+    if text != "last":
+        return text
+    newest = app.store.records()[:1]
+    if not newest:
+        raise BadInput("The history is empty, so there is no last edit.")
+    return newest[0].id
 
 
 def settings_for(args: argparse.Namespace | None) -> Settings:

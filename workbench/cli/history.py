@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.app import App
 from workbench.cli.edit import check_out, summary, write_result
-from workbench.cli.engine import opened_app, steps
+from workbench.cli.engine import EDIT, edit_id, opened_app, steps
 from workbench.errors import BadInput, WorkbenchError
 from workbench.records import EditRecord, StepInfo
 
@@ -28,19 +28,21 @@ def add_parsers(subparsers: Any) -> None:
     listing.set_defaults(run=run_list)
 
     show = inner.add_parser("show", help="one edit with all its settings")
-    show.add_argument("edit", metavar="EDIT", help="id of an edit, as 'history list' shows it")
+    show.add_argument("edit", metavar="EDIT", help=EDIT)
     show.add_argument("--json", action="store_true", help="machine-readable")
     show.set_defaults(run=run_show)
 
     save = inner.add_parser("save", help="write an edit's result and strip as PNGs")
-    save.add_argument("edit", metavar="EDIT", help="id of an edit, as 'history list' shows it")
+    save.add_argument("edit", metavar="EDIT", help=EDIT)
     save.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="PNG to write")
     save.add_argument("--no-card", action="store_true", help="without the settings in the PNG")
     save.set_defaults(run=run_save)
 
     export = inner.add_parser("export", help="write edits as a zip that any browser can show")
     export.add_argument("out", type=Path, metavar="ZIP", help="file to write")
-    export.add_argument("edits", nargs="*", default=[], metavar="EDIT", help="which; default: all")
+    export.add_argument(
+        "edits", nargs="*", default=[], metavar="EDIT", help=f"{EDIT}; default: all"
+    )
     export.add_argument("--with-lora", action="store_true", help="the LoRAs go along")
     export.set_defaults(run=run_export)
 
@@ -100,8 +102,8 @@ def _line(record: EditRecord) -> str:
 def run_show(args: argparse.Namespace) -> int:
     """Show one edit."""
     with opened_app() as app:
-        record = app.store.record(args.edit)
-        notes = app.store.notes(args.edit)
+        record = app.store.record(edit_id(app, args.edit))
+        notes = app.store.notes(record.id)
     if args.json:
         print(json.dumps(record.to_json(), indent=1))
         return 0
@@ -124,7 +126,7 @@ def run_save(args: argparse.Namespace) -> int:
     """Write an edit's pictures."""
     check_out(args.out, args.out)
     with opened_app() as app:
-        record = app.store.record(args.edit)
+        record = app.store.record(edit_id(app, args.edit))
         if record.result is None:
             raise BadInput(f"The edit {record.id} has no result; it is {record.status.value}.")
         written = write_result(app, record, args.out, with_card=not args.no_card)
@@ -142,7 +144,9 @@ def run_export(args: argparse.Namespace) -> int:
         raise BadInput(f"The folder {str(args.out.parent)!r:.200} does not exist; make it first.")
     with opened_app() as app:
         lora_of = (lambda record: _lora(app, record)) if args.with_lora else None
-        done = export_file(app.store, args.out, args.edits or None, lora_of=lora_of)
+        done = export_file(
+            app.store, args.out, [edit_id(app, e) for e in args.edits] or None, lora_of=lora_of
+        )
     for name, reason in done.left_out:
         print(f"left out {name}: {reason}")
     print(f"{len(done.edits)} edits, {done.bytes / 1e6:.1f} MB: {args.out}")
@@ -196,7 +200,7 @@ def run_verify(args: argparse.Namespace) -> int:
 def run_bin(args: argparse.Namespace) -> int:
     """Put edits into the bin."""
     with opened_app() as app:
-        app.store.bin(args.edits)
+        app.store.bin([edit_id(app, e) for e in args.edits])
     print(f"{len(args.edits)} edits are in the bin; 'history restore' takes them out.")
     return 0
 

@@ -69,7 +69,7 @@ class Progress:
         pause = _LIVE_EVERY if self._live else _PLAIN_EVERY
         if not done and self._shown and now - self._shown < pause:
             return
-        if not self._live and not done and not self._shown:
+        if not self._live and not done and not self._shown and not info.waiting:
             self._shown = now  # the first plain line waits: most stages are over by then
             return
         self._shown = now
@@ -77,6 +77,9 @@ class Progress:
 
     def line(self, info: StepInfo, now: float) -> str:
         """The text for a step: stage, bar, count, what is left to go, speed, time left."""
+        if info.waiting:
+            name = f"{self._prefix}{STAGES.get(info.stage, info.stage):<20}"
+            return f"{name}  another run is at the same; waiting for it, {_clock_text(now - self._first[1])}"
         total, step = max(1, info.total), min(info.step, max(1, info.total))
         filled = round(20 * step / total)
         parts = [
@@ -86,7 +89,7 @@ class Progress:
         if info.cached:
             parts.append("from the cache")
         steps, seconds = info.step - self._first[0], now - self._first[1]
-        if steps > 0 and seconds > 0.5:
+        if steps > 0 and seconds > 0.5 and not info.cached:
             pace = steps / seconds
             parts.append(f"{pace:.1f}/s" if pace >= 1 else f"{1 / pace:.1f} s each")
             if info.step < info.total:

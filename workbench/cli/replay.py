@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import images
-from workbench.cli.engine import opened_app, steps
+from workbench.cli.engine import EDIT, edit_id, opened_app, steps
 from workbench.cli.parsers import add_model, add_run
 from workbench.cli.requests import write_file
 
@@ -21,7 +21,7 @@ def add_parsers(subparsers: Any) -> None:
         description="Recompute an edit. On the same machine the result is bit-identical; elsewhere "
         "the largest and the mean absolute difference are reported.",
     )
-    parser.add_argument("edit", help="id of an edit in the history")
+    parser.add_argument("edit", metavar="EDIT", help=EDIT)
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the new picture")
     add_model(parser)
     add_run(parser)
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         from workbench.work import replay
 
         with steps(quiet=args.quiet) as (on_step, _):
-            made = replay(app, args.edit, on_step=on_step)
+            made = replay(app, edit_id(app, args.edit), on_step=on_step)
         if args.out:
             record = app.store.record(made["replayed"])
             assert record.result is not None

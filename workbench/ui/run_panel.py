@@ -113,6 +113,8 @@ def describe(job: Job) -> tuple[str, float]:
             )
             if job.eta is not None and step.step < step.total:
                 words += f" · about {seconds(job.eta)} left"
+        elif step.waiting:
+            words += " · another run is at the same, its result is taken"
         elif step.total > 1:
             words += f" · step {step.step} of {step.total}"
             if job.eta and step.step < step.total:
