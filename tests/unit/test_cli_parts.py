@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -193,6 +194,16 @@ def test_progress_says_what_is_waited_for() -> None:
     assert "another run is at the same; waiting for it, 0 s" in first
     assert "waiting for it, 10 s" in second
     assert last.endswith("from the cache")
+
+
+def test_progress_goes_on_where_nobody_reads_it_any_more() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(write, "w") as stream:
+        progress = Progress(stream, live=True)
+        for step in range(5):
+            progress(StepInfo(stage="drag", step=step, total=4))
+        progress.close()
 
 
 def test_progress_is_sparse_where_there_is_no_terminal() -> None:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failure, 2 bad input, 130 cancelled. One sentence on stand
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -104,5 +105,6 @@ def _say(what: object, code: int, debug: bool) -> int:
     if debug:
         logging.getLogger("workbench").error("stopped", exc_info=True)
     text = " ".join(str(what).split())
-    sys.stderr.write(f"workbench: {text}\n")
+    with contextlib.suppress(OSError):  # nobody reads any more
+        sys.stderr.write(f"workbench: {text}\n")
     return code

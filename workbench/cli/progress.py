@@ -103,20 +103,28 @@ class Progress:
     def close(self) -> None:
         """End the live line, so that what follows starts on its own."""
         if self._open:
-            self._stream.write("\n")
-            self._stream.flush()
             self._open = False
+            self._send("\n")
 
     def _write(self, text: str, *, end: bool) -> None:
         if self._live:
             width = shutil.get_terminal_size().columns - 1
-            self._stream.write("\r" + text[:width].ljust(width))
             self._open = True
+            self._send("\r" + text[:width].ljust(width))
             if end:
                 self.close()
         else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
+            self._send(text + "\n")
+
+    def _send(self, text: str) -> None:
+        """Write; where nobody reads any more (`2>&1 | head`, a closed terminal) the work goes on."""
+        if self._quiet:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            self._quiet = True
 
 
 def _clock_text(seconds: float) -> str:
