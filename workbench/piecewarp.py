@@ -37,6 +37,8 @@ _STEP = 0.045  # from cell to cell within one surface
 _LARGEST = 0.6  # of the painted area: what is larger is no piece in front of something
 _OPEN = 0.35  # of the painted area's outline: likewise for what runs out of it so widely
 _ANCHORS = 16
+_HOLD = 0.5  # weight of all anchors of a piece together, per arrow
+_SLIVER = 4  # cells: so little unpainted at the picture's border holds nothing
 _RIM = 1  # cells taken along: the anti-aliased outline
 
 
@@ -66,6 +68,7 @@ class _Piece:
     cells: Mask
     before: C64
     after: C64
+    weights: F32  # of the control points: all places that hold on weigh as much as the arrows
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class _Cut:
     kx: float
     rgb: F32  # [h, w, 3], 0..1
     area: Mask  # [h, w]
+    border: tuple[bool, bool, bool, bool]  # which sides are the picture's: top, bottom, left, right
 
     @classmethod
     def of(cls, rgb: U8, mask: Mask) -> _Cut | None:
@@ -95,7 +99,8 @@ class _Cut:
         share = fast_resize(mask[y0:y1, x0:x1].astype(np.uint8) * 255, (w, h))
         area: Mask = share > 127
         colours = small.astype(np.float32) / np.float32(255)
-        return cls(y0, x0, height, width, height / h, width / w, colours, area)
+        border = (y0 == 0, y1 == mask.shape[0], x0 == 0, x1 == mask.shape[1])
+        return cls(y0, x0, height, width, height / h, width / w, colours, area, border)
 
     def cell(self, x: float, y: float) -> tuple[float, float]:
         """Image pixel -> (row, col) in cells."""
@@ -124,11 +129,12 @@ class _Cut:
             if not self._is_piece(cells):
                 return []
             anchors = self._anchors(cells)
+            hold = [_HOLD * len(mine) / max(1, len(anchors))] * len(anchors)
+            weights = np.array([*[1.0] * len(mine), *hold], np.float32)
             before = [complex(a[1], a[0]) for a, _ in mine] + anchors
             after = [complex(b[1], b[0]) for _, b in mine] + anchors
-            found.append(
-                _Piece(cells, np.array(before, np.complex64), np.array(after, np.complex64))
-            )
+            ends_of = (np.array(before, np.complex64), np.array(after, np.complex64))
+            found.append(_Piece(cells, *ends_of, weights))
         return found
 
     def _inside(self, at: tuple[float, float]) -> bool:
@@ -194,7 +200,13 @@ class _Cut:
 
     def _anchors(self, cells: Mask) -> list[complex]:
         """Where the piece runs out of the painted area (not of the picture): it stays there."""
-        near = np.argwhere(cells & ~_eroded(self.area))
+        edge = cells & ~_eroded(self.area)
+        for side, is_border in zip(
+            (edge, edge[::-1], edge.T, edge.T[::-1]), self.border, strict=True
+        ):
+            if is_border:
+                side[:_SLIVER] = False
+        near = np.argwhere(edge)
         step = max(1, -(-len(near) // _ANCHORS))
         return [complex(float(c), float(r)) for r, c in near[::step]]
 
@@ -222,7 +234,9 @@ class _Cut:
     def _lay(self, out: F32, rgb: U8, piece: _Piece) -> None:
         h, w = self.area.shape
         rows, cols = np.mgrid[:h, :w].astype(np.float32)
-        source = _rigid((cols + 1j * rows).ravel(), piece.after, piece.before).reshape(h, w)
+        source = _rigid(
+            (cols + 1j * rows).ravel(), piece.after, piece.before, piece.weights
+        ).reshape(h, w)
         matte = grown(piece.cells, _RIM).astype(np.float32)
         soft = _blurred(matte)
         cover = _bilinear(soft, source.imag, source.real)
@@ -253,13 +267,13 @@ def _nearest(cells: Mask, points: npt.NDArray[np.float64]) -> float:
     return float(gap.min()) if gap.size else float("inf")
 
 
-def _rigid(at: C64, begin: C64, end: C64) -> C64:
+def _rigid(at: C64, begin: C64, end: C64, weights: F32) -> C64:
     """Where `at` [n] goes when `begin` [k] go to `end` [k]: locally a turn and a shift.
 
     Without a second point there is nothing to turn about: a shift.
     """
     gap = np.abs(at[:, None] - begin) ** 2
-    weight = (1 / np.maximum(gap, 1e-4)).astype(np.float32)
+    weight = (weights / np.maximum(gap, 1e-4)).astype(np.float32)
     weight /= weight.sum(axis=1, keepdims=True)
     middle, there = weight @ begin, weight @ end
     turn = (weight * (end - there[:, None]) * np.conj(begin - middle[:, None])).sum(axis=1)

@@ -124,9 +124,9 @@ def test_the_rigid_movement_meets_its_points_and_keeps_lengths() -> None:
     begin = np.array([0, 10, 10j], np.complex64)
     turned = (begin * np.exp(0.7j) + (3 - 2j)).astype(np.complex64)
     at = np.array([0, 10, 10j, 4 + 5j, -20 + 3j], np.complex64)
-    moved = _rigid(at, begin, turned)
+    moved = _rigid(at, begin, turned, np.array([1, 2, 0.5], np.float32))
     np.testing.assert_allclose(moved, at * np.exp(0.7j) + (3 - 2j), atol=1e-3)
-    one = _rigid(at, begin[:1], turned[:1])
+    one = _rigid(at, begin[:1], turned[:1], np.ones(1, np.float32))
     np.testing.assert_allclose(one, at + (3 - 2j), atol=1e-4)  # one point: a shift
 
 
@@ -138,3 +138,16 @@ def test_what_lies_behind_is_filled_from_around_it() -> None:
     out = _filled(np.where(known[..., None], rgb, 0), known)
     np.testing.assert_array_equal(out[known], rgb[known])
     assert np.abs(out - rgb).max() < 0.12  # a ramp is bridged, not left black
+
+
+def test_a_sliver_left_at_the_pictures_border_holds_nothing() -> None:
+    """Paint that ends a pixel before the border means the border."""
+    before = wall()
+    before[122:134, 60:256] = BALL
+    made = [
+        sketch(before, box(100, 20, right, 230), [pair(250, 128, 235, 60)]) for right in (256, 254)
+    ]
+    reds = [(m[..., 0].astype(int) - m[..., 1]) > 60 for m in made]
+    assert reds[1][60, 235]
+    assert not reds[1][120:136, 200:250].any()  # the bar's end is not held where it was
+    assert (reds[0] != reds[1]).mean() < 0.01
