@@ -18,7 +18,7 @@ from workbench.canvas import Arrow, Drawing
 from workbench.crop import Crop
 from workbench.drawing import Polygon
 from workbench.types import Point, PointPair
-from workbench.ui import intake, working
+from workbench.ui import figures, intake, working
 from workbench.ui.backend import Backend, get_backend
 from workbench.ui.workspace import Workspace
 
@@ -147,3 +147,37 @@ def test_the_edited_part_is_lit() -> None:
     assert (shown[50, 60] == 200).all()  # inside: as it was
     assert (shown[5, 5] == 90).all()  # outside: darkened
     assert (shown[20, 45] == 255).all()  # the edge
+
+
+def test_a_big_picture_is_looked_at_where_it_changes(app: App, backend: Backend) -> None:
+    """The instant preview and the results show the part, at more detail than the whole would have."""
+    rgb = photograph(2400, 1600)
+    corners = tuple(Point(x, y) for x, y in ((1100, 450), (1300, 450), (1300, 650), (1100, 650)))
+    arrow = PointPair(Point(1200, 560), Point(1240, 500))
+    drawing = Drawing((Arrow(arrow),), (Polygon(corners),))
+    space = opened(backend, encoded(rgb), drawing)
+    with Image.open(io.BytesIO(backend.warped(space, drawing))) as shown:
+        assert max(shown.size) <= 640
+        assert shown.width == pytest.approx(shown.height, abs=4)  # as the area, not as the picture
+    size, mask = (2400, 1600), backend.areas.of(space, drawing).mask
+    near = figures.close_up(size, mask, drawing.pairs)
+    assert near is not None
+    assert (near.x0, near.y0) == pytest.approx((1033, 383), abs=4)
+    assert near.out_width == near.width == pytest.approx(335, abs=6)  # never enlarged
+    np.testing.assert_array_equal(
+        figures.seen(rgb, near),
+        rgb[near.y0 : near.y0 + near.height, near.x0 : near.x0 + near.width],
+    )
+
+
+def test_no_close_up_where_the_whole_is_as_good() -> None:
+    arrow = (PointPair(Point(100, 100), Point(120, 100)),)
+    part = np.zeros((900, 900), np.bool_)
+    part[80:140, 80:140] = True
+    assert figures.close_up((900, 900), part, arrow) is not None
+    assert figures.close_up((900, 900), None, arrow) is None
+    assert figures.close_up((900, 900), np.zeros_like(part), arrow) is None
+    assert figures.close_up((900, 900), np.ones_like(part), arrow) is None
+    assert figures.close_up((600, 600), part[:600, :600], arrow) is None
+    far = (PointPair(Point(-500, -500), Point(2000, 2000)),)
+    assert figures.close_up((900, 900), part, far) is None  # arrows beyond the picture

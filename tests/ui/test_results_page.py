@@ -238,3 +238,41 @@ def test_compare_takes_this_edit_and_the_newest_other_along(
     page = press(results(project=space.id, edit=edit.id), "Compare")
     assert page.query_params["edits"] == f"{other.id},{edit.id}"
     assert "What came out" in [s.value for s in page.subheader]
+
+
+def test_of_a_big_picture_the_edited_part_is_shown_close(
+    app: App, request_: EditRequest, results: Callable[..., AppTest]
+) -> None:
+    rgb = np.random.default_rng(5).integers(0, 256, (600, 800, 3), dtype=np.uint8)
+    mask = np.zeros((600, 800), np.bool_)
+    mask[200:260, 300:380] = True
+    arrow = PointPair(Point(320, 230), Point(350, 230))
+    asked = dataclasses.replace(
+        request_,
+        image=app.store.put_image(rgb, "Big"),
+        mask=app.store.put_mask(mask),
+        pairs=(arrow,),
+    )
+    after = rgb.copy()
+    after[mask] = 255 - after[mask]
+    result = EditResult(
+        image=app.store.put_image(after).id,
+        distances=(1.0,),
+        iterations=3,
+        stop=Stop.REACHED.name,
+        trajectory=((arrow.handle,), (arrow.target,)),
+    )
+    record = finish(app, asked, JobState.DONE, result=result)
+    space = Workspace.create(app.store, asked.image, title="Big", settings={"model": "micro"})
+    page = results(project=space.id, edit=record.id)
+    assert page.toggle(key="result_near").value
+    near, whole = EditView(app.store, record, near=True), EditView(app.store, record)
+    assert whole.before().shape == (600, 800, 3)
+    assert near.before().shape[0] < 150
+    assert (near.after() != near.before()).any(axis=2).mean() > 0.2
+    for view in ("Side by side", "What changed", "Paths"):
+        page.segmented_control(key="result_view").set_value(view).run()
+        assert not page.exception
+        assert not page.error
+    page.toggle(key="result_near").set_value(False).run()
+    assert not page.exception

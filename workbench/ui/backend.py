@@ -149,12 +149,17 @@ class Backend:
         return canvas_background(self.pixels(image.id), mask, drawing, view, style)
 
     def warped(self, space: Workspace, drawing: Drawing, longest: int = 640) -> bytes:
-        """What the drag will roughly do, at once; WebP bytes at most `longest` px long."""
+        """What the drag will roughly do, at once; WebP bytes at most `longest` px long.
+
+        Of a big picture only the part in which something happens (`figures.close_up`).
+        """
         image = space.image
-        to = figures.frame(image.width, image.height, longest)
-        small = figures.fit(self.pixels(image.id), to.out_width, to.out_height)
         mask = self.areas.of(space, drawing).mask
-        cut = figures.fit_mask(mask, to.out_width, to.out_height)
+        near = figures.close_up((image.width, image.height), mask, drawing.pairs, longest)
+        to = near or figures.frame(image.width, image.height, longest)
+        small = figures.seen(self.pixels(image.id), to)
+        rows, cols = slice(to.y0, to.y0 + to.height), slice(to.x0, to.x0 + to.width)
+        cut = figures.fit_mask(mask[rows, cols], to.out_width, to.out_height)
         made = sketch(small, cut if mask.any() else None, figures.fit_pairs(drawing.pairs, to))
         return figures.encode(made)
 

@@ -13,6 +13,7 @@ from typing import Any
 from workbench import archive, pngcard, preview
 from workbench.convergence import Converged, convergence
 from workbench.errors import BadInput
+from workbench.geometry import Frame
 from workbench.options import options_of
 from workbench.records import EditRecord, EditResult, JobState, Stop
 from workbench.store import Store
@@ -26,8 +27,8 @@ FILM = 512  # longest side of an animation, px
 class EditView:
     """A finished edit, ready to be looked at."""
 
-    def __init__(self, store: Store, record: EditRecord) -> None:
-        """Wrap a record that has a result.
+    def __init__(self, store: Store, record: EditRecord, *, near: bool = False) -> None:
+        """Wrap a record that has a result; `near` looks at the changed part of a big picture.
 
         Raises:
             BadInput: when it has none.
@@ -40,16 +41,24 @@ class EditView:
         self.result: EditResult = record.result
         image = record.request.image
         self.frame = figures.frame(image.width, image.height)
+        if near:
+            self.frame = self.close_up() or self.frame
+
+    def close_up(self) -> Frame | None:
+        """The part of a big picture that was edited; None where the whole is as good."""
+        image, mask = self.request.image, self.request.mask
+        painted = self.store.mask(mask.id) if mask else None
+        return figures.close_up((image.width, image.height), painted, self.request.pairs)
 
     # --- pictures ---------------------------------------------------------------------------------
 
     def before(self) -> figures.U8:
         """The original at display size, uint8 [h,w,3]."""
-        return figures.shown(self.store.image(self.request.image.id))
+        return figures.seen(self.store.image(self.request.image.id), self.frame)
 
     def after(self) -> figures.U8:
         """The result at display size, uint8 [h,w,3]."""
-        return figures.shown(self.store.image(self.result.image))
+        return figures.seen(self.store.image(self.result.image), self.frame)
 
     def heat(self) -> figures.U8:
         """Where and how much it changed, uint8 [h,w,3]."""
@@ -59,7 +68,9 @@ class EditView:
         """The original with mask and arrows, uint8 [h,w,3]."""
         mask = self.store.mask(self.request.mask.id) if self.request.mask else None
         if mask is not None:
-            mask = figures.fit_mask(mask, self.frame.out_width, self.frame.out_height)
+            to = self.frame
+            part = mask[to.y0 : to.y0 + to.height, to.x0 : to.x0 + to.width]
+            mask = figures.fit_mask(part, to.out_width, to.out_height)
         pairs = figures.fit_pairs(self.request.pairs, self.frame)
         return preview.overlay(self.before(), mask, pairs)
 
@@ -206,8 +217,8 @@ def one_line(record: EditRecord) -> str:
 
 
 @lru_cache(maxsize=64)
-def _encoded(store: Store, edit: str, what: str) -> bytes:
-    view = EditView(store, store.record(edit))
+def _encoded(store: Store, edit: str, what: str, near: bool) -> bytes:
+    view = EditView(store, store.record(edit), near=near)
     if what == "gif":
         return view.gif()
     if what == "mp4":
@@ -215,11 +226,13 @@ def _encoded(store: Store, edit: str, what: str) -> bytes:
     return figures.encode(getattr(view, what)(), quality=93)
 
 
-def picture_of(store: Store, edit: str, what: str) -> bytes:
+def picture_of(store: Store, edit: str, what: str, *, near: bool = False) -> bytes:
     """An edit's picture for the page: before, after, heat, marked, paths (WebP), gif or mp4.
+
+    `near`: only the part of a big picture that was edited (not for films).
 
     Raises:
         BadInput: for an edit without a result.
         StoreError: when its files are missing or damaged.
     """
-    return _encoded(store, edit, what)
+    return _encoded(store, edit, what, near and what not in ("gif", "mp4"))

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from workbench.errors import BadInput
-from workbench.geometry import Frame
+from workbench.geometry import Frame, bounds
 from workbench.types import Point, PointPair
 
 log = logging.getLogger(__name__)
 
 U8 = NDArray[np.uint8]
+CLOSE_FROM = 640  # px: below it the whole picture is near enough
 SHOWN = 1024  # longest side of a picture on a page, px
 
 
@@ -33,6 +34,47 @@ def frame(width: int, height: int, longest: int = SHOWN) -> Frame:
     """From a picture's own pixels to those at which it is shown (never enlarged)."""
     factor = min(1.0, longest / max(width, height))
     return Frame.whole(width, height, max(1, round(width * factor)), max(1, round(height * factor)))
+
+
+def close_up(
+    size: tuple[int, int],
+    mask: NDArray[np.bool_] | None,
+    pairs: Sequence[PointPair],
+    longest: int = SHOWN,
+) -> Frame | None:
+    """The part of a big picture in which something happens, or None where the whole is as good.
+
+    Args:
+        size: the picture's width and height.
+        mask: what may change, bool [H,W]; None or empty for everything.
+        pairs: the arrows, image px; without a mask there is no part.
+        longest: px at which the part is shown at most.
+
+    Returns:
+        A frame round mask and arrows with as much room on each side as a third of them; None for a
+        picture that is shown whole anyway, or of which the part would be more than a third.
+    """
+    width, height = size
+    if mask is None or not mask.any() or max(size) <= CLOSE_FROM:
+        return None
+    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    ends = [Point(float(x), float(y)) for x, y in ((xs[0], ys[0]), (xs[-1], ys[-1]))]
+    ends += [p for pair in pairs for p in (pair.handle, pair.target)]
+    x0, y0, x1, y1 = bounds(ends)
+    room = max(32.0, (x1 - x0) / 3, (y1 - y0) / 3)
+    left, top = max(0, int(x0 - room)), max(0, int(y0 - room))
+    right, low = min(width, int(x1 + room) + 1), min(height, int(y1 + room) + 1)
+    if right <= left or low <= top or (right - left) * (low - top) > width * height / 3:
+        return None
+    k = min(1.0, longest / max(right - left, low - top))
+    out = max(1, round((right - left) * k)), max(1, round((low - top) * k))
+    return Frame(left, top, right - left, low - top, *out)
+
+
+def seen(rgb: U8, through: Frame) -> U8:
+    """What a frame shows of a picture uint8 [H,W,3]."""
+    part = rgb[through.y0 : through.y0 + through.height, through.x0 : through.x0 + through.width]
+    return fit(np.ascontiguousarray(part), through.out_width, through.out_height)
 
 
 def shown(rgb: U8, longest: int = SHOWN) -> U8:

@@ -100,25 +100,34 @@ def _without_picture(record: EditRecord) -> None:
 def _picture(view: EditView) -> None:
     """The result in one of six ways."""
     store, edit = view.store, view.record.id
-    chosen = st.segmented_control(
-        "View",
-        list(VIEWS),
-        default="Before / after",
-        required=True,
-        key="result_view",
-        label_visibility="collapsed",
-    )
-    mode = VIEWS.get(str(chosen), "slider")
+    with st.container(horizontal=True, vertical_alignment="center", key="result_bar"):
+        chosen = st.segmented_control(
+            "View",
+            list(VIEWS),
+            default="Before / after",
+            required=True,
+            key="result_view",
+            label_visibility="collapsed",
+        )
+        mode = VIEWS.get(str(chosen), "slider")
+        near = False
+        if mode != "gif" and view.close_up() is not None:
+            near = st.toggle(
+                "Close-up",
+                value=True,
+                key="result_near",
+                help="Shows the part of this big picture that was edited. Off: all of it.",
+            )
     with st.spinner("Drawing …", show_time=False):
         if mode in ("slider", "side", "flicker"):
-            two = [("Before", picture_of(store, edit, "before"))]
-            two.append(("After", picture_of(store, edit, "after")))
+            two = [("Before", picture_of(store, edit, "before", near=near))]
+            two.append(("After", picture_of(store, edit, "after", near=near)))
             components.viewer(two, mode=mode, key=f"result_{mode}")
         elif mode == "gif":
             st.image(picture_of(store, edit, "gif"), width="stretch", alt="The drag as animation")
         else:
             label = "Change per pixel, dark: none, bright: strong" if mode == "heat" else "Paths"
-            one = [(label, picture_of(store, edit, mode))]
+            one = [(label, picture_of(store, edit, mode, near=near))]
             components.viewer(one, mode="side", key=f"result_{mode}")
 
 

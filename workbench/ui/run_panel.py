@@ -23,6 +23,7 @@ from workbench.ui.shell import guard
 from workbench.ui.text import count, inert, seconds
 
 POLL = 0.5  # seconds between two looks
+QUEUE_POLL = 2.0  # the same for the jobs beside the one at hand
 STAGES = {
     "load": "Loading the model",
     "encode": "Reading the picture",
@@ -208,21 +209,28 @@ def smooth(points: Sequence[tuple[int, float]], keep: float = 0.8) -> list[tuple
 
 
 def queue_panel(backend: Backend, *, key: str, but: str | None = None) -> None:
-    """The other jobs that run or wait, each with its cancel."""
-    others = [j for j in backend.queue() if j.id != but]
-    if not others:
-        return
-    with st.expander(f"Queue · {count(len(others), 'more job')}"):
-        for job in others:
-            with st.container(horizontal=True, vertical_alignment="center"):
-                st.markdown(f"{inert(job.label or job.kind, 60)} — {inert(describe(job)[0])}")
-                st.space("stretch")
-                st.button(
-                    "Cancel",
-                    key=f"{key}_{job.id}",
-                    help=f"Cancel {inert(job.label or job.kind, 60)}",
-                    on_click=_cancel_one(backend, job.id),
-                )
+    """The other jobs that run or wait, how far each is, and its cancel; looked at again meanwhile."""
+
+    def panel() -> None:
+        others = [j for j in backend.queue() if j.id != but]
+        if not others:
+            return
+        runs = any(j.state is JobState.RUNNING for j in others)
+        with st.expander("Also in the queue", expanded=runs):
+            for job in others:
+                with st.container(
+                    key=f"runbar_{key}_{job.id}", horizontal=True, vertical_alignment="center"
+                ):
+                    st.markdown(f"{inert(job.label or job.kind, 60)} — {inert(describe(job)[0])}")
+                    st.space("stretch")
+                    st.button(
+                        "Cancel",
+                        key=f"{key}_{job.id}",
+                        help=f"Cancel {inert(job.label or job.kind, 60)}",
+                        on_click=_cancel_one(backend, job.id),
+                    )
+
+    st.fragment(panel, run_every=QUEUE_POLL if backend.queue() else None)()
 
 
 def _cancel_one(backend: Backend, job_id: str) -> Callable[[], None]:
