@@ -34,8 +34,8 @@ def picture(tmp_path: Path) -> Path:
         (["--pair", "-9,30:4,30"], "handle (-9.0, 30.0) is outside"),
         ([], "give at least one --pair"),
         ([*PAIR, "--model", "sd99"], "There is no model 'sd99'"),
-        ([*PAIR, "--lora-rank", "0"], "LoraConfig.rank is 0"),
-        ([*PAIR, "--drag-learning-rate", "inf"], "DragConfig.learning_rate is inf"),
+        ([*PAIR, "--lora-rank", "0"], "--lora-rank is 0; it must be a whole number from 1 to 128"),
+        ([*PAIR, "--drag-learning-rate", "inf"], "--drag-learning-rate is inf"),
         ([*PAIR, "--working-size", "9"], "working size is 9"),
         ([*PAIR, "--lora", "nobody"], "There is no LoRA 'nobody'"),
         ([*PAIR, "--device", "cuda:77"], "'cuda:77' is not there"),
@@ -140,6 +140,8 @@ def test_bad_batch_files(
         ("demo train --device tpu --work {here}/w --out {here}/o", "There is no device 'tpu'"),
         ("demo evaluate --device tpu", "There is no device 'tpu'"),
         ("demo evaluate --model {here}", "There is no model in"),
+        ("generate x --generate-steps 1 -o {here}", "--generate-steps is 1"),
+        ("sweep {here}/robot.png --pair 1,1:9,9 --vary method=nix", "--method is 'nix'"),
         ("replay last", "The history is empty"),
         ("replay nobody", "an id has 26 characters"),
     ],
@@ -156,3 +158,14 @@ def test_other_commands_say_what_to_do(
     assert "not foreseen" not in err
     assert out == ""
     assert sorted(tmp_path.glob("*.*")) == before
+
+
+def test_a_folder_that_cannot_be_used_is_named(
+    picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORKBENCH_CACHE", str(picture))  # a file
+    for given in (["history", "list"], ["cache", "size"]):
+        assert main(given) == 1
+        err = capsys.readouterr().err
+        assert f"it is in {picture}; WORKBENCH_CACHE names another" in err
+        assert err.count("\n") == 1

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args: Any = build_parser().parse_args(_joined([a for a in given if a != "--debug"]))
         return int(args.run(args) or OK)
     except BadInput as exc:
-        return _say(exc, BAD_INPUT, debug)
+        return _say(_as_options(str(exc)), BAD_INPUT, debug)
     except (Cancelled, KeyboardInterrupt):
         return _say("Cancelled.", CANCELLED, debug)
     except WorkbenchError as exc:
@@ -99,6 +100,19 @@ def _joined(given: list[str]) -> list[str]:
         else:
             out.append(text)
     return out
+
+
+def _as_options(text: str) -> str:
+    """The fields that a message names ("LoraConfig.rank") as the options by which they are given."""
+
+    def option(found: re.Match[str]) -> str:
+        if found[0] == "DragConfig.method":
+            return "--method"
+        prefix = {"generation": "generate"}.get(found[1].lower(), found[1].lower())
+        return f"--{prefix}-{found[2].replace('_', '-')}"
+
+    text = re.sub(r"\b(Lora|Inversion|Drag|Generation)Config\.(\w+)", option, text)
+    return text.replace("LoraRef.weight", "The weight of the LoRA")
 
 
 def _say(what: object, code: int, debug: bool) -> int:

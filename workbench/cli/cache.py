@@ -46,7 +46,8 @@ def _open() -> Cache:
     settings = read_settings()
     cache = Cache(settings.derived, settings.cache_bytes)
     if cache.problem:
-        raise StoreError(cache.problem)
+        text = cache.problem.rstrip(".")
+        raise StoreError(f"{text} (it is in {settings.folder}; WORKBENCH_CACHE names another).")
     return cache
 
 

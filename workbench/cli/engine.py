@@ -11,7 +11,7 @@ from workbench.app import App
 from workbench.cli.parsers import read_settings
 from workbench.cli.progress import Progress
 from workbench.cli.stopping import stopping
-from workbench.errors import BadInput
+from workbench.errors import BadInput, StoreError
 from workbench.jobs import CancelToken
 from workbench.records import OnStep, StepInfo
 from workbench.settings import Settings
@@ -27,7 +27,14 @@ def opened_app(args: argparse.Namespace | None = None) -> Iterator[App]:
         BadInput: when settings or `models.toml` are wrong.
         StoreError: when the history folder cannot be used.
     """
-    app = App(settings_for(args))
+    settings = settings_for(args)
+    try:
+        app = App(settings)
+    except StoreError as exc:
+        text = str(exc).rstrip(".")
+        raise StoreError(
+            f"{text} (it is in {settings.folder}; WORKBENCH_CACHE names another)."
+        ) from exc
     try:
         yield app
     finally:
