@@ -73,8 +73,9 @@ def state_key(stages: Stages) -> str:
     mask = request.mask.id if request.mask else None
     pairs = [p.to_json() for p in request.pairs]
     return keys.key(
-        "state", keys.ALGO_DRAG, stages.latent, mask, pairs, config, stages.runtime.dtype_name
-    )
+        "state", keys.ALGO_DRAG, stages.latent, mask, pairs, config, stages.runtime.dtype_name,
+        *keys.method_version(request.drag.method),
+    )  # fmt: skip
 
 
 def drag(

@@ -18,6 +18,10 @@ TAG = "wb1:"
 ALGO_LORA = 1
 ALGO_INVERT = 1
 ALGO_DRAG = 1
+ALGO_METHOD = {
+    "warp": 2,
+    "auto": 2,
+}  # of methods whose own arithmetic changed since, others are at 1
 ALGO_GENERATE = 1
 
 
@@ -108,4 +112,11 @@ def edit_key(request: EditRequest) -> str:
     pairs = [p.to_json() for p in request.pairs]
     drag = dataclasses.asdict(request.drag)
     extra = [] if request.crop else ["whole"]
+    extra += method_version(request.drag.method)
     return key("edit", ALGO_DRAG, start, mask, pairs, drag, request.seed, *extra)
+
+
+def method_version(method: str) -> list[str]:
+    """What a method adds to the keys of its drags: nothing until its arithmetic changes."""
+    version = ALGO_METHOD.get(method, 1)
+    return [] if version == 1 else [f"{method} {version}"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from workbench import keys
 from workbench.options import options_of
 from workbench.types import (
+    METHODS,
     DragConfig,
     EditRequest,
     GenerationConfig,
@@ -223,6 +224,16 @@ def test_algorithm_numbers_are_in_the_edit_key(algo: str, monkeypatch: pytest.Mo
     before = keys.edit_key(REQUEST)
     monkeypatch.setattr(keys, algo, getattr(keys, algo) + 1)
     assert keys.edit_key(REQUEST) != before
+
+
+def test_a_method_that_changed_has_new_keys_and_leaves_the_others_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ways = [dataclasses.replace(REQUEST, drag=DragConfig(method=m)) for m in METHODS]
+    before = [keys.edit_key(r) for r in ways]
+    monkeypatch.setitem(keys.ALGO_METHOD, "auto", keys.ALGO_METHOD.get("auto", 1) + 1)
+    after = [keys.edit_key(r) for r in ways]
+    assert [m for m, a, b in zip(METHODS, before, after, strict=True) if a != b] == ["auto"]
 
 
 def test_kinds_and_sizes_never_collide() -> None:

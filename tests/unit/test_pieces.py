@@ -6,7 +6,8 @@ import pytest
 import torch
 from small_unet import normal
 
-from workbench.numerics.pieces import Pieces, attachment, move_pieces
+from workbench.numerics.heat import attachment
+from workbench.numerics.pieces import Pieces, move_pieces
 
 Tensor = torch.Tensor
 SKY, SUN = (-0.2, 0.1, 0.6), (0.9, 0.8, -0.5)

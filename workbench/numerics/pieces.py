@@ -3,21 +3,24 @@
 A latent cell covers 8x8 pixels, so a warped latent cannot follow an outline, and shifts by fractions
 of a cell are not what the autoencoder would give. Here the picture itself is moved and encoded anew.
 
-Which pixels belong to what is dragged is asked of the picture (`attachment`): heat flows from the
+Which pixels belong to what is dragged is asked of the picture (`numerics.heat`): heat flows from the
 handles to everything unpainted, easily through even colour and hardly across edges. What stays warm
 moves; a background, which is open to the unpainted part on all sides, stays cold, however close to a
-handle it lies. How far a piece moves at each place is the smooth displacement of `numerics.warp`.
+handle it lies. A piece moves as rigidly as it can (`numerics.rigid`), tempered by the smooth
+displacement of `numerics.warp`.
 
 Frame: (row, col) in pixels of the working picture; the centre of the top-left pixel is (0, 0).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
+from workbench.numerics.heat import attachment, resized
+from workbench.numerics.rigid import Rigidity, rigid_travel
 from workbench.numerics.warp import Field, displacement, fill, forward_field, pick
 
 Tensor = torch.Tensor
@@ -36,6 +39,8 @@ class Pieces:
     )
     rim: int = 2  # px (of 256) that are taken along with a piece: its anti-aliased outline
     longest: int = 256  # px at which heat and displacement are computed
+    smooth: float = 0.3  # share of the smooth displacement in that of a piece; the rest is rigid
+    rigidity: Rigidity = field(default_factory=Rigidity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,117 +100,55 @@ def _field(
     small = _reduced(size, options.longest)
     scale = torch.tensor([small[0] / size[0], small[1] / size[1]], device=mask.device)
     seen = F.interpolate(picture, small, mode="area") if small != size else picture
-    area = (_resize(mask, small) > 0.5).float() if small != size else mask
+    area = (resized(mask, small) > 0.5).float() if small != size else mask
     begin, end = (handles + 0.5) * scale - 0.5, (targets + 0.5) * scale - 0.5
     heat = attachment(seen, area, begin, options.edge)
     rim = 2 * max(1, round(options.rim * max(small) / 256)) + 1
     warm = F.max_pool2d(heat[None, None], rim, 1, rim // 2)[0, 0]
     moving = ((warm > options.warm / 2) & (area > 0)).float()
-    travel, priority = displacement(
-        begin, end, area, sharpness=options.sharpness, rigid=options.rigid * max(small)
-    )
+    travel = _travel(seen, area, heat, begin, end, options)
+    priority = heat + 0.01  # what is nearest to a handle lies on top
     if small != size:
-        moving = (_resize(moving, size) > 0.5).float() * mask
-        travel = _resize(travel.permute(2, 0, 1), size).permute(1, 2, 0) / scale
-        priority = _resize(priority, size)
+        moving = (resized(moving, size) > 0.5).float() * mask
+        travel = resized(travel.permute(2, 0, 1), size).permute(1, 2, 0) / scale
+        priority = resized(priority, size)
     field = forward_field(travel * moving[..., None], priority * moving, mask)
     return field, moving
 
 
-def attachment(
-    picture: Tensor, mask: Tensor, handles: Tensor, edge: float, *, radius: float = 6.0
+def _travel(
+    picture: Tensor, mask: Tensor, heat: Tensor, begin: Tensor, end: Tensor, options: Pieces
 ) -> Tensor:
-    """Heat [h,w] that flows from the handles, at 1, to what is unpainted, at 0.
+    """Displacement [h,w,2]: mostly as rigid as the pieces can, in part the smooth one of the arrows.
 
-    The discrete Laplace equation on the pixels with conductances exp(-step / edge), step being the
-    largest difference of a colour channel between neighbours (0..1): the random walker of Grady
-    (IEEE TPAMI 28, 2006) with the arrows as seeds. Solved by conjugate gradients, at half the size first.
-
-    Args:
-        picture: [1,3,h,w] in [-1,1].
-        mask: [h,w], 1 = may change; without an unpainted pixel, the border stands for it.
-        handles: [P,2]; each heats the pixels of its own colour within `radius`.
-        edge: see above.
-        radius: px.
+    The rigid part is found at half the size, and what it says of a piece goes for its rim as well.
     """
-    if not bool((mask == 0).any()):
-        mask = F.pad(torch.ones_like(mask[1:-1, 1:-1]), (1, 1, 1, 1))
-    heat: Tensor | None = None
-    for factor, steps in ((2, 400), (1, 200)):
-        rgb = F.avg_pool2d(picture, factor)[0] if factor > 1 else picture[0]
-        free = F.max_pool2d(mask[None, None], factor)[0, 0] > 0
-        seeds = _seeds(rgb, (handles + 0.5) / factor - 0.5, radius / factor)
-        start = seeds.float()
-        if heat is not None:
-            start = torch.where(free & ~seeds, _resize(heat, (free.shape[0], free.shape[1])), start)
-        heat = _solve(start, free & ~seeds, *_conductance(rgb, edge), steps)
-    assert heat is not None
-    return heat.clamp(0, 1) * mask
-
-
-def _seeds(rgb: Tensor, handles: Tensor, radius: float) -> Tensor:
-    h, w = rgb.shape[1:]
-    rows = torch.arange(h, device=rgb.device, dtype=torch.float32)[:, None]
-    cols = torch.arange(w, device=rgb.device, dtype=torch.float32)[None]
-    out = torch.zeros(h, w, dtype=torch.bool, device=rgb.device)
-    for row, col in handles.tolist():
-        gap = ((rows - row) ** 2 + (cols - col) ** 2).sqrt()
-        own = rgb[:, min(max(round(row), 0), h - 1), min(max(round(col), 0), w - 1)]
-        alike = (rgb - own[:, None, None]).abs().amax(0) < 0.3
-        out |= ((gap <= radius) & alike) | (gap <= 1.5)
-    return out
-
-
-def _conductance(rgb: Tensor, edge: float) -> tuple[Tensor, Tensor]:
-    """Between vertical and between horizontal neighbours; never quite 0."""
-    down = (rgb[:, 1:] - rgb[:, :-1]).abs().amax(0) / 2
-    right = (rgb[:, :, 1:] - rgb[:, :, :-1]).abs().amax(0) / 2
-    return (-down / edge).exp() + 1e-5, (-right / edge).exp() + 1e-5
-
-
-def _solve(u: Tensor, free: Tensor, down: Tensor, right: Tensor, steps: int) -> Tensor:
-    """Conjugate gradients with the diagonal as preconditioner, for the pixels that are `free`."""
-    total = torch.zeros_like(u)
-    total[1:] += down
-    total[:-1] += down
-    total[:, 1:] += right
-    total[:, :-1] += right
-
-    def residual(x: Tensor) -> Tensor:
-        out = total * x
-        out[1:] -= down * x[:-1]
-        out[:-1] -= down * x[1:]
-        out[:, 1:] -= right * x[:, :-1]
-        out[:, :-1] -= right * x[:, 1:]
-        return out
-
-    inverse = free / total
-    r = -residual(u) * free
-    z = r * inverse
-    p, rz = z, (r * z).sum()
-    for step in range(steps):
-        if step % 16 == 0 and float(z.abs().max()) < 1e-5:
-            break
-        ap = residual(p) * free
-        length = rz / (p * ap).sum().clamp(min=1e-30)
-        u = u + length * p
-        r = r - length * ap
-        z = r * inverse
-        new = (r * z).sum()
-        p, rz = z + new / rz.clamp(min=1e-30) * p, new
-    return u
+    size = (heat.shape[0], heat.shape[1])
+    smooth, _ = displacement(
+        begin, end, mask, sharpness=options.sharpness, rigid=options.rigid * max(size)
+    )
+    half = (max(4, size[0] // 2), max(4, size[1] // 2))
+    scale = torch.tensor([half[0] / size[0], half[1] / size[1]], device=heat.device)
+    rgb = F.interpolate(picture, half, mode="area")[0]
+    warm, open_ = (F.interpolate(x[None, None], half, mode="area")[0, 0] for x in (heat, mask))
+    piece = (warm > options.warm / 2) & (open_ > 0.5)
+    handles = (begin + 0.5) * scale - 0.5
+    rigid = rigid_travel(
+        rgb, piece, handles, (end - begin) * scale, options.edge, options.rigidity
+    ).permute(2, 0, 1)
+    share = piece.float()
+    known = rigid * share
+    for width in (5, 9):
+        wide, part = (F.avg_pool2d(x, width, 1, width // 2) for x in (known[None], share[None]))
+        known = torch.where(share > 0, known, wide[0])
+        share = torch.where(share > 0, share, part[0])
+    known = resized(known / share.clamp(min=1e-6), size).permute(1, 2, 0) / scale
+    return (1 - options.smooth) * known + options.smooth * smooth
 
 
 def _reduced(size: Size, longest: int) -> Size:
     k = min(1.0, longest / max(size))
     return max(8, round(size[0] * k)), max(8, round(size[1] * k))
-
-
-def _resize(x: Tensor, size: Size) -> Tensor:
-    """Bilinear, of [h,w] or [C,h,w]."""
-    wide = x[None] if x.dim() == 3 else x[None, None]
-    out = F.interpolate(wide, size, mode="bilinear", align_corners=False)
-    return out[0] if x.dim() == 3 else out[0, 0]
 
 
 def _odd(x: float) -> int:
