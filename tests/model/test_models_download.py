@@ -10,7 +10,7 @@ import pytest
 
 from workbench.errors import BadInput, Cancelled, ModelError
 from workbench.models import Registry
-from workbench.models.download import download, plan
+from workbench.models.download import _reason, download, plan
 from workbench.records import StepInfo
 
 SD15 = {
@@ -119,3 +119,22 @@ def test_progress_and_cancel(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(Cancelled):
         download(found, stop)
     assert len(fetched) < len(found.files)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Cannot reach https://x.invalid/api: offline mode is enabled. To disable it, please "
+            "unset the `HF_HUB_OFFLINE` environment variable.",
+            "this machine is told to stay offline: HF_HUB_OFFLINE is set",
+        ),
+        ("no  route\nto host", "no route to host"),
+        ("", "OSError"),
+    ],
+)
+def test_why_the_hub_was_not_reached_is_said_in_whole_words(said: str, told: str) -> None:
+    assert _reason(OSError(said)) == told
+    long = _reason(OSError("word " * 100))
+    assert len(long) <= 160
+    assert long.endswith("word …")

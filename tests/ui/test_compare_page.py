@@ -22,7 +22,15 @@ from workbench.records import EditRecord, EditResult, JobState
 from workbench.sweep import Axis, Plan
 from workbench.sweep_results import metrics_csv
 from workbench.tasks import SweepTask
-from workbench.types import DragConfig, EditRequest, ImageAsset, ModelRef, Point, PointPair
+from workbench.types import (
+    DragConfig,
+    EditRequest,
+    ImageAsset,
+    LoraConfig,
+    ModelRef,
+    Point,
+    PointPair,
+)
 from workbench.ui import compare_facts, sweep_state
 from workbench.ui.backend import Backend, get_backend
 from workbench.ui.edits import EditView
@@ -366,3 +374,20 @@ def test_a_sweep_that_is_not_known(
     page = compare_page(project=space.id, sweep=name)
     assert "not known here" in said(page)
     assert "sweep" not in page.query_params
+
+
+def test_names_of_edits_of_several_pictures_are_the_pictures(
+    app: App, request_: EditRequest
+) -> None:
+    """Another picture has another prompt: that need not be said in its heading."""
+    edit = done(app, request_)
+    other = dataclasses.replace(
+        request_,
+        image=dataclasses.replace(request_.image, id="wb1:" + "0" * 32, name="Another"),
+        prompt="something else",
+        lora=LoraConfig(steps=7),
+    )
+    two = [edit, dataclasses.replace(edit, request=other)]
+    first, second = compare_facts.names(two)
+    assert "prompt" not in first + second
+    assert second == "2 · Another, DragDiffusion, LoRA steps 7"

@@ -195,3 +195,10 @@ def test_ideas_are_in_the_words_that_the_model_was_taught() -> None:
     known = {w for s in scenes.sample_batch(400, 5) for w in s.caption.replace(",", "").split()}
     for idea in ideas.IDEAS["storybook"]:
         assert set(idea.replace(",", "").split()) <= known
+
+
+def test_a_made_picture_is_called_by_its_prompt(app: App) -> None:
+    """In history and downloads, where only the picture's name is known."""
+    space = generating.take(app.store, made(app), 1)
+    assert space.title == "a robot · 8"
+    assert space.request((), None).image.name == "a robot · 8"

@@ -7,6 +7,7 @@ one (half by default: it is what a GPU runs, and a CPU widens it).
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,4 +171,7 @@ def _bars(report: Callable[[int], None]) -> type[Any]:
 
 
 def _reason(exc: BaseException) -> str:
-    return " ".join(str(exc).split())[:160] or type(exc).__name__
+    said = " ".join(str(exc).split())
+    if "offline mode is enabled" in said:
+        return "this machine is told to stay offline: HF_HUB_OFFLINE is set"
+    return textwrap.shorten(said, 160, placeholder=" …") or type(exc).__name__

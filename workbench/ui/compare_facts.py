@@ -131,6 +131,8 @@ def names(records: Sequence[EditRecord]) -> list[str]:
         return []
     columns = [dict(parameters(r.request)) for r in records]
     pictures = len({r.request.image.id for r in records}) > 1
+    # what is another for each picture says nothing that the picture's name does not say
+    unsaid = {"Arrows", "Mask", *(("Prompt", "Working size") if pictures else ())}
     out = []
     for n, (record, column) in enumerate(zip(records, columns, strict=True), 1):
         # each method has its own defaults: only among edits of one method do parameters say more
@@ -138,7 +140,7 @@ def names(records: Sequence[EditRecord]) -> list[str]:
         apart = [
             label
             for label in column
-            if len({c.get(label) for c in alike}) > 1 and label not in ("Arrows", "Mask")
+            if len({c.get(label) for c in alike}) > 1 and label not in unsaid
         ]
         words = [METHOD_NAMES.get(record.request.drag.method, record.request.drag.method)]
         words += [f"{_tail(k)} {plain(column[k], 24)}" for k in apart[:_IN_A_NAME]]
@@ -149,7 +151,10 @@ def names(records: Sequence[EditRecord]) -> list[str]:
 
 
 def _tail(label: str) -> str:
-    return label.rpartition(": ")[2].lower()
+    """A parameter's name for a heading: of the drag as it is, of other stages with the stage."""
+    stage, _, name = label.rpartition(": ")
+    short = name[:1].lower() + name[1:]
+    return short if stage in ("", "Drag") else f"{stage} {short}"
 
 
 def table(rows: Sequence[Row], heads: Sequence[str], *, caption: str, marked: bool) -> str:

@@ -374,14 +374,14 @@ def take(
         if project.image == picture["image"] and project.settings.get("made") == made:
             return Workspace(store, project)
     seed = picture["config"]["seed"]
+    title = f"{plain(str(result['prompt']), 40) or 'Made from a prompt'} · {seed}"
     asset = ImageAsset(
-        id=picture["image"], width=picture["width"], height=picture["height"], name=f"seed {seed}"
+        id=picture["image"], width=picture["width"], height=picture["height"], name=title
     )
-    title = plain(str(result["prompt"]), 40) or "Made from a prompt"
     return Workspace.create(
         store,
         asset,
-        title=f"{title} · {seed}",
+        title=title,
         prompt=str(result["prompt"]),
         settings={**(defaults or {}), "made": made, "model": model},
     )

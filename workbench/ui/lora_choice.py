@@ -39,7 +39,12 @@ def lora_choice(backend: Backend, space: Workspace) -> None:
             "A LoRA for the way of painting, stacked under the picture's LoRA. The picture is then "
             "learnt and inverted anew with it.",
         )  # fmt: skip
-        router.link("settings", "Import, export and name LoRAs", icon=":material/settings:")
+        to_library("Import, export and name LoRAs")
+
+
+def to_library(label: str) -> None:
+    """A link to where LoRAs are named, exported and imported."""
+    router.link("settings", label, icon=":material/settings:", part="LoRAs")
 
 
 def _one(

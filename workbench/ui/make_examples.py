@@ -23,6 +23,7 @@ from workbench.types import Point, PointPair
 
 log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent / "examples"
+SIDE = 256  # px of a scene's picture
 GROW = 7  # px around what really changes, as a careful hand would paint
 
 # kind, seed, title, hint, and how far each handle is asked to move (x right, y down, px)
@@ -41,6 +42,15 @@ EXAMPLES: tuple[tuple[str, int, str, str, dict[str, tuple[float, float]]], ...] 
 
 def _point(xy: tuple[float, float]) -> Point:
     return Point(round(float(xy[0]), 1), round(float(xy[1]), 1))
+
+
+def _to_border(corner: Point, side: int = SIDE, near: float = 4.0) -> Point:
+    """A corner close to the picture's border, on it: a strip that is left there would stay behind."""
+
+    def moved(v: float) -> float:
+        return -0.5 if v <= near else side - 0.5 if v >= side - 1 - near else v
+
+    return Point(moved(corner.x), moved(corner.y))
 
 
 def hull(mask: NDArray[np.bool_]) -> list[Point]:
@@ -80,7 +90,7 @@ def make(folder: Path = FOLDER) -> list[dict[str, Any]]:
                 (robot_points(before.params)["_wrist"], robot_points(after.params)["_wrist"])
             )
         arrows = [Arrow(PointPair(_point(a), _point(b))) for a, b in ways]
-        corners = hull(scenes.changed_mask(before, after, grow=GROW))
+        corners = [_to_border(c) for c in hull(scenes.changed_mask(before, after, grow=GROW))]
         drawing = Drawing(tuple(arrows), (Polygon(tuple(corners)),))
         pixels = (scenes.render([before])[0] * 255 + 0.5).byte().permute(1, 2, 0).numpy()
         name = f"{kind}-{seed}.png"

@@ -72,6 +72,9 @@ def go(page: str) -> NoReturn:
     raise AssertionError("unreachable: switch_page ends the script")
 
 
-def link(page: str, label: str, *, icon: str | None = None, help: str | None = None) -> None:
-    """A link to a page that keeps project, job and edit."""
-    st.page_link(PAGES[page][0], label=label, icon=icon, help=help, query_params=params())
+def link(
+    page: str, label: str, *, icon: str | None = None, help: str | None = None, part: str = ""
+) -> None:
+    """A link to a page (or a part of it) that keeps project, job and edit."""
+    query = params() | ({"part": part} if part else {})
+    st.page_link(PAGES[page][0], label=label, icon=icon, help=help, query_params=query)

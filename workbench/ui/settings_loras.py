@@ -115,7 +115,10 @@ def _trained(backend: Backend) -> None:
     found = [e for e in backend.app.cache.entries() if e.kind == "lora"]
     if not found:
         return
-    with st.expander(f"Trained here ({len(found)})", icon=":material/school:"):
+    nothing_named = not backend.app.loras.entries()
+    with st.expander(
+        f"Trained here ({len(found)})", icon=":material/school:", expanded=nothing_named
+    ):
         st.caption("The last used first. Give one a name to keep it.")
         for entry in found[:20]:
             with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):

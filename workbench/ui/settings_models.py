@@ -127,7 +127,8 @@ def _line(model: Found) -> str:
     parts.append(f"licence: {spec.licence}" if spec.licence else "licence: see where it is from")
     if spec.hub:
         parts.append(spec.hub)
-    return " · ".join(parts)
+    line = " · ".join(parts)
+    return line[:1].upper() + line[1:]
 
 
 def _facts(files: ModelFiles) -> dict[str, str]:

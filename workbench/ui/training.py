@@ -155,6 +155,7 @@ def _start(backend: Backend, space: Workspace) -> None:
         st.success("The model knows this picture already, with these settings. Go on to draw.")
         router.link("drag", "Mask & points", icon=":material/arrow_forward:")
         lora_choice.train_further(backend, space, running=running)
+        lora_choice.to_library("Name, export or import LoRAs")
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button(
