@@ -137,6 +137,10 @@ class ModelRef:
                 raise BadInput(f"The model's {name} must be text.")
 
 
+def _px(value: float) -> str:
+    return f"{value:.1f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditRequest:
     """Everything that one edit depends on. `keys.edit_key` hashes what affects pixels."""
@@ -171,7 +175,7 @@ class EditRequest:
             for what, p in (("handle", pair.handle), ("target", pair.target)):
                 if not (-0.5 <= p.x <= w - 0.5 and -0.5 <= p.y <= h - 0.5):
                     raise BadInput(
-                        f"Point {i} {what} ({p.x:.1f}, {p.y:.1f}) is outside the {w}x{h} image; "
+                        f"Point {i} {what} ({_px(p.x)}, {_px(p.y)}) is outside the {w}x{h} image; "
                         "move it inside."
                     )
         if self.mask is not None and (self.mask.width, self.mask.height) != (w, h):

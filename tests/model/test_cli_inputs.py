@@ -34,6 +34,8 @@ def picture(tmp_path: Path) -> Path:
         (["--pair", "-9,30:4,30"], "handle (-9.0, 30.0) is outside"),
         ([], "give at least one --pair"),
         ([*PAIR, "--model", "sd99"], "There is no model 'sd99'"),
+        ([*PAIR, "--model", "./gone"], "There is no model at './gone'"),
+        (["--pair", "1e308,3:4,5"], "handle (1e+308, 3.0) is outside"),
         ([*PAIR, "--lora-rank", "0"], "--lora-rank is 0; it must be a whole number from 1 to 128"),
         ([*PAIR, "--drag-learning-rate", "inf"], "--drag-learning-rate is inf"),
         ([*PAIR, "--working-size", "9"], "working size is 9"),
@@ -75,10 +77,10 @@ def test_what_is_no_picture_or_mask(
         assert err.count("\n") == 1
 
 
-def test_model_failures_are_code_1(
+def test_a_model_that_cannot_be_opened_is_code_1(
     picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for model, words in (("./gone", "There is no model at"), ("old.ckpt", "is a pickle")):
+    for model, words in (("old.ckpt", "is a pickle"), (str(tmp_path), "lacks unet/config.json")):
         assert main(["edit", str(picture), *PAIR, "--model", model]) == 1
         assert words in capsys.readouterr().err
 

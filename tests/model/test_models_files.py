@@ -48,10 +48,10 @@ def test_registry_resolves_names_and_paths(micro_sd: Path) -> None:
     [
         ("sd99", BadInput, "choose one of: storybook"),
         ("x\0y", BadInput, "There is no model"),
-        ("/no/such/folder", ModelError, "There is no model at"),
+        ("/no/such/folder", BadInput, "There is no model at"),
         ("model.ckpt", ModelError, "is a pickle"),
         ("some/where/unet.bin", ModelError, "is a pickle"),
-        ("gone.safetensors", ModelError, "There is no model at"),
+        ("gone.safetensors", BadInput, "There is no model at"),
     ],
 )
 def test_unknown_models_are_named(name: str, error: type[Exception], words: str) -> None:

@@ -204,7 +204,7 @@ def test_what_cannot_be_added_says_why(
 
 def test_a_hub_id_is_added_without_asking_the_hub(app: App) -> None:
     assert app.registry.source("somebody/some-model") == {"hub": "somebody/some-model"}
-    with pytest.raises(ModelError, match="no model at"):
+    with pytest.raises(BadInput, match="no model at"):
         app.registry.source("somebody/model.safetensors")
 
 

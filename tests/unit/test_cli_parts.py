@@ -18,14 +18,16 @@ from pathlib import Path
 import pytest
 
 from workbench.cli import build_parser, main
-from workbench.cli.parsers import CONFIGS, pair, read_points
+from workbench.cli.parsers import CONFIGS, LORA_PRESETS, pair, read_points
 from workbench.cli.progress import Progress
 from workbench.cli.stopping import stopping
 from workbench.errors import BadInput
 from workbench.jobs import CancelToken
 from workbench.options import options_of
 from workbench.records import StepInfo
-from workbench.types import Point, PointPair
+from workbench.types import LoraConfig, Point, PointPair
+from workbench.ui import workspace
+from workbench.ui.workspace import lora_preset
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -100,6 +102,7 @@ def test_every_option_is_in_help_with_default_and_range(capsys: pytest.CaptureFi
         ),
         (["edit", "x.png", "--whole", "more"], "'more' is not known here; see"),
         (["edit", "x.png", "--prompt"], "--prompt lacks its value"),
+        (["edit", "x.png", "--crop=yes"], "--crop/--no-crop takes no value"),
         (
             ["doctor", "--dep"],
             "did you mean --deep or --help? see 'python -m workbench doctor --help'",
@@ -121,6 +124,12 @@ def test_bad_arguments_are_one_sentence(
     assert err.count("\n") == 1
     assert "Traceback" not in err
     assert out == ""
+
+
+def test_training_presets_are_those_of_the_pages() -> None:
+    assert {k: LoraConfig(**v) for k, (v, _) in LORA_PRESETS.items()} == {
+        name: lora_preset(name) for name in workspace.LORA_PRESETS
+    }
 
 
 def test_pair() -> None:

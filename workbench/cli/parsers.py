@@ -26,7 +26,16 @@ from workbench.types import (
 )
 
 T = TypeVar("T")
-LORA_PRESETS = {"quick": 40, "standard": 80, "thorough": 200}
+# name -> options of the LoRA, and what they mean; the same names as on the pages
+LORA_PRESETS: dict[str, tuple[dict[str, Any], str]] = {
+    "quick": ({"steps": 40}, "40 steps"),
+    "standard": ({}, "80 steps, as the authors recommend"),
+    "thorough": ({"steps": 200}, "200 steps"),
+    "tutorial": (
+        {"steps": 100, "learning_rate": 2e-4, "batch_size": 1},
+        "100 steps one by one at 0.0002, as in the authors' walk-through",
+    ),
+}
 CONFIGS: tuple[tuple[str, type[Any], str], ...] = (
     ("lora", LoraConfig, "LoRA (the picture's own fine-tuning)"),
     ("inversion", InversionConfig, "inversion"),
@@ -101,6 +110,8 @@ def _in_words(message: str) -> str:
         return f"{found[1]} and {found[2]} exclude each other; give one of them"
     if found := re.fullmatch(r"argument (\S+): expected (.*)", message):
         return f"{found[1]} lacks its value"
+    if found := re.fullmatch(r"argument (\S+): ignored explicit argument .*", message):
+        return f"{found[1]} takes no value"
     return re.sub(r"^argument (-\S+): ", r"\1: ", message)
 
 
@@ -187,7 +198,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora-preset",
         choices=tuple(LORA_PRESETS),
-        help="training steps: " + ", ".join(f"{k} {v}" for k, v in LORA_PRESETS.items()),
+        help="training: " + "; ".join(f"{k}: {what}" for k, (_, what) in LORA_PRESETS.items()),
     )
 
 

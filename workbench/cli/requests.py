@@ -139,7 +139,7 @@ def configs_of(
     drag = DragConfig.preset(method, getattr(args, "preset", None) or app.settings.preset)
     lora = LoraConfig()
     if getattr(args, "lora_preset", None):
-        lora = LoraConfig(steps=LORA_PRESETS[args.lora_preset])
+        lora = LoraConfig(**LORA_PRESETS[args.lora_preset][0])
     inversion = configured(args, "inversion", inversion_of(method))
     return configured(args, "lora", lora), inversion, configured(args, "drag", drag)
 

@@ -179,7 +179,7 @@ class Registry:
         if exists:
             return ModelSpec(name=str(path), title=path.stem or str(path), path=str(path.resolve()))
         if "/" in name or "\\" in name or path.suffix == ".safetensors":
-            raise ModelError(
+            raise BadInput(
                 f"There is no model at {name!r}; give a diffusers folder or a .safetensors file "
                 f"that exists, or one of: {', '.join(self.names())}."
             )
