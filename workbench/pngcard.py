@@ -109,6 +109,8 @@ def restore(data: Mapping[str, Any], rgb: NDArray[np.uint8], store: Store) -> Re
         asset = store.put_image(rgb, request.image.name)
         request = dataclasses.replace(request, image=asset, parent=None)
         notices.append("The original is not in this history: the arrows stand on the result.")
+    elif data.get("edit"):
+        notices.append("This is a result: its original, mask, arrows and settings are back.")
     mask = request.mask
     if mask is not None and not store.has(mask.id):
         painted = _mask(data.get("mask"), mask.width, mask.height)

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from workbench.app import App
 from workbench.cli import main
+from workbench.cli.requests import read_mask, read_picture
+from workbench.settings import Settings
 
 PAIR = ["--pair", "24,30:40,30"]
 
@@ -75,6 +78,23 @@ def test_what_is_no_picture_or_mask(
         err = capsys.readouterr().err
         assert words in err
         assert err.count("\n") == 1
+
+
+def test_a_mask_that_protects_next_to_nothing_is_said(
+    picture: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    app = App(Settings(folder=own_cache))
+    try:
+        read = read_picture(app, picture)
+        for painted, words in ((65, []), (70, ["m.png is painted on 97% of the picture"])):
+            pixels = np.zeros((64, 72), np.uint8)
+            pixels[:, :painted] = 255
+            Image.fromarray(pixels).save(tmp_path / "m.png")
+            mask, said = read_mask(app, read.asset, read.rgb, (), tmp_path / "m.png")
+            assert mask is not None
+            assert [s[: len(w)] for s, w in zip(said, words, strict=True)] == words
+    finally:
+        app.close()
 
 
 def test_a_model_that_cannot_be_opened_is_code_1(

@@ -30,6 +30,8 @@ from workbench.types import (
     PointPair,
 )
 
+_NEARLY_ALL = 0.95  # of a picture: such a mask may be meant the other way round
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -124,7 +126,9 @@ def read_mask(
     mask = images.decode_mask(raw, image.width, image.height, path.name)
     if not mask.any():
         return None, [f"{path.name} is empty, so the whole picture may change."]
-    return app.store.put_mask(mask), []
+    share = float(mask.mean())
+    most = f"{path.name} is painted on {share:.0%} of the picture (black protects)."
+    return app.store.put_mask(mask), [most] if share > _NEARLY_ALL else []
 
 
 def configs_of(

@@ -164,8 +164,8 @@ class Registry:
         """The entry of that name, or one made for a folder or a .safetensors file.
 
         Raises:
-            BadInput: for a name that is neither registered nor a path.
-            ModelError: for a path that does not exist or holds a pickle.
+            BadInput: for a name that is not registered, or a path that does not exist.
+            ModelError: for a pickle.
         """
         if name in self._specs:
             return self._specs[name]
