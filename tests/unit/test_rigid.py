@@ -43,7 +43,7 @@ def test_a_piece_with_one_handle_is_carried() -> None:
     piece = bar(18, 10, 30, 50)
     way = torch.tensor([[-7.0, 5.0]])
     found = rigid_travel(
-        painted(piece), piece, torch.tensor([[24.0, 44.0]]), way, 0.05, Rigidity(hold=0.05)
+        painted(piece), piece, torch.tensor([[24.0, 44.0]]), way, 0.05, 3.0, Rigidity()
     )
     assert (found[piece] - way).abs().max() < 0.1
     assert (found[~piece] == 0).all()
@@ -54,8 +54,8 @@ def test_two_handles_turn_a_piece_without_bending_it() -> None:
     truth = turned(torch.tensor([24.0, 30.0]), 25)
     handles = torch.tensor([[24.0, 14.0], [24.0, 46.0]])
     ways = torch.stack([truth[24, 14], truth[24, 46]])
-    stiff = rigid_travel(painted(piece), piece, handles, ways, 0.05, Rigidity(hold=0.01))
-    bent = rigid_travel(painted(piece), piece, handles, ways, 0.05, Rigidity(hold=0.01, turns=0))
+    stiff = rigid_travel(painted(piece), piece, handles, ways, 0.05, 0.6, Rigidity())
+    bent = rigid_travel(painted(piece), piece, handles, ways, 0.05, 0.6, Rigidity(turns=0))
     wrong = (stiff - truth)[piece].norm(dim=-1).mean()  # not 0: at a handle some pixels do not turn
     assert wrong < 0.15 * truth[piece].norm(dim=-1).mean()
     assert wrong < 0.5 * (bent - truth)[piece].norm(dim=-1).mean()
@@ -68,14 +68,14 @@ def test_a_piece_that_runs_on_beyond_what_moves_turns_about_that_end() -> None:
     truth = turned(torch.tensor([24.0, 10.0]), -30)
     handle = torch.tensor([[24.0, 46.0]])
     found = rigid_travel(
-        painted(arm), piece, handle, truth[24, 46][None], 0.05, Rigidity(hold=0.01, tie=1.0)
+        painted(arm), piece, handle, truth[24, 46][None], 0.05, 0.6, Rigidity(tie=1.0)
     )
     assert found[24, 11].norm() < 1.5
     middle = found[24, 15:45]
     assert (middle - truth[24, 15:45]).norm(dim=-1).mean() < 0.1 * truth[24, 46].norm()
     # the same end beyond an edge does not hold it
     free = rigid_travel(
-        painted(piece), piece, handle, truth[24, 46][None], 0.05, Rigidity(hold=0.01, tie=1.0)
+        painted(piece), piece, handle, truth[24, 46][None], 0.05, 0.6, Rigidity(tie=1.0)
     )
     assert free[24, 11].norm() > 0.9 * truth[24, 46].norm()
 
@@ -88,6 +88,7 @@ def test_a_part_without_a_handle_stays() -> None:
         torch.tensor([[24.0, 20.0]]),
         torch.tensor([[0.0, 6.0]]),
         0.05,
+        4.5,
         Rigidity(),
     )
     assert found[18:30, 40:60].abs().max() < 1e-3

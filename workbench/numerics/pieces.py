@@ -40,6 +40,7 @@ class Pieces:
     rim: int = 2  # px (of 256) that are taken along with a piece: its anti-aliased outline
     longest: int = 256  # px at which heat and displacement are computed
     smooth: float = 0.3  # share of the smooth displacement in that of a piece; the rest is rigid
+    hold: float = 0.07  # radius round a handle that is carried without turning
     rigidity: Rigidity = field(default_factory=Rigidity)
 
 
@@ -102,11 +103,19 @@ def _field(
     seen = F.interpolate(picture, small, mode="area") if small != size else picture
     area = (resized(mask, small) > 0.5).float() if small != size else mask
     begin, end = (handles + 0.5) * scale - 0.5, (targets + 0.5) * scale - 0.5
-    heat = attachment(seen, area, begin, options.edge)
+    smooth, _ = displacement(
+        begin, end, area, sharpness=options.sharpness, rigid=options.rigid * max(small)
+    )
+    cut, corner = _painted(area)  # nothing happens elsewhere
+    near = seen[(..., *cut)], area[cut]
+    heat, travel = torch.zeros_like(area), smooth.clone()
+    heat[cut] = attachment(*near, begin - corner, options.edge)
+    travel[cut] += (1 - options.smooth) * (
+        _rigid(*near, heat[cut], begin - corner, end - corner, max(small), options) - smooth[cut]
+    )
     rim = 2 * max(1, round(options.rim * max(small) / 256)) + 1
     warm = F.max_pool2d(heat[None, None], rim, 1, rim // 2)[0, 0]
     moving = ((warm > options.warm / 2) & (area > 0)).float()
-    travel = _travel(seen, area, heat, begin, end, options)
     priority = heat + 0.01  # what is nearest to a handle lies on top
     if small != size:
         moving = (resized(moving, size) > 0.5).float() * mask
@@ -116,34 +125,49 @@ def _field(
     return field, moving
 
 
-def _travel(
-    picture: Tensor, mask: Tensor, heat: Tensor, begin: Tensor, end: Tensor, options: Pieces
-) -> Tensor:
-    """Displacement [h,w,2]: mostly as rigid as the pieces can, in part the smooth one of the arrows.
+def _painted(mask: Tensor) -> tuple[tuple[slice, slice], Tensor]:
+    """The box round what is painted, a few pixels more, and its corner (row, col), both even."""
+    spans, corner = [], []
+    for axis in (0, 1):
+        n = mask.shape[axis]
+        hit = mask.bool().any(dim=1 - axis).nonzero().flatten().tolist() or [0, n - 1]
+        low, high = max(0, hit[0] - 4) // 2 * 2, min(n, hit[-1] + 5)
+        low = max(0, min(low, n - 16)) // 2 * 2
+        spans.append(slice(low, max(high, min(n, low + 16))))
+        corner.append(float(low))
+    return (spans[0], spans[1]), torch.tensor(corner, device=mask.device)
 
-    The rigid part is found at half the size, and what it says of a piece goes for its rim as well.
+
+def _rigid(
+    picture: Tensor,
+    mask: Tensor,
+    heat: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    longest: int,
+    options: Pieces,
+) -> Tensor:
+    """Rigid displacement [h,w,2] of the warm pieces, found at half the size, and of their rims.
+
+    `longest` is the side of the whole picture of which this is a part.
     """
     size = (heat.shape[0], heat.shape[1])
-    smooth, _ = displacement(
-        begin, end, mask, sharpness=options.sharpness, rigid=options.rigid * max(size)
-    )
     half = (max(4, size[0] // 2), max(4, size[1] // 2))
     scale = torch.tensor([half[0] / size[0], half[1] / size[1]], device=heat.device)
     rgb = F.interpolate(picture, half, mode="area")[0]
-    warm, open_ = (F.interpolate(x[None, None], half, mode="area")[0, 0] for x in (heat, mask))
-    piece = (warm > options.warm / 2) & (open_ > 0.5)
-    handles = (begin + 0.5) * scale - 0.5
-    rigid = rigid_travel(
-        rgb, piece, handles, (end - begin) * scale, options.edge, options.rigidity
-    ).permute(2, 0, 1)
+    warm, painted = (F.interpolate(x[None, None], half, mode="area")[0, 0] for x in (heat, mask))
+    piece = (warm > options.warm / 2) & (painted > 0.5)
+    found = rigid_travel(
+        rgb, piece, (begin + 0.5) * scale - 0.5, (end - begin) * scale,
+        options.edge, options.hold * longest / 2, options.rigidity,
+    ).permute(2, 0, 1)  # fmt: skip
     share = piece.float()
-    known = rigid * share
+    known = found * share
     for width in (5, 9):
         wide, part = (F.avg_pool2d(x, width, 1, width // 2) for x in (known[None], share[None]))
         known = torch.where(share > 0, known, wide[0])
         share = torch.where(share > 0, share, part[0])
-    known = resized(known / share.clamp(min=1e-6), size).permute(1, 2, 0) / scale
-    return (1 - options.smooth) * known + options.smooth * smooth
+    return resized(known / share.clamp(min=1e-6), size).permute(1, 2, 0) / scale
 
 
 def _reduced(size: Size, longest: int) -> Size:

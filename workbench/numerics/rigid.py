@@ -28,16 +28,21 @@ Tensor = torch.Tensor
 class Rigidity:
     """How stiff pieces are; docs/algorithm.md says what else was measured."""
 
-    hold: float = 0.07  # share of the longer side: radius round a handle that does not turn
     tie: float = 0.1  # of a piece to what stays and has its colour, against 1 inside the piece
-    turns: int = 30  # at most
+    turns: int = 20  # at most
     blur: int = 2  # px round a pixel over which its turn is averaged; single pixels would wrinkle
-    settled: float = 0.02  # px: a turn that moves nothing farther is the last
+    settled: float = 0.05  # px: a turn that moves nothing farther is the last
 
 
 @torch.no_grad()
 def rigid_travel(
-    rgb: Tensor, piece: Tensor, handles: Tensor, ways: Tensor, edge: float, options: Rigidity
+    rgb: Tensor,
+    piece: Tensor,
+    handles: Tensor,
+    ways: Tensor,
+    edge: float,
+    hold: float,
+    options: Rigidity,
 ) -> Tensor:
     """Displacement of every pixel of a piece [h,w,2]; 0 outside it.
 
@@ -47,13 +52,13 @@ def rigid_travel(
         handles: [P,2]; those outside the piece hold nothing.
         ways: [P,2], target - handle.
         edge: step in colour (0..1) that lets 1/e through of what ties a piece.
+        hold: px round a handle, of its colour, that are carried without turning.
         options: see there.
     """
-    radius = options.hold * max(piece.shape)
     held = torch.zeros_like(piece)
     u = torch.zeros(2, *piece.shape, device=rgb.device)
     for handle, way in zip(handles, ways, strict=True):
-        near = seeds_of(rgb, handle[None], radius) & piece
+        near = seeds_of(rgb, handle[None], hold) & piece
         held |= near
         u[:, near] = way[:, None].to(u)
     free = piece & ~held
@@ -66,7 +71,7 @@ def rigid_travel(
     u = solve(u, free, down, right, 600, tolerance=1e-4)
     for _ in range(options.turns):
         wanted = _wanted(u, piece, *inside, options.blur)
-        new = solve(u, free, down, right, 60, source=wanted, tolerance=1e-4)
+        new = solve(u, free, down, right, 60, source=wanted, tolerance=1e-3)
         step = float((new - u).abs().max())
         u = new
         if step < options.settled:
