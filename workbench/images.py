@@ -313,6 +313,8 @@ def _pixels(
     if turn is not None:
         rgb = rgb.transpose(turn)
         alpha = alpha.transpose(turn) if alpha is not None else None
+        if not keep_colour:
+            notices.append("The file is stored turned or mirrored (EXIF); it was set upright.")
     if _has_more(im, kind):
         what = "pages" if kind == "TIFF" else "frames"
         notices.append(f"The file has several {what}; the first one is used.")

@@ -164,6 +164,7 @@ def test_fault_06_orientation_is_applied_before_hashing(orientation: int, kind: 
     got = images.decode(save(stored, kind, exif=exif, **options))
     assert got.rgb.shape == upright.shape
     assert np.abs(got.rgb.astype(int) - upright).max() <= 2
+    assert any("upright" in n for n in got.notices) == (orientation > 1)
     if kind != "JPEG":
         assert got.id == images.image_id(upright)
 

@@ -9,7 +9,7 @@ import streamlit as st
 from workbench.options import options_of
 from workbench.records import JobState
 from workbench.types import MAX_PROMPT, LoraConfig
-from workbench.ui import components, generating, lora_choice, router, run_panel
+from workbench.ui import components, generating, ideas, lora_choice, router, run_panel
 from workbench.ui.backend import Backend
 from workbench.ui.options_form import option_grid
 from workbench.ui.shell import guard
@@ -45,7 +45,7 @@ def _prompt(space: Workspace) -> None:
         key=key,
         on_change=save,
         height=84,
-        placeholder="a robot with a laser gun, blue sky, picture book illustration",
+        placeholder=ideas.placeholder(space.model.name),
         help="The prompt. Name everything that matters: parts that it does not describe show "
         "artefacts sooner. The same prompt serves training and dragging.",
     )
