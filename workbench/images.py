@@ -307,14 +307,15 @@ def _pixels(
     im: ImageFile.ImageFile, kind: str, notices: list[str], *, keep_colour: bool = False
 ) -> tuple[U8, U8 | None]:
     """Decode: first frame, upright, sRGB, flattened on white; `keep_colour` for masks."""
+    stored = _orientation(im, [])  # Pillow sets a TIFF upright by itself, when it loads it
     im.load()
     turn = _UPRIGHT.get(_orientation(im, notices))
     rgb, alpha = flatten(im, notices, convert=not keep_colour)
     if turn is not None:
         rgb = rgb.transpose(turn)
         alpha = alpha.transpose(turn) if alpha is not None else None
-        if not keep_colour:
-            notices.append("The file is stored turned or mirrored (EXIF); it was set upright.")
+    if stored in _UPRIGHT and not keep_colour:
+        notices.append("The file is stored turned or mirrored (EXIF); it was set upright.")
     if _has_more(im, kind):
         what = "pages" if kind == "TIFF" else "frames"
         notices.append(f"The file has several {what}; the first one is used.")
