@@ -303,6 +303,11 @@ def test_import_merges_and_refuses_a_hostile_zip_whole(
     assert "outside" in said
     assert [r.id for r in app.store.records()] == [theirs.id]
 
+    # the next file is looked at, not lost on the refused one's uploader
+    page.file_uploader(key="history_import_2").upload("theirs.zip", raw, "application/zip").run()
+    assert not errors(page)
+    assert any("was here already" in s.value for s in page.success)
+
 
 # --- recomputing --------------------------------------------------------------------------------------
 

@@ -104,12 +104,17 @@ def importer(backend: Backend) -> None:
         st.session_state["history_import_nonce"] = nonce + 1
         st.session_state[_SAID] = None
         with guard(), st.spinner("Checking every file …"):
-            done = archive.import_zip(backend.store, file.getvalue(), name=file.name)
-            st.session_state[_SAID] = words(done)
+            try:
+                done = archive.import_zip(backend.store, file.getvalue(), name=file.name)
+                st.session_state[_SAID] = (True, words(done))
+            except WorkbenchError as exc:
+                st.session_state[_SAID] = (False, str(exc))
+            # anew in either case: a file that is dropped on this uploader, whose key has had its turn,
+            # would be lost without a word
             st.rerun()
-    said = st.session_state.get(_SAID)
+    good, said = st.session_state.get(_SAID) or (True, "")
     if said:
-        st.success(inert(said))
+        (st.success if good else st.error)(inert(said))
 
 
 def words(done: archive.Imported) -> str:
