@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from workbench import __version__, device
+from workbench import __version__, device, keys
 from workbench.errors import ModelError, OutOfMemory, WorkbenchError
 from workbench.types import EditRequest
 
@@ -91,6 +91,7 @@ def environment(runtime: Runtime) -> dict[str, str]:
     made = {name: version(name) for name in names}
     made |= {
         "workbench": __version__,
+        "arithmetic": keys.arithmetic(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": str(runtime.device),

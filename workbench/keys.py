@@ -25,6 +25,18 @@ ALGO_METHOD = {
 ALGO_GENERATE = 1
 
 
+def arithmetic() -> str:
+    """The versions of all stages in one line, for records: why an edit that is computed again differs."""
+    stages = {
+        "lora": ALGO_LORA,
+        "invert": ALGO_INVERT,
+        "drag": ALGO_DRAG,
+        "generate": ALGO_GENERATE,
+        **ALGO_METHOD,
+    }
+    return " ".join(f"{name}-{version}" for name, version in stages.items())
+
+
 def canonical(data: Any) -> bytes:
     """JSON with sorted keys, no spaces, UTF-8; refuses NaN. Equal data gives equal bytes."""
     return json.dumps(

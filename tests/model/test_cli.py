@@ -145,6 +145,8 @@ def test_train_then_edit_then_replay(
     assert main(["replay", record["id"], "--quiet", "--json", "--device", "cpu"]) == 0
     again = said(capsys)
     assert (again["identical"], again["max"], again["mean"]) == (True, 0, 0.0)
+    assert record["environment"]["arithmetic"].startswith("lora-")
+    assert again["environment"] == {}
     assert again["replayed"] != record["id"]
 
     assert main(["loras", "show", "robot", "--json"]) == 0
