@@ -84,7 +84,7 @@ def prepare(cache: Path) -> dict[str, str]:
     """Make the edits that are shown; the ids by which the pages find them."""
     app = App(Settings(folder=cache))
     try:
-        robot, drawing = _project(app, "robot-701.png")
+        robot, drawing = _project(app, "robot-784.png")
         request = _request(app, robot, drawing)
         known = app.perform("train", TrainTask(request=request, preview=True))
         names = ("lora", "reconstruction", "psnr", "notices")

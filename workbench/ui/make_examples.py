@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ GROW = 7  # px around what really changes, as a careful hand would paint
 
 # kind, seed, title, hint, and how far each handle is asked to move (x right, y down, px)
 EXAMPLES: tuple[tuple[str, int, str, str, dict[str, tuple[float, float]]], ...] = (
-    ("robot", 701, "Robot with a laser", "Move the arm and the laser upwards.",
+    ("robot", 784, "Robot with a laser", "Move the arm and the laser upwards.",
      {"gun": (-8, -56)}),
     ("animal", 701, "Cat", "Lift the tail.", {"tail": (-18, -26)}),
     ("face", 705, "Portrait", "Turn the nose and let the mouth follow.", {"nose": (-14, 0)}),
@@ -42,6 +43,15 @@ EXAMPLES: tuple[tuple[str, int, str, str, dict[str, tuple[float, float]]], ...] 
 
 def _point(xy: tuple[float, float]) -> Point:
     return Point(round(float(xy[0]), 1), round(float(xy[1]), 1))
+
+
+def _beyond(
+    wrist: tuple[float, float], gun: tuple[float, float], far: float = 26.0
+) -> tuple[float, float]:
+    """A point of the laser's beam, `far` px from the muzzle."""
+    dx, dy = gun[0] - wrist[0], gun[1] - wrist[1]
+    k = far / math.hypot(dx, dy)
+    return gun[0] + k * dx, gun[1] + k * dy
 
 
 def _to_border(corner: Point, side: int = SIDE, near: float = 4.0) -> Point:
@@ -85,10 +95,11 @@ def make(folder: Path = FOLDER) -> list[dict[str, Any]]:
         after = before.drag(wanted)
         end = after.handles
         ways = [((start[n].x, start[n].y), (end[n].x, end[n].y)) for n in moves]
-        if kind == "robot":  # the arm follows the laser with an arrow of its own
-            ways.append(
-                (robot_points(before.params)["_wrist"], robot_points(after.params)["_wrist"])
-            )
+        if kind == "robot":  # the arm and the beam follow the gun with arrows of their own
+            wrists = [robot_points(scene.params)["_wrist"] for scene in (before, after)]
+            ways.append((wrists[0], wrists[1]))
+            beam = [_beyond(wrist, gun) for wrist, gun in zip(wrists, ways[0], strict=True)]
+            ways.append((beam[0], beam[1]))
         arrows = [Arrow(PointPair(_point(a), _point(b))) for a, b in ways]
         corners = [_to_border(c) for c in hull(scenes.changed_mask(before, after, grow=GROW))]
         drawing = Drawing(tuple(arrows), (Polygon(tuple(corners)),))

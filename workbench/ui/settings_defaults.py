@@ -17,7 +17,7 @@ from workbench.ui.drag_form import METHOD_WORDS
 from workbench.ui.settings_device import overruled
 from workbench.ui.shell import guard
 
-_SAMPLE = Path(__file__).parent / "examples" / "robot-701.png"
+_SAMPLE = Path(__file__).parent / "examples" / "robot-784.png"
 
 
 def show(backend: Backend) -> None:
