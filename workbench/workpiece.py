@@ -25,6 +25,9 @@ U8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Filter = Literal["lanczos", "bilinear"]
 PREVIEW = 768  # longest side of a preview, px
+_HAZE = (
+    24  # levels (0..255) that white may lack where a picture was transparent, and is white still
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,7 +181,8 @@ class Workpiece:
             out[rows, cols] = images.resize(edited, (self.crop.width, self.crop.height), "bilinear")
             return out
         mask = self.mask if drag.composite else None
-        return paste(self.source, edited, self.crop, mask, drag.feather)
+        out = paste(self.source, edited, self.crop, mask, drag.feather)
+        return _without_haze(out, self.source) if self.request.image.alpha else out
 
     def change_outside(self, result: U8) -> float:
         """Largest absolute difference to the source outside the mask, 0..255."""
@@ -207,6 +211,19 @@ class Workpiece:
         if kept is not None:
             mask = geometry.shrink_mask(kept, (base.shape[0], base.shape[1]))[y0:y1, x0:x1]
         return Screen(base, (x0, y0, x1, y1), mask)
+
+
+def _without_haze(result: U8, source: U8) -> U8:
+    """Of a picture with transparent places: white that came back nearly white is white again.
+
+    A transparent place is white to the model; what the autoencoder makes of white would come back as
+    a faint haze over all of it. `source` is not changed; `result` is.
+    """
+    for top in range(0, len(result), 512):
+        rows = slice(top, top + 512)
+        blank = (source[rows].min(axis=2) == 255) & (result[rows].min(axis=2) >= 255 - _HAZE)
+        result[rows][blank] = 255
+    return result
 
 
 @dataclass(frozen=True, slots=True, eq=False)
