@@ -153,6 +153,7 @@ def paste(
     feather: float = 3.0,
     *,
     detail: bool = True,
+    unedited: U8 | None = None,
 ) -> U8:
     """Put an edited part back into the full picture.
 
@@ -164,6 +165,8 @@ def paste(
         feather: width of the blend inside the mask's edge, in working pixels (so that on a reduced
             crop the blend is not narrower than the edit's own pixels).
         detail: keep the full picture's detail where the edit changed nothing.
+        unedited: the part as the model gives it back without any edit, at working size: what it
+            has lost of the picture is then no change. None = it loses nothing.
 
     Returns:
         uint8 [H, W, 3], bit-identical to `full` wherever `mask` is False or outside the crop.
@@ -187,7 +190,7 @@ def paste(
     size = (crop.width, crop.height)
     new = resize(edited, size, "bicubic")
     if detail and (edited.shape[1], edited.shape[0]) != size:
-        new = _with_detail(part, edited, new)
+        new = _with_detail(part, edited, new, unedited)
     free = mask is None or not mask.any()
     inside = np.ones(part.shape[:2], np.bool_) if mask is None or free else mask[rows, cols]
     open_sides = (
@@ -247,10 +250,10 @@ def _depth(mask: Mask, most: int) -> F32:
     return depth
 
 
-def _with_detail(part: U8, edited: U8, new: U8) -> U8:
-    """Add what resampling took from the picture, where the edit left it as it was."""
+def _with_detail(part: U8, edited: U8, new: U8, unedited: U8 | None) -> U8:
+    """Add what resampling and model took from the picture, where the edit left it as it was."""
     small = (edited.shape[1], edited.shape[0])
-    before = resize(np.ascontiguousarray(part), small)
+    before = resize(np.ascontiguousarray(part), small) if unedited is None else unedited
     delta = np.abs(edited.astype(np.int16) - before).max(axis=2).astype(np.uint8)
     # blurred, and its widest value taken around: detail at the rim of a change is a ghost
     spread = Image.fromarray(delta).filter(ImageFilter.BoxBlur(1)).filter(ImageFilter.MaxFilter(5))

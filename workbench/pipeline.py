@@ -146,10 +146,14 @@ def _edit(
                 )
             if request.drag.parity and pixels.shape[-2:] != piece.size[::-1]:
                 pixels = functional.interpolate(pixels, size=piece.size[::-1], mode="bilinear")
-            edited = to_rgb(pixels)
+            edited, unedited = to_rgb(pixels), None
+            if piece.scaled and not request.drag.parity and problem.reference is not None:
+                unedited = to_rgb(runtime.decode(problem.reference.latents[-1]))
             on_step(StepInfo(stage="decode", step=1, total=1))
     on_step(StepInfo(stage="save", step=0, total=1))
-    result = _save(request, piece, store, account, outcome, edited, film)
+    with account.timed("save"):
+        back = piece.put_back(edited, unedited)
+    result = _save(request, piece, store, account, outcome, back, film)
     on_step(StepInfo(stage="save", step=1, total=1))
     return result, failure
 
@@ -163,11 +167,10 @@ def _save(
     store: Store,
     account: Account,
     outcome: DragOutcome,
-    edited: NDArray[np.uint8],
+    result: NDArray[np.uint8],
     film: Film,
 ) -> EditResult:
     with account.timed("save"):
-        result = piece.put_back(edited)
         outside = piece.change_outside(result)
         image = store.put_image(result, request.image.name)
         shown = _strip(piece, result)

@@ -168,8 +168,16 @@ class Workpiece:
         per = (self.size[0] / self.lattice[1] / kx + self.size[1] / self.lattice[0] / ky) / 2
         return tuple(round(float(d) * per, 3) for d in lattice)
 
-    def put_back(self, edited: U8) -> U8:
+    @property
+    def scaled(self) -> bool:
+        """Whether the working picture has fewer pixels than the part that it stands for."""
+        return self.crop.working != (self.crop.width, self.crop.height)
+
+    def put_back(self, edited: U8, unedited: U8 | None = None) -> U8:
         """The whole picture [H,W,3] with the edited working picture [h,w,3] in its place.
+
+        `unedited` is what the model makes of the working picture without any drag: of a scaled
+        picture, what does not differ from it keeps the source's own pixels.
 
         By default only what the mask allows is taken from it, blended inside the mask's edge; the
         rest is the source, bit for bit. In parity mode, or with compositing off, all of it is.
@@ -181,7 +189,7 @@ class Workpiece:
             out[rows, cols] = images.resize(edited, (self.crop.width, self.crop.height), "bilinear")
             return out
         mask = self.mask if drag.composite else None
-        out = paste(self.source, edited, self.crop, mask, drag.feather)
+        out = paste(self.source, edited, self.crop, mask, drag.feather, unedited=unedited)
         return _without_haze(out, self.source) if self.request.image.alpha else out
 
     def change_outside(self, result: U8) -> float:

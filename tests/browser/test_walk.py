@@ -179,7 +179,7 @@ def test_an_example_and_its_own_drag(server: Server, bench: Bench) -> None:
     bench.goto_page("Mask & points")
     bench.page.get_by_role("button", name="Show me").click()
     bench.settle()
-    drawing = server.drawn(name, lambda d: len(d.arrows) == 2)
-    assert len(drawing.arrows) == 2
+    drawing = server.drawn(name, lambda d: len(d.arrows) == 3)
+    assert len(drawing.arrows) == 3
     expect(bench.page.get_by_role("button", name="Run", exact=True)).to_be_enabled()
     assert drawing.has_mask

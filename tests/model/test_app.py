@@ -15,7 +15,7 @@ import pytest
 from workbench import app as composition
 from workbench import work
 from workbench.app import App, close_app, get_app
-from workbench.errors import BadInput, ModelError
+from workbench.errors import BadInput
 from workbench.jobs import Job
 from workbench.records import EditRecord, JobState
 from workbench.settings import Settings
@@ -202,7 +202,7 @@ def test_only_so_many_models_stay_in_memory(app: App, tiny_model: Any) -> None:
 def test_warm_up_of_a_missing_model_is_no_drama(own_cache: Path) -> None:
     app = App(Settings(folder=own_cache, model="/no/such/model"))
     app.warm_up().join(60)
-    with pytest.raises(ModelError):
+    with pytest.raises(BadInput, match="no model at"):
         app.model_ref()
     app.close()
 

@@ -193,7 +193,7 @@ def test_the_commands(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--shard", "3/2"], "'3/2' is no part"),
         (["--shard", "1/5", "--drags", "2"], "cannot be shared by 5"),
         (["--threads", "-1"], "--threads is -1"),
-        (["--lora-steps", "-1"], "LoraConfig.steps is -1"),
+        (["--lora-steps", "-1"], "--lora-steps is -1"),
         (["--report", "nowhere.jsonl"], "cannot be read"),
     ],
 )

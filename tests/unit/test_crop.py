@@ -133,6 +133,25 @@ def test_what_was_edited_is_the_edit_and_the_rest_keeps_its_detail() -> None:
     assert np.abs(without[far].astype(int) - full[far]).mean() > 3
 
 
+def test_what_the_model_alone_gets_wrong_is_no_change() -> None:
+    """Colours that the autoencoder shifts do not show as a patch around the edit."""
+    full = texture(800, 600)
+    mask = disc(800, 600, 400, 300, 200)
+    crop = plan(800, 600, mask, [], 256)
+    wrong = np.array([14, -20, 25])
+    unedited = np.clip(crop.cut(full).astype(int) * 0.8 + 25 + wrong, 0, 255).astype(np.uint8)
+    edited = unedited.copy()
+    a = crop.frame.forward(Point(400, 300))
+    y, x = round(a.y), round(a.x)
+    edited[y - 20 : y + 20, x - 20 : x + 20] = (255, 0, 255)
+    far = mask & ~disc(800, 600, 400, 300, 120)
+    out = paste(full, edited, crop, mask, unedited=unedited)
+    assert np.abs(out[300, 400].astype(int) - (255, 0, 255)).max() <= 2
+    assert np.abs(out[far].astype(int) - full[far]).max() <= 1
+    patch = paste(full, edited, crop, mask)
+    assert np.abs(patch[far].astype(int) - full[far]).mean() > 10
+
+
 def test_the_blend_lies_inside_the_mask_and_has_no_step() -> None:
     mask = disc(200, 200, 100, 100, 60)
     weight = blend_weight(mask, 8)
