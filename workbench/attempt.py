@@ -31,6 +31,11 @@ def with_memory(
         OutOfMemory: when that was not enough either; names a smaller setting.
     """
     try:
+        try:
+            return work(low_memory)
+        except RuntimeError as exc:
+            if not device.lenient(exc):
+                raise
         return work(low_memory)
     except Exception as exc:
         if not device.is_out_of_memory(exc):

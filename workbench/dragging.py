@@ -17,6 +17,7 @@ from workbench.methods.finish import denoise
 from workbench.numerics.optimiser import NotFinite
 from workbench.records import Stop
 from workbench.stages import Stages
+from workbench.types import EditRequest
 
 if TYPE_CHECKING:
     from workbench.cache import Cache
@@ -47,8 +48,14 @@ def problem_of(stages: Stages) -> DragProblem:
         guidance=stages.guidance,
         added=run.added(text, piece.size),
         uncond_added=run.added(uncond, piece.size) if uncond else None,
+        graphs=None if _freeu(request) else run.graphs,
         pixels=_pixels(stages) if request.drag.method in ("warp", "auto") else None,
     )
+
+
+def _freeu(request: EditRequest) -> bool:
+    """Whether FreeU is on, whose Fourier transforms cannot be recorded."""
+    return request.generation is not None and request.generation.freeu is not None
 
 
 def _pixels(stages: Stages) -> Pixels:

@@ -100,6 +100,7 @@ def denoiser_of(
     guidance: float = 1.0,
     negative: str = "",
     block: int = 3,
+    graphs: bool = True,
 ) -> Denoiser:
     """The model under a prompt (and a negative one where guidance is above 1)."""
     text = runtime.text(prompt)
@@ -113,6 +114,7 @@ def denoiser_of(
         added=runtime.added(text, size),
         uncond_added=runtime.added(uncond, size) if uncond else None,
         block=block,
+        graphs=runtime.graphs if graphs else None,
     )
 
 
@@ -134,6 +136,7 @@ def sample_path(
     denoiser = denoiser_of(
         runtime, prompt, (width, height), schedule,
         guidance=config.guidance, negative=config.negative_prompt,
+        graphs=config.freeu is None,  # whose Fourier transforms cannot be recorded
     )  # fmt: skip
     generator = torch.Generator().manual_seed(config.seed)
     channels = runtime.unet.config.in_channels

@@ -21,6 +21,7 @@ from workbench import device as devices
 from workbench.models import ModelSpec, Registry, find_files, fingerprint, native_size
 from workbench.models.loading import Parts, load_parts
 from workbench.modelstate import unchanged
+from workbench.numerics.graphs import Recorder
 from workbench.numerics.lean import lean
 from workbench.records import OnStep, ignore_steps
 from workbench.types import ModelRef
@@ -73,7 +74,11 @@ class Runtime:
         self._encoders = list(zip(parts.tokenizers, parts.text_encoders, strict=True))
         self._texts: OrderedDict[str, Text] = OrderedDict()
         self._kept: tuple[str, Any] | None = None
+        self._recorder: Recorder | None = None
         self.saving_memory = False
+        if device.type == "cuda" and dtype != torch.float32:
+            # the order in which the convolutions of half precision want their numbers
+            self.unet.to(memory_format=torch.channels_last)
 
     @property
     def name(self) -> str:
@@ -102,6 +107,15 @@ class Runtime:
         """fp32, fp16 or bf16."""
         names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
         return names[self.dtype]
+
+    @property
+    def graphs(self) -> Recorder | None:
+        """Records repeated work, so that it can be replayed; None on a CPU and in low-memory mode."""
+        if self.device.type != "cuda" or self.saving_memory:
+            return None
+        if self._recorder is None:
+            self._recorder = Recorder(self.device)
+        return self._recorder
 
     # --- text ---------------------------------------------------------------------------------------
 
@@ -178,7 +192,7 @@ class Runtime:
             unchanged(self.unet),
             unchanged(self.vae),
             lean(self.unet),
-            devices.repeatable(),
+            devices.repeatable(self.device.type),
         ):
             yield
 
@@ -193,7 +207,7 @@ class Runtime:
         if not on:
             yield
             return
-        self._kept = None
+        self._kept = self._recorder = None
         self.saving_memory = True
         tile = max(_LEAST_TILE, min(self.native_size, _TILE))
         before = self.vae.tile_sample_min_size, self.vae.tile_latent_min_size
@@ -222,10 +236,10 @@ class Runtime:
         return self._kept[1] if self._kept is not None and self._kept[0] == name else None
 
     def forget(self) -> None:
-        """Drop what is kept between jobs: prompts and the original's pass."""
+        """Drop what is kept between jobs: prompts, the original's pass, memory of recordings."""
         with self.lock:
             self._texts.clear()
-            self._kept = None
+            self._kept = self._recorder = None
 
 
 def load(

@@ -206,7 +206,7 @@ class Stages:
         self.on_step(StepInfo(stage="lora", step=0, total=config.steps))
         made = train(
             run.unet, self.schedule, text.embedding, config, draws, start=begin,
-            seed=seed, added=run.added(text, self.piece.size), on_step=heard,
+            seed=seed, added=run.added(text, self.piece.size), graphs=run.graphs, on_step=heard,
         )  # fmt: skip
         if not all(bool(torch.isfinite(t).all()) for t in made.state.values()):
             raise ModelError(self._nan("training the LoRA", "a lower learning rate"))

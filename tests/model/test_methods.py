@@ -6,9 +6,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from edit_bench import Bench
 
+from workbench.numerics.graphs import Recorder
 from workbench.records import EditResult, JobState
+from workbench.runtime import Runtime
 from workbench.types import METHODS, DragConfig, EditRequest
 
 
@@ -69,3 +72,22 @@ def test_the_second_drag_of_auto_uses_the_kept_stages(bench: Bench) -> None:
     warped = result(bench, request(bench, "warp"))
     assert warped.cached == ("lora", "invert", "reference")
     assert warped.stop == "ONE_STEP"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recorded_work_gives_the_same_picture(
+    bench: Bench, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU every forward and step goes through buffers that stay in place; here, too."""
+    asked = request(bench, method)
+    plain = result(bench, asked)
+    bench.cache.clear()
+    bench.runtime.forget()
+    recorder = Recorder(torch.device("cpu"))
+    monkeypatch.setattr(Runtime, "graphs", property(lambda _self: recorder))
+    recorded = result(bench, asked)
+    assert {"lora", "invert", "reference"} <= set(recorded.seconds)  # all of it was computed anew
+    assert not recorded.cached
+    assert recorded.image == plain.image
+    assert recorded.losses == plain.losses
+    assert recorded.trajectory == plain.trajectory

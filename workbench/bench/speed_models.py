@@ -89,8 +89,9 @@ class Subject:
             raise BadInput("The model was neither read nor made.")
         from diffusers import DDIMScheduler
 
+        unet = copy.deepcopy(self.made.unet).to(memory_format=torch.contiguous_format)
         return types.SimpleNamespace(
-            unet=copy.deepcopy(self.made.unet), vae=copy.deepcopy(self.made.vae),
+            unet=unet, vae=copy.deepcopy(self.made.vae),
             text_encoder=self.made.text_encoders[0], tokenizer=self.made.tokenizers[0],
             scheduler=DDIMScheduler(**_SCHEDULE), device=self.device,
         )  # fmt: skip

@@ -35,7 +35,10 @@ def reference_of(
     latents = [z]
     features: dict[int, Tensor] = {}
     kv: ReferenceKV | None = ReferenceKV()
-    with sharing(problem.unet, problem.config.sharing_start_layer, kv) as board:
+    with (
+        sharing(problem.unet, problem.config.sharing_start_layer, kv) as board,
+        denoiser.sharing(board),
+    ):
         board.mode = "record" if kv_limit else "off"
         for i, t in enumerate(timesteps):
             board.t = t
@@ -98,7 +101,10 @@ def denoise(
     z = edited
     indices = [problem.timesteps.index(t) for t in timesteps]
     ends = [*timesteps[1:], CLEAN]
-    with sharing(problem.unet, config.sharing_start_layer, reference.kv) as board:
+    with (
+        sharing(problem.unet, config.sharing_start_layer, reference.kv) as board,
+        denoiser.sharing(board),
+    ):
         for done, (i, (t, to)) in enumerate(
             zip(indices, zip(timesteps, ends, strict=True), strict=True), 1
         ):

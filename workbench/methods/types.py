@@ -18,6 +18,7 @@ from workbench.numerics.attention import ReferenceKV
 from workbench.numerics.ddim import Schedule
 from workbench.numerics.denoiser import Denoiser
 from workbench.numerics.features import Size
+from workbench.numerics.graphs import Recorder
 from workbench.numerics.optimiser import AdamState
 from workbench.records import Stop
 from workbench.types import DragConfig
@@ -170,7 +171,7 @@ class DragProblem:
     uncond_added: Mapping[str, Tensor] | None = None
     reference: Reference | None = None  # computed when missing or made for other settings
     resume: DragState | None = None
-    graphs: bool = False  # record the drag's step on CUDA
+    graphs: Recorder | None = None  # records what is repeated; None records nothing
     pixels: Pixels | None = None  # without them, `warp` and `auto` move the latent instead
     auto: AutoOptions = field(default_factory=AutoOptions)
     warp: WarpOptions = field(default_factory=WarpOptions)

@@ -26,6 +26,7 @@ from workbench.numerics.drag import (
     read_turn,
 )
 from workbench.numerics.features import Size, contrast, samples, track
+from workbench.numerics.graphs import Recorded
 from workbench.numerics.optimiser import AdamState, LatentOptimiser
 from workbench.types import DragConfig
 
@@ -95,9 +96,10 @@ def anchored_drag(
     device = latent.device
     held = settings.mask_weight if mask is not None and reference_previous is not None else 0.0
     optimiser = LatentOptimiser(
-        latent, settings.learning_rate, half=denoiser.dtype == torch.float16, state=adam
-    )
-    points, goal = handles.to(device), targets.to(device)
+        latent, settings.learning_rate, half=denoiser.dtype == torch.float16, state=adam,
+        graphs=denoiser.graphs,
+    )  # fmt: skip
+    points, goal = handles.to(device).clone(), targets.to(device)
     still = torch.equal(origins, targets)  # or there are none
     with torch.no_grad():
         templates = samples(reference, lattice, origins.to(device).floor())
@@ -105,6 +107,43 @@ def anchored_drag(
         unit = contrast(reference, templates).clamp(min=1e-12)
     # the factor of GoodDrag's program, so that the mask weight means the same in all methods
     weight = float(max(1, 2 * settings.patch_radius) ** 2)
+
+    def look(radius: int | None, last: bool) -> tuple[Tensor, ...]:
+        """Forward, track (not if None), loss; reads `points` and the latent, changes neither."""
+        eps: Tensor | None = None
+        with torch.set_grad_enabled(not last):
+            if held and not last:
+                feature, eps = denoiser.both(optimiser.latent, t)
+            else:
+                feature = denoiser.feature(optimiser.latent, t)
+            here, cost = points, torch.zeros_like(points[:, 0])
+            if radius is not None:
+                found = track(
+                    feature.detach(), lattice, points, templates, radius, parity=settings.parity
+                )
+                here, cost = found.points, found.cost / unit
+            distances = (goal - here).norm(dim=1)
+            waiting = torch.where(distances < settings.stop_distance, patience.arrived_weight, 1.0)
+            loss = motion_loss(
+                feature, lattice, here, goal,
+                radius=settings.patch_radius, max_shift=settings.max_shift, active=waiting,
+                anchors=anchors, weight=weight,
+            )  # fmt: skip
+            if eps is not None and mask is not None and reference_previous is not None:
+                previous = denoiser.schedule.step(optimiser.latent, eps, t)
+                loss = loss + held * mask_loss(previous, reference_previous, mask)
+        return here, distances, cost, loss, *(() if eps is None else (eps,))
+
+    def turn(radius: int | None) -> tuple[Tensor, ...]:
+        """The same with the gradient, which nobody may need: the device is not asked in between."""
+        here, distances, cost, loss, *rest = look(radius, last=False)
+        grad = optimiser.gradient(loss)
+        return here, distances, cost, loss.detach(), *(r.detach() for r in rest), grad
+
+    # a continued run was tracked on this very latent: only the doubt is needed once more
+    at_first = 0 if losses else None
+    first = Recorded(lambda: turn(at_first), denoiser.graphs)
+    later = Recorded(lambda: turn(settings.track_radius), denoiser.graphs)
     out = Dragged(latent.detach(), [handles.detach().cpu().clone()], losses=list(losses))
     if losses:
         out.trajectory.clear()  # the first turn below says where the points are
@@ -112,24 +151,19 @@ def anchored_drag(
     left: list[float] = []
     while True:
         last = out.updates >= settings.steps
-        eps: Tensor | None = None
-        with torch.set_grad_enabled(not last):
-            if held and not last:
-                feature, eps = denoiser.both(optimiser.latent, t)
-            else:
-                feature = denoiser.feature(optimiser.latent, t)
-        cost = None
-        if out.losses or pending is not None:
-            # a continued run was tracked on this very latent: only the doubt is needed once more
-            radius = settings.track_radius if out.updates > 0 else 0
-            found = track(
-                feature.detach(), lattice, points, templates, radius, parity=settings.parity
-            )
-            points, cost = found.points, found.cost / unit
-        distances = (goal - points).norm(dim=1)
-        read_turn(out, points, distances, cost, pending)
+        grad: Tensor | None = None
+        if denoiser.graphs is None or still or settings.steps == 0:
+            seen = look(settings.track_radius if out.updates else at_first, last)
+        else:
+            *parts, grad = later() if out.updates else first()
+            seen = tuple(parts)
+        here, distances, cost, loss, *rest = seen
+        points.copy_(here)
+        read_turn(
+            out, points, distances, cost if out.losses or pending is not None else None, pending
+        )
         out.latent = optimiser.latent.detach().clone()
-        on_step(progress_of(out, denoiser, eps, t))
+        on_step(progress_of(out, denoiser, rest[0] if rest else None, t))
         arrived = out.distances < settings.stop_distance
         out.reached = bool((arrived & (out.costs < patience.doubt)).all())
         if out.updates > 0:
@@ -137,17 +171,8 @@ def anchored_drag(
         done = (out.reached and settled(out.losses, patience)) or stalled(left, patience)
         if last or done or still:
             break
-        waiting = torch.where(distances < settings.stop_distance, patience.arrived_weight, 1.0)
-        loss = motion_loss(
-            feature, lattice, points, goal,
-            radius=settings.patch_radius, max_shift=settings.max_shift, active=waiting,
-            anchors=anchors, weight=weight,
-        )  # fmt: skip
-        if held and eps is not None and mask is not None and reference_previous is not None:
-            previous = denoiser.schedule.step(optimiser.latent, eps, t)
-            loss = loss + held * mask_loss(previous, reference_previous, mask)
-        optimiser.update(loss)
         pending = loss.detach()
+        optimiser.apply(optimiser.gradient(loss) if grad is None else grad)
         out.updates += 1
     out.adam = optimiser.state()
     return out

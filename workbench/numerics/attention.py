@@ -103,6 +103,25 @@ class Sharing:
         self.kv = kv or ReferenceKV()
         self.mode = "off"
         self.t = 0  # timestep of the coming forward: key of record and replay
+        self.still = False  # exchange through tensors that stay where they are (see `graphs`)
+        self._slots: dict[int, Tensor] = {}
+
+    def fill(self) -> None:
+        """Before a still forward: what it will read, at timestep `t`."""
+        if self.mode != "replay":
+            return
+        for (t, layer), state in self.kv.states.items():
+            if t != self.t:
+                continue
+            if layer not in self._slots:
+                self._slots[layer] = torch.empty_like(state)
+            self._slots[layer].copy_(state)
+
+    def keep(self) -> None:
+        """After a still forward: what it has recorded, at timestep `t`."""
+        if self.mode == "record":
+            for layer, hidden in self._slots.items():
+                self.kv.states[self.t, layer] = hidden.clone()
 
     def source(self, layer: int, hidden: Tensor) -> Tensor:
         """States [N,L,C] from which a layer projects keys and values, given its own."""
@@ -111,9 +130,13 @@ class Sharing:
             shared: Tensor = groups[:, :1].expand(-1, 2, -1, -1).flatten(0, 1)
             return shared
         if self.mode == "record":
-            self.kv.states[self.t, layer] = hidden.detach().clone()
+            if self.still:
+                self._slots[layer] = hidden.detach()
+            else:
+                self.kv.states[self.t, layer] = hidden.detach().clone()
         elif self.mode == "replay":
-            return self.kv.states[self.t, layer].to(hidden)
+            state = self._slots[layer] if self.still else self.kv.states[self.t, layer]
+            return state.to(hidden)
         return hidden
 
 

@@ -8,12 +8,16 @@ of every later difference come from the same precision.
 from __future__ import annotations
 
 import contextlib
+import functools
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
+from workbench.numerics.attention import Sharing
 from workbench.numerics.ddim import Schedule
+from workbench.numerics.graphs import RecordedForward, Recorder
 
 Tensor = torch.Tensor
 
@@ -97,7 +101,7 @@ class Denoiser:
         added: Mapping[str, Tensor] | None = None,
         uncond_added: Mapping[str, Tensor] | None = None,
         block: int = 3,
-        graphs: bool = False,
+        graphs: Recorder | None = None,
     ) -> None:
         """Fix the conditions.
 
@@ -110,9 +114,8 @@ class Denoiser:
             added: SDXL's added conditions, each [1,...].
             uncond_added: the same for the unconditional row; the conditional ones when missing.
             block: which feature, see `block_of`.
-            graphs: whether loops over this denoiser may be recorded, see `graphs`.
+            graphs: records forwards and loops over this denoiser; None records nothing.
         """
-        self.graphs = graphs
         self.unet = unet
         self.schedule = schedule
         self.block = block
@@ -120,6 +123,9 @@ class Denoiser:
         self.guided = guidance > 1.0 and uncond is not None
         weight = next(unet.parameters())
         self.device, self.dtype = weight.device, weight.dtype
+        self.graphs = graphs
+        self._board: Sharing | None = None
+        self._recorded: dict[tuple[torch.Size, str], RecordedForward] = {}
         self._text = self._rows(text, uncond)
         other = uncond_added or added
         self._added = added and {k: self._rows(v, (other or {}).get(k)) for k, v in added.items()}
@@ -136,21 +142,65 @@ class Denoiser:
 
     def eps(self, z: Tensor, t: int) -> Tensor:
         """Predicted noise float32 [N,C,h,w] of latents z [N,C,h,w] at timestep t."""
-        return self._noise(z, self._forward(z, t), t)
+        if self.graphs is not None and not torch.is_grad_enabled():
+            return self._noise(z, self._replayed(z, t, self.graphs)[1], t)
+        return self._noise(z, self._forward(z, self._time(t)), t)
 
     def feature(self, z: Tensor, t: int) -> Tensor:
         """Feature [1,C',fh,fw] of one latent; the U-Net runs only as far as needed."""
         with tap(self.unet, self.block, stop=True) as found, contextlib.suppress(_Reached):
-            self._forward(z, t)
+            self._forward(z, self._time(t))
         return self._weighted(found.take())
 
     def both(self, z: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """(feature [1,C',fh,fw], predicted noise [1,C,h,w]) of one latent, in one forward."""
+        if self.graphs is not None and not torch.is_grad_enabled():
+            feature, out = self._replayed(z, t, self.graphs)
+        else:
+            feature, out = self._tapped(z, self._time(t))
+        return self._weighted(feature), self._noise(z, out, t)
+
+    @contextlib.contextmanager
+    def sharing(self, board: Sharing) -> Iterator[None]:
+        """Tell it of the attention control that is on the U-Net during the block.
+
+        Recorded forwards need to know: what they exchange with the board has to keep its address.
+        """
+        self._board = board
+        board.still = self.graphs is not None
+        try:
+            yield
+        finally:
+            self._board, board.still = None, False
+            # they were recorded through this board's processors
+            self._recorded = {k: v for k, v in self._recorded.items() if k[1] == "off"}
+
+    def _replayed(self, z: Tensor, t: int, recorder: Recorder) -> tuple[Tensor, Tensor]:
+        """Feature and output of a recorded forward; one recording per shape and attention mode."""
+        board = self._board
+        key = (z.shape, board.mode if board is not None else "off")
+        if key not in self._recorded:
+            # a proxy, lest the two keep each other's device memory alive
+            work = functools.partial(Denoiser._tapped, weakref.proxy(self))
+            self._recorded[key] = RecordedForward(work, z, recorder)
+        if board is not None:
+            board.fill()
+        feature, out = self._recorded[key](z, t)
+        if board is not None:
+            board.keep()
+        return feature, out
+
+    def _tapped(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         with tap(self.unet, self.block) as found:
             out = self._forward(z, t)
-        return self._weighted(found.take()), self._noise(z, out, t)
+        return found.take(), out
 
-    def _forward(self, z: Tensor, t: int) -> Tensor:
+    def _time(self, t: int) -> Tensor:
+        if t not in self._times:  # once per timestep: a host-to-device copy waits for the device
+            self._times[t] = torch.tensor(t, device=self.device)
+        return self._times[t]
+
+    def _forward(self, z: Tensor, t: Tensor) -> Tensor:
         n = len(z)
         rows = z.to(self.dtype).repeat(self.rows, 1, 1, 1)
         given: dict[str, Any] = {"encoder_hidden_states": self._text.repeat_interleave(n, 0)}
@@ -158,9 +208,7 @@ class Denoiser:
             given["added_cond_kwargs"] = {
                 k: v.repeat_interleave(n, 0) for k, v in self._added.items()
             }
-        if t not in self._times:  # once per timestep: a host-to-device copy waits for the device
-            self._times[t] = torch.tensor(t, device=self.device)
-        out: Tensor = self.unet(rows, self._times[t], return_dict=False, **given)[0]
+        out: Tensor = self.unet(rows, t, return_dict=False, **given)[0]
         return out
 
     def _noise(self, z: Tensor, out: Tensor, t: int) -> Tensor:

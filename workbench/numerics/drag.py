@@ -170,8 +170,9 @@ def drag(
     device = latent.device
     held = settings.mask_weight if mask is not None and reference_previous is not None else 0.0
     optimiser = LatentOptimiser(
-        latent, settings.learning_rate, half=denoiser.dtype == torch.float16, state=adam
-    )
+        latent, settings.learning_rate, half=denoiser.dtype == torch.float16, state=adam,
+        graphs=denoiser.graphs,
+    )  # fmt: skip
     points, goal = handles.to(device).clone(), targets.to(device)
     with torch.no_grad():
         templates = samples(reference, lattice, origins.to(device).floor())
@@ -207,14 +208,15 @@ def drag(
         kept = () if eps is None else (eps.detach(),)
         return here, distances, cost, loss.detach(), grad, *kept
 
-    later = Recorded(lambda: turn(True), on=denoiser.graphs and device.type == "cuda")
+    first = Recorded(lambda: turn(False), denoiser.graphs)
+    later = Recorded(lambda: turn(True), denoiser.graphs)
     out = Dragged(latent.detach(), [handles.detach().cpu().clone()])
     pending: Tensor | None = None
     while out.updates < settings.steps:
         tracking = out.updates > 0
         # the gradient comes before it is known whether all have arrived: one backward too many at the
         # end, and no wait for the device in between
-        here, distances, cost, loss, grad, *rest = later() if tracking else turn(False)
+        here, distances, cost, loss, grad, *rest = later() if tracking else first()
         points.copy_(here)
         read_turn(out, points, distances, cost if tracking else None, pending)
         out.latent = optimiser.latent.detach().clone()  # its features are finite: worth keeping
@@ -222,18 +224,23 @@ def drag(
         out.reached = bool((out.distances < settings.stop_distance).all())
         if out.reached:
             break
-        pending = loss.clone()
+        pending = loss
         optimiser.apply(grad)
         if on_gradient is not None:
             on_gradient(out.updates, grad)
         out.updates += 1
     else:  # where the last update has left the points
-        with torch.no_grad():
-            found = follow(denoiser.feature(optimiser.latent, t)) if out.updates else None
-        if found is not None:
+        cost = None
+        if later.replays:  # with a gradient that nobody needs, yet sooner than kernel by kernel
+            here, _, cost, *_ = later()
+            points.copy_(here)
+        elif out.updates:
+            with torch.no_grad():
+                found = follow(denoiser.feature(optimiser.latent, t))
             points.copy_(found.points)
+            cost = found.cost
         distances = (goal - points).norm(dim=1)
-        read_turn(out, points, distances, found.cost if found else None, pending)
+        read_turn(out, points, distances, cost, pending)
         out.latent = optimiser.latent.detach().clone()
         on_step(progress_of(out, denoiser, None, t))
         out.reached = bool((out.distances < settings.stop_distance).all())

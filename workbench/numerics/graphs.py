@@ -1,43 +1,113 @@
-"""The same kernels again without asking Python for each: CUDA graphs, where they help.
+"""The same kernels again without asking Python for each: CUDA graphs.
 
-One step of a drag or of a LoRA training is one or two thousand small kernels whose launching takes
-longer than their work. A step that is a function of tensors which stay where they are is recorded at
-its third call and replayed from then on: the same kernels on the same addresses, so the same numbers.
-Whatever cannot be recorded goes on as before, and the log says so.
+One forward of a U-Net is a thousand small kernels whose launching takes several times as long as their
+work. Work that is a function of tensors which stay where they are is recorded at its second call and
+replayed from then on: the same kernels on the same addresses, so the same numbers. Whatever cannot be
+recorded goes on as before, and the log says so. Without CUDA nothing is ever recorded.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
 Tensor = torch.Tensor
 log = logging.getLogger(__name__)
 
-_WARM = 2  # calls before recording: libraries choose their kernels in the first ones
+_WARM = 1  # calls before recording: libraries choose and load their kernels in the first one
+
+
+class Recorder:
+    """Where the recordings of one model live: their stream, and memory that they share.
+
+    Recordings take turns in this memory. Without CUDA nothing is recorded, and all goes the same way
+    otherwise.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Nothing is recorded yet; the memory goes back when this object and its recordings are gone."""
+        self.device = device
+        self.records = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if self.records else None
+        self._pool = torch.cuda.MemPool() if self.records else None
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """On the recordings' stream (autograd binds itself to it), with the recordings' memory."""
+        if self._stream is None or self._pool is None:
+            yield
+            return
+        with torch.cuda.device(self.device):
+            main = torch.cuda.current_stream()
+            self._stream.wait_stream(main)
+            try:
+                with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._pool):
+                    yield
+            finally:
+                main.wait_stream(self._stream)
+
+    def record(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Any, tuple[Tensor, ...]]:
+        """(graph, what the work returned) of work that has run `aside` before; computes nothing.
+
+        torch's own context gives the allocator's reserve back first, which takes longer than the
+        recording; here the garbage collector is only kept from freeing device memory meanwhile.
+
+        Raises:
+            RuntimeError: when the work cannot be recorded.
+        """
+        assert self._stream is not None and self._pool is not None
+        graph = torch.cuda.CUDAGraph()
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            with torch.cuda.device(self.device):
+                torch.cuda.synchronize()
+                with torch.cuda.stream(self._stream):
+                    # other threads (a page, a preview) may use the device: only ours is watched
+                    graph.capture_begin(self._pool.id, capture_error_mode="thread_local")  # type: ignore[arg-type]
+                    try:
+                        out = work()
+                    finally:
+                        graph.capture_end()
+        finally:
+            if collects:
+                gc.enable()
+        return graph, out
 
 
 class Recorded:
     """A function without arguments that reads and writes tensors in place, replayed where possible.
 
-    What it returns is overwritten by the next call: copy what is to last. Everything that the function
-    reads must keep its address, and it must not wait for the device.
+    Everything that the function reads must keep its address, and it must not wait for the device.
     """
 
-    def __init__(self, work: Callable[[], tuple[Tensor, ...]], *, on: bool) -> None:
-        """`on` is only looked at where there is CUDA."""
+    def __init__(
+        self,
+        work: Callable[[], tuple[Tensor, ...]],
+        recorder: Recorder | None,
+        *,
+        lends: bool = False,
+    ) -> None:
+        """Without a recorder the work is simply done.
+
+        With `lends`, a replay returns the recording's own tensors, which the next replay of whatever
+        recording overwrites; else copies.
+        """
         self._work = work
-        self._on = on and torch.cuda.is_available()
+        self._recorder = recorder
+        self._lends = lends
         self._calls = 0
-        self._side = torch.cuda.Stream() if self._on else None
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph: Any = None
         self._out: tuple[Tensor, ...] = ()
 
     @property
     def replays(self) -> bool:
-        """Whether the graph is there."""
+        """Whether the recording is there."""
         return self._graph is not None
 
     def __call__(self) -> tuple[Tensor, ...]:
@@ -47,35 +117,52 @@ class Recorded:
             whatever the work raises when it is not being recorded; torch.OutOfMemoryError always.
         """
         if self._graph is not None:
-            self._graph.replay()
-            return self._out
-        if not self._on or self._side is None:
+            return self._replayed()
+        recorder = self._recorder
+        if recorder is None:
             return self._work()
         self._calls += 1
-        if self._calls <= _WARM:
-            return self._aside()
-        try:
-            graph = torch.cuda.CUDAGraph()
-            # other threads (a page, a preview) may use the device meanwhile: only ours is watched
-            with torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
-                out = self._work()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as exc:
-            log.warning("no CUDA graph, going on without: %s", " ".join(str(exc).split())[:300])
-            self._on = False
-            torch.cuda.synchronize()
+        if self._calls > _WARM and recorder.records:
+            try:
+                self._graph, self._out = recorder.record(self._work)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as exc:
+                if "out of memory" in str(exc):
+                    raise
+                why = " ".join(str(exc).split())[:300]
+                log.warning("no CUDA graph, going on without: %s", why)
+                self._recorder = None
+                torch.cuda.synchronize(recorder.device)
+                return self._work()
+            return self._replayed()
+        with recorder.aside():
             return self._work()
-        self._graph, self._out = graph, out
-        graph.replay()  # recording has computed nothing
-        return out
 
-    def _aside(self) -> tuple[Tensor, ...]:
-        """On the stream on which it will be recorded, so that autograd binds itself to that one."""
-        assert self._side is not None
-        main = torch.cuda.current_stream()
-        self._side.wait_stream(main)
-        with torch.cuda.stream(self._side):
-            out = self._work()
-        main.wait_stream(self._side)
-        return out
+    def _replayed(self) -> tuple[Tensor, ...]:
+        self._graph.replay()
+        return self._out if self._lends else tuple(out.clone() for out in self._out)
+
+
+class RecordedForward:
+    """A function of (latent [N,C,h,w], timestep []), recorded; its inputs are copied in."""
+
+    def __init__(
+        self,
+        work: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+        latent: Tensor,
+        recorder: Recorder,
+    ) -> None:
+        """`latent` gives shape, type and device."""
+        given, level = (
+            torch.empty_like(latent),
+            torch.zeros((), dtype=torch.long, device=latent.device),
+        )
+        self._latent, self._t = given, level
+        self._recorded = Recorded(lambda: work(given, level), recorder)
+
+    def __call__(self, latent: Tensor, t: int) -> tuple[Tensor, ...]:
+        """The work's outputs, to keep."""
+        self._latent.copy_(latent)
+        self._t.fill_(t)
+        return self._recorded()

@@ -208,16 +208,27 @@ def lean(unet: Any) -> Iterator[None]:
 
 
 def folded(layer: Any, rank: int) -> bool:
-    """Whether a linear layer [D,C] under training is cheaper with its adapter added to the weight."""
+    """Whether a linear layer [D,C] under training is cheaper with its adapter added to the weight.
+
+    On CUDA it always is: the adapter is float32, and x A B would make, and keep for backward, a float32
+    copy of all tokens. Not so in bfloat16, whose weights have too few digits for what is added.
+    """
     weight = layer.weight
-    if weight.ndim != 2 or weight.device.type != "cpu" or weight.dtype != torch.float32:
+    if weight.ndim != 2:
+        return False
+    if weight.device.type == "cuda":
+        return bool(weight.dtype in (torch.float16, torch.float32))
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
     out, given = weight.shape
     return bool(out * given <= _LORA_GAIN * rank * (out + given))
 
 
 class Folded:
-    """The forward of one peft layer: x (W + B A)^T, with gradients for A and B."""
+    """The forward of one peft layer: x (W + B A)^T, with gradients for A and B.
+
+    The sum is formed in float32 and rounded once, as `lora.merged` does it for what comes after.
+    """
 
     def __init__(self, base: Any, down: Tensor, up: Tensor) -> None:
         """`base` is the frozen linear layer, `down` [r,C] and `up` [D,r] the trained matrices."""
@@ -225,4 +236,6 @@ class Folded:
 
     def __call__(self, x: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         """[...,C] -> [...,D]."""
-        return F.linear(x, torch.addmm(self.base.weight, self.up, self.down), self.base.bias)
+        weight = self.base.weight
+        whole = torch.addmm(weight.float(), self.up, self.down).to(weight.dtype)
+        return F.linear(x, whole, self.base.bias)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from workbench.errors import ModelError
 from workbench.numerics.ddim import Schedule
 from workbench.numerics.denoiser import frozen
-from workbench.numerics.graphs import Recorded
+from workbench.numerics.graphs import Recorded, Recorder
 from workbench.numerics.lean import Folded, folded
 from workbench.numerics.readback import Lagged
 from workbench.types import LoraConfig
@@ -116,7 +116,7 @@ def train(
     start: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     added: Mapping[str, Tensor] | None = None,
-    graphs: bool = False,
+    graphs: Recorder | None = None,
     on_step: OnTrain = lambda _done, _total, _loss: None,
 ) -> TrainedLora:
     """Fit adapters to one picture; the U-Net comes back exactly as it was, also on an error.
@@ -132,7 +132,7 @@ def train(
         start: adapters to begin with (standard keys); fresh ones when None.
         seed: of the fresh adapters.
         added: SDXL's added conditions, each [1,...].
-        graphs: record the step on CUDA (not with accumulation).
+        graphs: records the step (not with accumulation); None records nothing.
         on_step: progress after each optimiser step.
 
     Raises:
@@ -160,9 +160,9 @@ def train(
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         lagged = Lagged(device)
         replayed = None
-        if graphs and device.type == "cuda" and config.accumulation == 1:
+        if graphs is not None and config.accumulation == 1:
             replayed = _Replayed(
-                unet, schedule, text.to(dtype), added, list(weights.values()), scaler
+                unet, schedule, text.to(dtype), added, list(weights.values()), scaler, graphs
             )
         for step in range(config.steps):
             total = torch.zeros((), device=device)
@@ -221,6 +221,7 @@ class _Replayed:
         added: Mapping[str, Tensor] | None,
         weights: list[Tensor],
         scaler: torch.amp.GradScaler,
+        recorder: Recorder,
     ) -> None:
         self._schedule, self._text, self._weights = schedule, text, weights
         self._batch: Batch | None = None
@@ -231,7 +232,7 @@ class _Replayed:
                 loss = _loss(unet, self._batch, text, added)
                 return loss.detach(), *torch.autograd.grad(scaler.scale(loss), weights)
 
-        self._step = Recorded(work, on=True)
+        self._step = Recorded(work, recorder, lends=True)
 
     def __call__(self, draw: Draw) -> Tensor:
         """Set the gradients; returns the loss, which the next call overwrites."""

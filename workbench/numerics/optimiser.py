@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
 from dataclasses import dataclass
 
 import torch
 
 from workbench.errors import ModelError
+from workbench.numerics.graphs import Recorded, Recorder
 
 Tensor = torch.Tensor
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class NotFinite(ModelError):
@@ -41,19 +46,35 @@ class LatentOptimiser:
     """
 
     def __init__(
-        self, latent: Tensor, lr: float, *, half: bool = False, state: AdamState | None = None
+        self,
+        latent: Tensor,
+        lr: float,
+        *,
+        half: bool = False,
+        state: AdamState | None = None,
+        graphs: Recorder | None = None,
     ) -> None:
-        """Start from `latent` [1,C,h,w], float32; `state` continues an earlier run."""
+        """Start from `latent` [1,C,h,w], float32; `state` continues an earlier run.
+
+        With `graphs` the update is recorded on CUDA, where its step count then lives, too.
+        """
         self.latent = latent.detach().float().clone().requires_grad_(True)
-        self.adam = torch.optim.Adam([self.latent], lr=lr, betas=(0.9, 0.999), eps=1e-8)
+        recorded = graphs is not None and graphs.records
+        self.adam = torch.optim.Adam(
+            [self.latent], lr=lr, betas=(0.9, 0.999), eps=1e-8, capturable=recorded
+        )
         self.scale = torch.tensor(65536.0 if half else 1.0, device=latent.device)
         self.half = half
         if state is not None:
+            counted = latent.device if recorded else torch.device("cpu")
             self.adam.state[self.latent] = {
-                "step": torch.tensor(float(state.step)),
+                "step": torch.tensor(float(state.step), device=counted),
                 "exp_avg": state.exp_avg.to(latent.device).clone(),
                 "exp_avg_sq": state.exp_avg_sq.to(latent.device).clone(),
             }
+        self._grad = torch.zeros_like(self.latent)
+        work = functools.partial(LatentOptimiser._apply, weakref.proxy(self))
+        self._recorded = Recorded(work, graphs)
 
     def gradient(self, loss: Tensor) -> Tensor:
         """d loss / d latent [1,C,h,w] float32; weights get none."""
@@ -69,22 +90,29 @@ class LatentOptimiser:
     @torch.no_grad()
     def apply(self, grad: Tensor) -> None:
         """One Adam step with a given gradient."""
+        self._grad.copy_(grad)
+        if self.adam.state.get(self.latent):
+            self._recorded()
+        else:
+            self._apply()  # makes the moments, which must not be part of a recording
+
+    def _apply(self) -> tuple[Tensor, ...]:
         if not self.half:
-            self.latent.grad = grad
+            self.latent.grad = self._grad
             self.adam.step()
             self.latent.grad = None
-            return
-        good = grad.isfinite().all()
-        before, kept = self.latent.clone(), self.state()
-        self.latent.grad = grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            return ()
+        good = self._grad.isfinite().all()
+        kept = self.adam.state.get(self.latent, {})
+        before = [self.latent.clone(), *(kept[n].clone() for n in _MOMENTS if n in kept)]
+        self.latent.grad = self._grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self.adam.step()
         self.latent.grad = None
-        self.latent.copy_(torch.where(good, self.latent, before))
-        if kept is not None:
-            now = self.adam.state[self.latent]
-            for name in ("exp_avg", "exp_avg_sq"):
-                now[name].copy_(torch.where(good, now[name], getattr(kept, name)))
+        after = [self.latent, *(kept[n] for n in _MOMENTS if n in kept)]
+        for now, old in zip(after, before, strict=True):
+            now.copy_(torch.where(good, now, old))
         self.scale.mul_(torch.where(good, 1.0, 0.5))
+        return ()
 
     def state(self) -> AdamState | None:
         """A copy of the moments, or None before the first update."""
