@@ -22,6 +22,7 @@ from workbench.models import ModelSpec, Registry, find_files, fingerprint, nativ
 from workbench.models.loading import Parts, load_parts
 from workbench.modelstate import unchanged
 from workbench.numerics.graphs import Recorder
+from workbench.numerics.layout import channels_last
 from workbench.numerics.lean import lean
 from workbench.records import OnStep, ignore_steps
 from workbench.types import ModelRef
@@ -29,6 +30,7 @@ from workbench.types import ModelRef
 log = logging.getLogger(__name__)
 
 _TEXTS_KEPT = 16
+_KEPT = 2  # things of one picture: its inverted latents, and the original's pass
 _TILE, _LEAST_TILE = 512, 256  # px; tiles of the autoencoder in the low-memory mode
 
 
@@ -73,10 +75,12 @@ class Runtime:
         self.lock = threading.RLock()
         self._encoders = list(zip(parts.tokenizers, parts.text_encoders, strict=True))
         self._texts: OrderedDict[str, Text] = OrderedDict()
-        self._kept: tuple[str, Any] | None = None
+        self._kept: OrderedDict[str, Any] = OrderedDict()
         self._recorder: Recorder | None = None
+        self.recording = True  # whether `graphs` may be used
         self.saving_memory = False
-        if device.type == "cuda" and dtype != torch.float32:
+        self._turned = device.type == "cuda" and dtype != torch.float32
+        if self._turned:
             # the order in which the convolutions of half precision want their numbers
             self.unet.to(memory_format=torch.channels_last)
 
@@ -111,7 +115,7 @@ class Runtime:
     @property
     def graphs(self) -> Recorder | None:
         """Records repeated work, so that it can be replayed; None on a CPU and in low-memory mode."""
-        if self.device.type != "cuda" or self.saving_memory:
+        if self.device.type != "cuda" or self.saving_memory or not self.recording:
             return None
         if self._recorder is None:
             self._recorder = Recorder(self.device)
@@ -192,6 +196,7 @@ class Runtime:
             unchanged(self.unet),
             unchanged(self.vae),
             lean(self.unet),
+            channels_last(self.unet, on=self._turned),
             devices.repeatable(self.device.type),
         ):
             yield
@@ -207,7 +212,8 @@ class Runtime:
         if not on:
             yield
             return
-        self._kept = self._recorder = None
+        self._kept.clear()
+        self._recorder = None
         self.saving_memory = True
         tile = max(_LEAST_TILE, min(self.native_size, _TILE))
         before = self.vae.tile_sample_min_size, self.vae.tile_latent_min_size
@@ -228,18 +234,24 @@ class Runtime:
     # --- what is kept between jobs --------------------------------------------------------------------
 
     def keep(self, name: str, value: Any) -> None:
-        """Keep one thing in device memory for the next job (the last picture's original pass)."""
-        self._kept = None if self.saving_memory else (name, value)
+        """Keep something in device memory for the next job: the last picture's latents and pass."""
+        if self.saving_memory:
+            return
+        self._kept[name] = value
+        self._kept.move_to_end(name)
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
 
     def kept(self, name: str) -> Any:
         """What was kept under a name, or None."""
-        return self._kept[1] if self._kept is not None and self._kept[0] == name else None
+        return self._kept.get(name)
 
     def forget(self) -> None:
         """Drop what is kept between jobs: prompts, the original's pass, memory of recordings."""
         with self.lock:
             self._texts.clear()
-            self._kept = self._recorder = None
+            self._kept.clear()
+            self._recorder = None
 
 
 def load(

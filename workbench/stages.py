@@ -247,6 +247,10 @@ class Stages:
         if self.request.generation is not None:
             return self._generated_trail()
         n = self.request.inversion.inverted_steps
+        kept = self.runtime.kept(self.latent)
+        if isinstance(kept, torch.Tensor):
+            self._hit("invert", True)
+            return kept
         with self.account.timed("invert"):
             raw, hit = self.cache.get_or_make(
                 self.latent,
@@ -257,6 +261,7 @@ class Stages:
             )
         self._hit("invert", hit)
         found: torch.Tensor = load(raw)["trail"].to(self.runtime.device)
+        self.runtime.keep(self.latent, found)
         return found
 
     def _invert(self, n: int) -> bytes:

@@ -18,6 +18,7 @@ class Tape:
 
     def __init__(self, refuses: str = "") -> None:
         self.device, self.records = CPU, True
+        self.known: set[Any] = set()
         self.replayed = self.aside_calls = 0
         self.refuses = refuses
 
@@ -65,6 +66,15 @@ def test_what_a_replay_returns_is_not_overwritten_by_the_next() -> None:
         before = float(first)
         work()
         assert (float(first) != before) is lends
+
+
+def test_what_was_recorded_before_needs_no_first_call() -> None:
+    tape = Tape()
+    for kind, asides in (("a", 1), ("a", 1), ("b", 2), (None, 3), (None, 4)):
+        work = Recorded(counting(torch.zeros(1)), tape, kind=kind)  # type: ignore[arg-type]
+        work()
+        work()
+        assert work.replays and tape.aside_calls == asides
 
 
 def test_what_cannot_be_recorded_goes_on_and_says_so(

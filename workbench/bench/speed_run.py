@@ -264,6 +264,7 @@ class Speed:
         clear(self.runtime.device)
         self.other = 0
         trace = Trace(self.runtime.device, counter)
+        self.runtime.recording = counter is None  # what is replayed is not counted
 
         def heard(info: StepInfo) -> None:
             trace.mark(info.stage, info.step, info.total)

@@ -23,6 +23,8 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+_SETTLED = 4  # step of a stage at which a device has loaded, and we have recorded, what repeats
+
 
 @dataclass(slots=True)
 class StageTime:
@@ -57,12 +59,15 @@ class StageTime:
     def step_seconds(self) -> float | None:
         """Seconds of a steady step; None below two steps.
 
-        On a device that runs ahead only the first and the last mark mean something; elsewhere the
-        median keeps out what other programs do meanwhile.
+        On a device that runs ahead only the marks that waited for it mean something: between the
+        step at which all is loaded and recorded, and the last. Elsewhere the median keeps out what
+        other programs do meanwhile.
         """
         if not self.ahead:
             return self.typical_step
         gaps = [(s, t) for s, t, _ in self.marks if s >= 1]
+        late = [g for g in gaps if g[0] >= _SETTLED]
+        gaps = late if len(late) > 1 else gaps
         if len(gaps) < 2 or gaps[-1][0] == gaps[0][0]:
             return None
         return (gaps[-1][1] - gaps[0][1]) / (gaps[-1][0] - gaps[0][0])
@@ -117,7 +122,7 @@ class Trace:
         if self.first is None:
             self.first = now - self._start
         self.longest = max(self.longest, now - self._last)
-        if step <= 1 or step >= total:
+        if step <= 1 or step == _SETTLED or step >= total:
             synchronise(self.device)  # in between, the device is left to run ahead
             now = clock()
         found = self.stages.setdefault(stage, StageTime(ahead=self.device.type == "cuda"))
@@ -166,9 +171,13 @@ def clear(device: torch.device) -> None:
 
 
 def _peak(device: torch.device) -> int:
-    """Peak bytes since the last reset: of the allocator on CUDA, of the process elsewhere."""
+    """Peak bytes since the last reset: what the allocator held on CUDA, the process elsewhere.
+
+    Held, not handed out: what a recording works in is handed out while it is recorded, and never
+    again while it is replayed.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+        return int(torch.cuda.max_memory_reserved(device))
     status = Path("/proc/self/status")
     if not status.is_file():
         return 0

@@ -20,6 +20,7 @@ from workbench.numerics.drag import (
     Dragged,
     Progress,
     anchor_patches,
+    kind_of,
     mask_loss,
     motion_loss,
     progress_of,
@@ -143,7 +144,8 @@ def anchored_drag(
     # a continued run was tracked on this very latent: only the doubt is needed once more
     at_first = 0 if losses else None
     first = Recorded(lambda: turn(at_first), denoiser.graphs)
-    later = Recorded(lambda: turn(settings.track_radius), denoiser.graphs)
+    kind = ("anchored", latent.shape, len(points), held > 0, kind_of(denoiser, settings))
+    later = Recorded(lambda: turn(settings.track_radius), denoiser.graphs, kind=kind)
     out = Dragged(latent.detach(), [handles.detach().cpu().clone()], losses=list(losses))
     if losses:
         out.trajectory.clear()  # the first turn below says where the points are

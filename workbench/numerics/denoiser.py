@@ -182,7 +182,8 @@ class Denoiser:
         if key not in self._recorded:
             # a proxy, lest the two keep each other's device memory alive
             work = functools.partial(Denoiser._tapped, weakref.proxy(self))
-            self._recorded[key] = RecordedForward(work, z, recorder)
+            kind = ("forward", *key, self._text.shape, self.block)
+            self._recorded[key] = RecordedForward(work, z, recorder, kind=kind)
         if board is not None:
             board.fill()
         feature, out = self._recorded[key](z, t)

@@ -209,7 +209,8 @@ def drag(
         return here, distances, cost, loss.detach(), grad, *kept
 
     first = Recorded(lambda: turn(False), denoiser.graphs)
-    later = Recorded(lambda: turn(True), denoiser.graphs)
+    kind = ("drag", latent.shape, len(points), held > 0, kind_of(denoiser, settings))
+    later = Recorded(lambda: turn(True), denoiser.graphs, kind=kind)
     out = Dragged(latent.detach(), [handles.detach().cpu().clone()])
     pending: Tensor | None = None
     while out.updates < settings.steps:
@@ -246,6 +247,12 @@ def drag(
         out.reached = bool((out.distances < settings.stop_distance).all())
     out.adam = optimiser.state()
     return out
+
+
+def kind_of(denoiser: Denoiser, settings: DragConfig) -> tuple[object, ...]:
+    """What of a drag decides which kernels its turns run, beside shapes and number of points."""
+    radii = settings.patch_radius, settings.track_radius
+    return denoiser.rows, denoiser.block, *radii, settings.parity
 
 
 def read_turn(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ Tensor = torch.Tensor
 log = logging.getLogger(__name__)
 
 _WARM = 1  # calls before recording: libraries choose and load their kernels in the first one
+_SPARE = 512 << 20  # bytes of the allocator's reserve that are left to it
 
 
 class Recorder:
@@ -35,6 +36,17 @@ class Recorder:
         self.records = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self.records else None
         self._pool = torch.cuda.MemPool() if self.records else None
+        # The pool has a part on the host, too, which torch gives up with the last recording and then
+        # refuses to use again: a recording of next to nothing keeps it.
+        self._keeper = self._first() if self.records else None
+        self.known: set[Hashable] = set()  # kinds of work that were recorded
+
+    def _first(self) -> Any:
+        # nothing here ever accumulates a gradient, which is what torch warns about
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+        with torch.cuda.device(self.device):
+            one = torch.zeros(1, device=self.device).add_(1)
+            return self.record(lambda: (one.add_(1),))
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -54,8 +66,8 @@ class Recorder:
     def record(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Any, tuple[Tensor, ...]]:
         """(graph, what the work returned) of work that has run `aside` before; computes nothing.
 
-        torch's own context gives the allocator's reserve back first, which takes longer than the
-        recording; here the garbage collector is only kept from freeing device memory meanwhile.
+        torch's own context gives the allocator's reserve back first, which takes as long as the
+        recording; here only a large one. The garbage collector must not free device memory meanwhile.
 
         Raises:
             RuntimeError: when the work cannot be recorded.
@@ -67,6 +79,9 @@ class Recorder:
         try:
             with torch.cuda.device(self.device):
                 torch.cuda.synchronize()
+                spare = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+                if spare > _SPARE:  # what the call before has worked in, beside the pool
+                    torch.cuda.empty_cache()
                 with torch.cuda.stream(self._stream):
                     # other threads (a page, a preview) may use the device: only ours is watched
                     graph.capture_begin(self._pool.id, capture_error_mode="thread_local")  # type: ignore[arg-type]
@@ -91,15 +106,18 @@ class Recorded:
         work: Callable[[], tuple[Tensor, ...]],
         recorder: Recorder | None,
         *,
+        kind: Hashable = None,
         lends: bool = False,
     ) -> None:
         """Without a recorder the work is simply done.
 
-        With `lends`, a replay returns the recording's own tensors, which the next replay of whatever
-        recording overwrites; else copies.
+        `kind` names all that decides which kernels the work runs: what was recorded once under it is
+        recorded at the first call the next time. With `lends`, a replay returns the recording's own
+        tensors, which the next replay of whatever recording overwrites; else copies.
         """
         self._work = work
         self._recorder = recorder
+        self._kind = kind
         self._lends = lends
         self._calls = 0
         self._graph: Any = None
@@ -122,7 +140,7 @@ class Recorded:
         if recorder is None:
             return self._work()
         self._calls += 1
-        if self._calls > _WARM and recorder.records:
+        if recorder.records and (self._calls > _WARM or self._kind in recorder.known):
             try:
                 self._graph, self._out = recorder.record(self._work)
             except torch.OutOfMemoryError:
@@ -135,6 +153,8 @@ class Recorded:
                 self._recorder = None
                 torch.cuda.synchronize(recorder.device)
                 return self._work()
+            if self._kind is not None:
+                recorder.known.add(self._kind)
             return self._replayed()
         with recorder.aside():
             return self._work()
@@ -152,6 +172,8 @@ class RecordedForward:
         work: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
         latent: Tensor,
         recorder: Recorder,
+        *,
+        kind: Hashable = None,
     ) -> None:
         """`latent` gives shape, type and device."""
         given, level = (
@@ -159,7 +181,7 @@ class RecordedForward:
             torch.zeros((), dtype=torch.long, device=latent.device),
         )
         self._latent, self._t = given, level
-        self._recorded = Recorded(lambda: work(given, level), recorder)
+        self._recorded = Recorded(lambda: work(given, level), recorder, kind=kind)
 
     def __call__(self, latent: Tensor, t: int) -> tuple[Tensor, ...]:
         """The work's outputs, to keep."""

@@ -74,7 +74,7 @@ class LatentOptimiser:
             }
         self._grad = torch.zeros_like(self.latent)
         work = functools.partial(LatentOptimiser._apply, weakref.proxy(self))
-        self._recorded = Recorded(work, graphs)
+        self._recorded = Recorded(work, graphs, kind=("adam", latent.shape, half))
 
     def gradient(self, loss: Tensor) -> Tensor:
         """d loss / d latent [1,C,h,w] float32; weights get none."""
