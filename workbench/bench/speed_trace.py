@@ -76,7 +76,8 @@ class StageTime:
     def step_flops(self) -> float | None:
         """FLOPs of a step; None below two steps."""
         gaps = self._gaps(2)
-        return min(gaps) if gaps else None  # the others made a preview as well
+        # a stage's last step may do less: a drag's only looks where the points are
+        return statistics.median_high(gaps) if gaps else None
 
     def at(self, steps: int) -> float:
         """Seconds that `steps` steps would take: measured, plus or minus steady steps."""
