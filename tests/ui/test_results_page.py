@@ -276,3 +276,19 @@ def test_of_a_big_picture_the_edited_part_is_shown_close(
         assert not page.error
     page.toggle(key="result_near").set_value(False).run()
     assert not page.exception
+
+
+def test_run_on_is_off_where_every_point_is_there(
+    app: App,
+    space: Workspace,
+    request_: EditRequest,
+    edit: EditRecord,
+    results: Callable[..., AppTest],
+) -> None:
+    assert edit.result is not None
+    there = dataclasses.replace(edit.result, stop=Stop.REACHED.name)
+    arrived = finish(app, request_, JobState.DONE, result=there)
+    for record, off in ((edit, False), (arrived, True)):
+        page = results(project=space.id, edit=record.id)
+        (button,) = [b for b in page.button if b.label == "Run on"]
+        assert button.disabled is off

@@ -121,8 +121,11 @@ def _checks_and_run(backend: Backend, space: Workspace, drawing: Drawing) -> Non
             help=reason,
             shortcut="Ctrl+Enter",
         )
+        # always the same place, emptied when there is nothing to say: while a job is polled, Streamlit
+        # may lose the message that takes away what the run before had put at the end of a container
+        told = st.empty()
         if reason:
-            st.caption(inert(reason))
+            told.caption(inert(reason))
         if pressed:
             request = space.request(drawing.pairs, backend.mask_asset(space, drawing))
             job = backend.submit_edit(request)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from workbench.errors import BadInput
-from workbench.records import EditRecord, JobState
+from workbench.records import EditRecord, JobState, Stop
 from workbench.ui import compare, components, figures, router, run_panel
 from workbench.ui.backend import Backend
 from workbench.ui.edits import EditView, one_line, parameters, picture_of
@@ -163,10 +163,14 @@ def _onwards(backend: Backend, space: Workspace, view: EditView) -> None:
             help="The result becomes the next picture, with a fresh mask and arrows.",
         ):
             _continue(backend, space, view)
+        there = view.result.stop == Stop.REACHED.name  # more steps would end at the same place
         if view.request.drag.method != "warp" and st.button(
             "Run on",
             icon=":material/fast_forward:",
-            help="The same drag with as many steps again, from where it stopped.",
+            disabled=there,
+            help="Every point is where it was sent: there is nothing to run on to."
+            if there
+            else "The same drag with as many steps again, from where it stopped.",
         ):
             _run_on(backend, space, view)
         if st.button(
