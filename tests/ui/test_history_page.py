@@ -244,8 +244,10 @@ def test_delete_restore_and_remove_for_good(app: App, visit_history: Visit) -> N
     made = family(app.store)
     edit = made["b"].id
     page = visit_history(edit=edit)
+    page.session_state["history_more"] = True
     page.button(key="delete_one").click().run()
     assert edit not in shown(page)
+    assert not page.session_state["history_more"], "the menu stands open for the next edit"
     assert app.store.notes(edit).binned
     page.toggle(key="bin").set_value(True).run()
     assert shown(page) == [edit]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import lru_cache
-from typing import Any
+from typing import Any, ParamSpec
 
 import streamlit as st
 
@@ -33,6 +33,8 @@ from workbench.ui.workspace import Workspace, settings_of
 
 SHOWN = 768  # longest side of the large picture, px
 LONGEST_TITLE, LONGEST_NOTE = 120, 4000
+_MENU = "history_more"  # key of the menu; its value is whether it is open
+P = ParamSpec("P")
 
 
 def detail(
@@ -121,7 +123,7 @@ def _actions(
             with guard():
                 onward.enter(backend.project_of(record.request))
                 router.go("drag")
-        with st.popover("More", key="history_more"):
+        with st.popover("More", key=_MENU, on_change="rerun"):
             _more(backend, space, record, done)
 
 
@@ -143,7 +145,7 @@ def _more(backend: Backend, space: Workspace | None, record: EditRecord, done: b
             icon=":material/replay:",
             help="Runs the edit again from its record and says how far the two pictures differ. "
             "On the machine that made it they are the same to the last bit.",
-            on_click=start_replay,
+            on_click=_and_close(start_replay),
             args=(backend, record.id),
         )
     if space is not None and space.image.id != record.request.image.id:
@@ -153,7 +155,7 @@ def _more(backend: Backend, space: Workspace | None, record: EditRecord, done: b
             icon=":material/input:",
             help="Takes method, options and LoRA settings over to the picture that is open; its "
             "mask and arrows stay.",
-            on_click=_take_settings,
+            on_click=_and_close(_take_settings),
             args=(space, record.request),
         )
     st.button(
@@ -161,9 +163,19 @@ def _more(backend: Backend, space: Workspace | None, record: EditRecord, done: b
         key="delete_one",
         icon=":material/delete:",
         help="To the bin; it can be taken out again.",
-        on_click=_move,
+        on_click=_and_close(_move),
         args=(backend, record.id, True),
     )
+
+
+def _and_close(act: Callable[P, None]) -> Callable[P, None]:
+    """Does it and shuts the menu: left open it would stand there for the edit that comes next."""
+
+    def both(*args: P.args, **kwargs: P.kwargs) -> None:
+        st.session_state[_MENU] = False
+        act(*args, **kwargs)
+
+    return both
 
 
 def _bin_actions(backend: Backend, record: EditRecord) -> None:
