@@ -9,6 +9,7 @@ import contextlib
 import gc
 import logging
 import os
+import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,16 @@ def _repeatable(strict: bool) -> Any:
         torch.use_deterministic_algorithms(before, warn_only=warn)
         torch.backends.cudnn.benchmark = benchmark
         memory.fill_uninitialized_memory = filling
+
+
+def processor() -> str:
+    """The CPU's name, from the kernel where it tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def memory(device: str) -> Memory:

@@ -205,7 +205,7 @@ def test_training_seeds_are_never_held_out():
     [
         ({"stages": ("vae", "paint")}, "paint"),
         ({"unet_minutes": 0}, "unet_minutes is 0"),
-        ({"vae_batch": 0}, "vae_batch is 0"),
+        ({"vae_batch": 0}, "batch size of the autoencoder is 0"),
         ({"unet_lr": 2.0}, "learning rate"),
         ({"seed": -1}, "seed"),
         ({"precision": "fp8"}, "fp8"),

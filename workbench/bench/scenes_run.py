@@ -27,6 +27,7 @@ from workbench.attempt import environment
 from workbench.bench.judge import Judge
 from workbench.bench.rows import Book
 from workbench.bench.scenes import Drag, Pictures, drag_set, facts
+from workbench.device import processor
 from workbench.errors import ModelError, OutOfMemory
 from workbench.generate import to_rgb
 from workbench.pipeline import prepare, run_edit
@@ -229,17 +230,8 @@ def machine() -> dict[str, Any]:
     return {
         "git": git("rev-parse", "HEAD") or "unknown",
         "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "machine": f"{platform.system()} {platform.machine()}, {cores} cores, {_processor()}",
+        "machine": f"{platform.system()} {platform.machine()}, {cores} cores, {processor()}",
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown processor"
 
 
 def _with(request: EditRequest, method: str) -> EditRequest:

@@ -52,6 +52,9 @@ def add_parser(subparsers: Any) -> None:
         help="no reading from disk; sd15-random is then made on the device, without a file")  # fmt: skip
     add("--mask", action=argparse.BooleanOptionalAction, default=True,
         help="drag with a painted mask; without one the U-Net runs only as far as needed")  # fmt: skip
+    add("--previews", action=argparse.BooleanOptionalAction, default=False,
+        help="with pictures on the way, which the reference does not make and which take up to a tenth "
+        "of the time [default no]")  # fmt: skip
     add("--out", type=Path, metavar="FILE.jsonl", help="write every measurement as a line of JSON")
     add("--report", type=Path, metavar="FILE.jsonl", help="only print the tables of an earlier run")
     parser.set_defaults(run=run)

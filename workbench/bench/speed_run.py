@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import platform
 import tempfile
 import time
 import warnings
@@ -32,7 +31,7 @@ from workbench.bench.speed_subject import (
 )
 from workbench.bench.speed_trace import Trace, clear, counting, matrix_peak
 from workbench.cache import Cache
-from workbench.device import set_threads
+from workbench.device import processor, set_threads
 from workbench.errors import WorkbenchError
 from workbench.pipeline import run_edit
 from workbench.records import StepInfo
@@ -137,10 +136,10 @@ class Speed:
         self.peak = matrix_peak(run.device, run.dtype)
         self.sink.add(
             "setup", model=subject.name, device=str(run.device), dtype=run.dtype_name,
-            machine=torch.cuda.get_device_name(run.device) if cuda else platform.processor(),
+            machine=torch.cuda.get_device_name(run.device) if cuda else processor(),
             threads=torch.get_num_threads(), torch=torch.__version__, size=self.size,
-            mask=self.mask is not None, quick=self.args.quick, trains=self.trains, loads=self.loads,
-            clock=self.args.clock,
+            mask=self.mask is not None, previews=self.args.previews, quick=self.args.quick,
+            trains=self.trains, loads=self.loads, clock=self.args.clock,
             plan={"lora": self.plan.lora, "drag": self.plan.drag, "ddim": self.plan.ddim},
             full={"lora": FULL.lora, "drag": FULL.drag, "ddim": FULL.ddim},
             weights=weight_bytes(run.unet, run.vae), peak_flops=self.peak,
@@ -271,7 +270,7 @@ class Speed:
 
         run_edit(
             request, runtime=self.runtime, cache=cache, store=self.store, on_step=heard,
-            fresh=True, low_memory=low_memory, previews=counter is None,
+            fresh=True, low_memory=low_memory, previews=self.args.previews and counter is None,
         )  # fmt: skip
         return trace
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
+from workbench.device import processor
 from workbench.errors import ModelError
 
 CARD = "model_card.json"
@@ -20,18 +20,8 @@ def hardware(device: str) -> str:
     import torch
 
     cuda = device.startswith("cuda")
-    name = torch.cuda.get_device_name(torch.device(device)) if cuda else _processor()
+    name = torch.cuda.get_device_name(torch.device(device)) if cuda else processor()
     return f"{name}, {os.cpu_count()} CPU cores, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    """The processor's name, from the kernel where it tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def weight_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -114,10 +114,9 @@ class TrainOptions:
             value = getattr(self, name)
             if not 0 < value <= 10_000:
                 raise BadInput(f"{name} is {value}; give minutes in (0, 10000].")
-        for name in ("vae_batch", "unet_batch"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= 65_536:
-                raise BadInput(f"{name} is {value}; give a batch size from 1 to 65536.")
+        for part, size in (("autoencoder", self.vae_batch), ("U-Net", self.unet_batch)):
+            if size is not None and not 1 <= size <= 65_536:
+                raise BadInput(f"The batch size of the {part} is {size}; give 1 to 65536.")
         for name in ("vae_lr", "unet_lr"):
             value = getattr(self, name)
             if not 0 < value < 1:
