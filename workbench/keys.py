@@ -23,6 +23,7 @@ ALGO_METHOD = {
     "auto": 2,
 }  # of methods whose own arithmetic changed since, others are at 1
 ALGO_GENERATE = 1
+ALGO_PASTE = 2  # putting a scaled edit back; in no key, since nothing after it is kept in the cache
 
 
 def arithmetic() -> str:
@@ -32,6 +33,7 @@ def arithmetic() -> str:
         "invert": ALGO_INVERT,
         "drag": ALGO_DRAG,
         "generate": ALGO_GENERATE,
+        "paste": ALGO_PASTE,
         **ALGO_METHOD,
     }
     return " ".join(f"{name}-{version}" for name, version in stages.items())
