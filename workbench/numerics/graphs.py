@@ -63,6 +63,13 @@ class Recorder:
             finally:
                 main.wait_stream(self._stream)
 
+    def give_up(self) -> None:
+        """Record no more: after a failed recording torch takes the pool for one that is in use."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.records = False
+        self._stream = self._pool = None
+
     def record(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Any, tuple[Tensor, ...]]:
         """(graph, what the work returned) of work that has run `aside` before; computes nothing.
 
@@ -150,8 +157,7 @@ class Recorded:
                     raise
                 why = " ".join(str(exc).split())[:300]
                 log.warning("no CUDA graph, going on without: %s", why)
-                self._recorder = None
-                torch.cuda.synchronize(recorder.device)
+                recorder.give_up()
                 return self._work()
             if self._kind is not None:
                 recorder.known.add(self._kind)
