@@ -95,3 +95,21 @@ def test_a_unet_keeps_its_maps_in_that_order_and_says_the_same(dtype: torch.dtyp
     for hook in hooks:
         hook.remove()
     assert relative(out, exact) < 5 * ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_where_the_kernels_do_not_run_torch_does_it(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from workbench.numerics import norms
+
+    def broken(*_given: object) -> Tensor:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(norms, "group_norm", broken)
+    layout._norms.cache_clear()
+    unet = small_unet().to(dtype)
+    with layout.channels_last(unet, on=True):
+        assert not any("forward" in vars(m) for m in unet.modules())
+    assert "C compiler" in caplog.text
+    layout._norms.cache_clear()

@@ -38,7 +38,13 @@ class Recorder:
         self._pool = torch.cuda.MemPool() if self.records else None
         # The pool has a part on the host, too, which torch gives up with the last recording and then
         # refuses to use again: a recording of next to nothing keeps it.
-        self._keeper = self._first() if self.records else None
+        self._keeper: Any = None
+        if self.records:
+            try:
+                self._keeper = self._first()
+            except RuntimeError as exc:
+                log.warning("nothing can be recorded here: %s", " ".join(str(exc).split())[:300])
+                self.give_up()
         self.known: set[Hashable] = set()  # kinds of work that were recorded
 
     def _first(self) -> Any:

@@ -53,11 +53,17 @@ def transformer_output(
 
 
 @functools.cache
-def _norms() -> Any:
+def _norms(device: torch.device) -> Any:
+    """The kernels, if they run on this device."""
     try:
         from workbench.numerics import norms
-    except ImportError:
-        log.info("no Triton: feature maps are turned round for every group norm")
+
+        x = torch.ones(1, 320, 8, 8, device=device, dtype=torch.float16)
+        x = x.to(memory_format=torch.channels_last)
+        ones = x.new_ones(320)
+        norms.group_norm(x, 32, ones, ones, 1e-5)
+    except Exception as exc:  # no Triton, no C compiler for it, a GPU too old: each has other words
+        log.warning("group norm goes torch's way, which is slower: %s", str(exc)[:200])
         return None
     return norms
 
@@ -65,7 +71,7 @@ def _norms() -> Any:
 @contextlib.contextmanager
 def channels_last(unet: Any, *, on: bool) -> Iterator[None]:
     """Keep a U-Net's maps channels-last during the block; what was found is put back, on an error too."""
-    norms = _norms() if on else None
+    norms = _norms(unet.device) if on else None
     if norms is None:
         yield
         return
