@@ -122,7 +122,11 @@ def connected(candidates: Mask, y: int, x: int) -> Mask:
     """The part of `candidates` that is connected to (y, x), by alternating sweeps."""
     region = np.zeros_like(candidates)
     region[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = True
-    region &= candidates
+    return spread(region & candidates, candidates)
+
+
+def spread(region: Mask, candidates: Mask) -> Mask:
+    """All of `candidates` that is connected to `region`, a part of it, by alternating sweeps."""
     count = -1
     while count != (count := int(region.sum())):
         for axis in (0, 1):
@@ -137,8 +141,8 @@ def _flood(region: Mask, candidates: Mask, axis: int) -> Mask:
     label = blocks + (lines[None, :] if axis == 0 else lines[:, None]) * (region.shape[axis] + 1)
     hit = np.zeros(int(label.max()) + 1, np.bool_)
     hit[label[region]] = True
-    spread: Mask = hit[label] & candidates
-    return spread
+    reached: Mask = hit[label] & candidates
+    return reached
 
 
 def _shifted(mask: Mask, dy: int, dx: int) -> Mask:

@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench import __version__, images
+from workbench.automask import spread
 from workbench.errors import BadInput, StoreError
 from workbench.records import EditRecord
 from workbench.store import Store
 from workbench.types import EditRequest
 
 FORMAT = 1
+_FAINT, _SOLID = 48, 88  # levels of ink (255 - colour): up to here a haze on white, then a thing
 _MOST_MASK = 160 * 1024  # bytes of PNG; the chunk as a whole has a limit too
 
 
@@ -64,11 +66,43 @@ def result_png(record: EditRecord, store: Store, *, with_card: bool = True) -> b
     """
     if record.result is None:
         raise BadInput(f"The edit {record.id} has no result; it is {record.status.value}.")
+    rgb, alpha = store.image(record.result.image), alpha_of(record.request, store)
+    if alpha is not None:
+        alpha = followed(alpha, store.image(record.request.image.id), rgb)
     return images.encode_png(
-        store.image(record.result.image),
-        alpha=alpha_of(record.request, store),
+        rgb,
+        alpha=alpha,
         edit=card(record, store) if with_card else None,
     )
+
+
+def followed(
+    alpha: NDArray[np.uint8], before: NDArray[np.uint8], after: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """The alpha channel after an edit: it goes along with what was moved.
+
+    The model sees and gives back pictures on white, so what is opaque has to be told from what
+    changed: clearly more ink than the alpha there allows is something that was moved onto it, and is
+    opaque; white where ink was, connected to what is transparent, is the place that it left. White
+    inside of a thing (the white of an eye) stays what it was.
+
+    Args:
+        alpha: of the picture before, [H,W], 0 to 255.
+        before: the picture on white, [H,W,3].
+        after: the edited picture on white, [H,W,3].
+
+    Returns:
+        [H,W]; equal to `alpha` where nothing changed.
+    """
+    had, has = (255 - rgb.min(axis=2).astype(np.int16) for rgb in (before, after))
+    changed = (before != after).any(axis=2)
+    over = np.where(changed, has - alpha, 0)
+    share = np.clip((over - _FAINT) / (_SOLID - _FAINT), 0, 1)  # soft, for soft edges
+    out = np.maximum(alpha, np.rint(255 * share).astype(np.uint8))
+    blank = (alpha == 0) & (has <= _FAINT)
+    left = changed & (alpha > 0) & (had > _FAINT) & (has <= _FAINT)
+    out[left & spread(blank, blank | left)] = 0
+    return out
 
 
 def alpha_of(request: EditRequest, store: Store) -> NDArray[np.uint8] | None:
