@@ -23,6 +23,8 @@ _SIGNS = {
 def editor(backend: Backend, project: str) -> None:
     """Everything that a stroke changes stands in one fragment: only that is run again."""
 
+    whole = [True]  # the first run is part of the page's
+
     def part() -> None:
         with guard():
             space = Workspace.open(backend.store, project)
@@ -40,6 +42,9 @@ def editor(backend: Backend, project: str) -> None:
                 progress(backend, space.id)
                 _instant(backend, space, pad.drawing)
                 _checks_and_run(backend, space, pad.drawing)
+        if not whole:
+            run_panel.edited()
+        whole.clear()
 
     st.fragment(part)()
 

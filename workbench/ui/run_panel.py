@@ -6,6 +6,7 @@ job ends, the page runs once as a whole and the polling stops. Nothing here work
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import streamlit as st
@@ -24,6 +25,8 @@ from workbench.ui.text import count, inert, seconds
 
 POLL = 0.5  # seconds between two looks
 QUEUE_POLL = 2.0  # the same for the jobs beside the one at hand
+TOO_SOON = 0.25  # seconds after a run within which its end may not have reached the browser
+_EDITED = "edited_beside_a_job"
 STAGES = {
     "load": "Loading the model",
     "encode": "Reading the picture",
@@ -44,6 +47,16 @@ def stage_words(stage: str) -> str:
     return STAGES.get(stage, stage.capitalize())
 
 
+def edited() -> None:
+    """Say that the fragment round a job's panel ran by itself, for the panel's next look.
+
+    A look that follows at once makes Streamlit tell the browser that the run before was cut short, and
+    the browser then keeps what that run no longer has (an old form beside the new one). Only a run
+    of the whole page is never taken for cut short, so such a look asks for one.
+    """
+    st.session_state[_EDITED] = time.monotonic()
+
+
 def job_panel(backend: Backend, job_id: str, *, key: str, poll: float = POLL) -> JobState | None:
     """Show one job until it has ended, and what it came to; returns its state on entry.
 
@@ -62,6 +75,8 @@ def job_panel(backend: Backend, job_id: str, *, key: str, poll: float = POLL) ->
     live = not at_entry.ended
 
     def panel() -> None:
+        if time.monotonic() - st.session_state.pop(_EDITED, -TOO_SOON) < TOO_SOON:
+            st.rerun()
         with guard(), st.container(key=f"run_{key}"):
             job = backend.job(job_id)
             if job.state.ended and live:
