@@ -18,7 +18,7 @@ _SLACK = 1.0  # lattice px that a point may be off through rounding at either en
 
 @dataclass(frozen=True, slots=True)
 class Converged:
-    """One arrow; lengths in image px.
+    """One arrow; lengths in image px, to the target as it was drawn.
 
     `nearest` is how close the handle ever came; `jumps` are the trackings (counted from 1) in which
     it leapt farther than one turn can have moved it: another place was taken for the feature.
@@ -68,8 +68,10 @@ def convergence(
     done = result.stop == Stop.REACHED.name
     out = []
     for n, pair in enumerate(pairs):
-        left = result.distances[n] if n < len(result.distances) else pair.length
+        # of its own arithmetic: between lattice points, to which the arrow's ends were rounded
+        counted = result.distances[n] if n < len(result.distances) else pair.length
         way = [row[n] for row in result.trajectory if n < len(row)]
+        left = way[-1].distance(pair.target) if len(way) > 1 else counted
         nearest = min([left, *(p.distance(pair.target) for p in way[1:])])
         out.append(
             Converged(
@@ -77,7 +79,7 @@ def convergence(
                 length=pair.length,
                 left=left,
                 nearest=nearest,
-                arrived=done or left <= reach,
+                arrived=done or counted <= reach,
                 jumps=_jumps(way, drag, per_cell),
             )
         )

@@ -26,7 +26,7 @@ Mask = NDArray[np.bool_]
 Filter = Literal["lanczos", "bilinear"]
 PREVIEW = 768  # longest side of a preview, px
 _HAZE = (
-    24  # levels (0..255) that white may lack where a picture was transparent, and is white still
+    48  # levels (0..255) that white may lack where a picture was transparent, and is white still
 )
 
 
