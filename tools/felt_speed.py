@@ -1,7 +1,7 @@
 """How fast the workbench feels: `python tools/felt_speed.py [--threads N]` prints one table.
 
 Measured on the shipped model, each from outside: the time from the start of the server to the first
-page in a browser, the live warp preview at 512 x 512, the first progress after a run was submitted
+page in a browser, the live preview at 512 x 512, the first progress after a run was submitted
 (model already loaded, as after the first page), and how long a cancel takes in training and in a drag.
 """
 
@@ -40,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WORKBENCH_CACHE"] = folder
         rows.append(("first page after the start of the server", "s", first_pages(), 3.0))
-        rows.append(("warp preview, 512 x 512, two arrows", "ms", previews(), 50.0))
+        rows.append(("preview, 512 x 512, two arrows", "ms", previews(), 50.0))
         rows += jobs()
     out = ["| what | median | slowest | goal |", "|---|---|---|---|"]
     for what, unit, values, goal in rows:
@@ -91,8 +91,8 @@ def _first_page(page: object) -> float:
 
 
 def previews() -> list[float]:
-    """Milliseconds of the pixel warp that is shown beside the canvas."""
-    from workbench.preview import warp
+    """Milliseconds of the moved pieces that are shown beside the canvas."""
+    from workbench.piecewarp import sketch
     from workbench.types import Point, PointPair
 
     rng = np.random.default_rng(0)
@@ -103,8 +103,8 @@ def previews() -> list[float]:
         PointPair(Point(220.0, 250.0), Point(250.0, 200.0)),
         PointPair(Point(300.0, 260.0), Point(320.0, 230.0)),
     ]
-    warp(rgb, mask, pairs)
-    return [1000 * _seconds(lambda: warp(rgb, mask, pairs)) for _ in range(20)]
+    sketch(rgb, mask, pairs)
+    return [1000 * _seconds(lambda: sketch(rgb, mask, pairs)) for _ in range(20)]
 
 
 def jobs() -> list[tuple[str, str, list[float], float]]:
