@@ -85,7 +85,12 @@ def two(app: App, request_: EditRequest) -> list[EditRecord]:
     drag = DragConfig(steps=20, mask_weight=0.3)
     return [
         done(app, request_),
-        done(app, dataclasses.replace(request_, drag=drag), distances=(1.5,)),
+        done(
+            app,
+            dataclasses.replace(request_, drag=drag),
+            distances=(1.5,),
+            trajectory=((Point(10, 12),), (Point(28.5, 12),)),
+        ),
     ]
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-OPTIONAL = {"ray"}  # requirements-ray.txt
+OPTIONAL = {"ray", "triton"}  # requirements-ray.txt; with torch where torch can use it
 OURS = {"workbench", "pages"}
 
 

@@ -74,9 +74,13 @@ def job_panel(backend: Backend, job_id: str, *, key: str, poll: float = POLL) ->
         return None
     live = not at_entry.ended
 
+    inline = [True]  # the first run is part of another's, whose clicks a rerun would swallow
+
     def panel() -> None:
-        if time.monotonic() - st.session_state.pop(_EDITED, -TOO_SOON) < TOO_SOON:
+        edited_at = st.session_state.pop(_EDITED, -TOO_SOON)
+        if not inline and time.monotonic() - edited_at < TOO_SOON:
             st.rerun()
+        inline.clear()
         with guard(), st.container(key=f"run_{key}"):
             job = backend.job(job_id)
             if job.state.ended and live:
