@@ -90,12 +90,12 @@ def prepare(cache: Path) -> dict[str, str]:
         names = ("lora", "reconstruction", "psnr", "notices")
         robot.set(prepared={"of": prepared.digest(request), **{k: known.get(k) for k in names}})
         edits = [_run(app, robot, request)]
-        refined = DragConfig.preset("auto", "gentle")
+        refined = DragConfig.preset("auto")
         edits.append(_run(app, robot, dataclasses.replace(request, drag=refined)))
         cat, whiskers = _project(app, "animal-701.png")
         _run(app, cat, _request(app, cat, whiskers))
         app.store.annotate(
-            edits[0].id, title="Arm up, first try", note="The laser stays in one piece."
+            edits[0].id, title="Arm up, first try", note="The hand follows; the beam fades."
         )
         app.store.annotate(edits[1].id, favourite=True)
         return {"project": robot.id, "edit": edits[0].id, "other": edits[1].id}
@@ -174,7 +174,7 @@ def shoot(browser: Browser, address: str, ids: dict[str, str], out: Path, wanted
         "start": "/",
         "train": f"/?{robot}",
         "drag": f"/drag?{robot}",
-        "results": f"/results?{robot}",
+        "results": f"/results?project={ids['project']}&edit={ids['other']}",
         "compare": f"/compare?{robot}&edits={ids['edit']},{ids['other']}",
         "history": f"/history?{robot}",
         "settings": "/settings",
