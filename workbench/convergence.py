@@ -53,6 +53,20 @@ class Converged:
         return ""
 
 
+def left_of(pairs: Sequence[PointPair], result: EditResult) -> list[float]:
+    """Image px from where each handle was tracked last to its target as it was drawn.
+
+    The record's own distances lie between lattice points, to which both ends were rounded; they serve
+    where no way was kept.
+    """
+    out = []
+    for n, pair in enumerate(pairs):
+        way = [row[n] for row in result.trajectory if n < len(row)]
+        counted = result.distances[n] if n < len(result.distances) else pair.length
+        out.append(way[-1].distance(pair.target) if len(way) > 1 else counted)
+    return out
+
+
 def convergence(
     pairs: Sequence[PointPair], result: EditResult, drag: DragConfig, per_cell: float
 ) -> list[Converged]:
@@ -67,11 +81,9 @@ def convergence(
     reach = drag.stop_distance * per_cell
     done = result.stop == Stop.REACHED.name
     out = []
-    for n, pair in enumerate(pairs):
-        # of its own arithmetic: between lattice points, to which the arrow's ends were rounded
+    for n, (pair, left) in enumerate(zip(pairs, left_of(pairs, result), strict=True)):
         counted = result.distances[n] if n < len(result.distances) else pair.length
         way = [row[n] for row in result.trajectory if n < len(row)]
-        left = way[-1].distance(pair.target) if len(way) > 1 else counted
         nearest = min([left, *(p.distance(pair.target) for p in way[1:])])
         out.append(
             Converged(

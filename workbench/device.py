@@ -118,8 +118,7 @@ def lenient(exc: BaseException) -> bool:
     if refused and not _lenient:
         log.warning("results will differ in their last bits: %s", str(exc)[:200])
         _lenient = True
-        return True
-    return False
+    return refused  # also of the second of two jobs that were refused at once
 
 
 @contextlib.contextmanager

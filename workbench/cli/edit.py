@@ -27,6 +27,7 @@ from workbench.cli.requests import (
     read_picture,
     write_file,
 )
+from workbench.convergence import left_of
 from workbench.errors import BadInput
 from workbench.pngcard import result_png
 from workbench.records import EditRecord, Stop
@@ -185,10 +186,11 @@ def summary(record: EditRecord) -> list[str]:
     result = record.result
     assert result is not None
     lines = [*result.notices, Stop[result.stop].value]
+    pairs = record.request.pairs
     if result.distances:
         left = ", ".join(
             f"{i}: {d:.1f} of {p.length:.1f}"
-            for i, (d, p) in enumerate(zip(result.distances, record.request.pairs, strict=False), 1)
+            for i, (d, p) in enumerate(zip(left_of(pairs, result), pairs, strict=True), 1)
         )
         lines.append(f"Left to go (px): {left}.")
     spent = ", ".join(f"{k} {v:.1f}" for k, v in result.seconds.items() if v >= 0.05)

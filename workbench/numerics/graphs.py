@@ -188,11 +188,8 @@ class RecordedForward:
         kind: Hashable = None,
     ) -> None:
         """`latent` gives shape, type and device."""
-        given, level = (
-            torch.empty_like(latent),
-            torch.zeros((), dtype=torch.long, device=latent.device),
-        )
-        self._latent, self._t = given, level
+        given = self._latent = torch.empty_like(latent)
+        level = self._t = torch.zeros((), dtype=torch.long, device=latent.device)
         self._recorded = Recorded(lambda: work(given, level), recorder, kind=kind)
 
     def __call__(self, latent: Tensor, t: int) -> tuple[Tensor, ...]:

@@ -62,6 +62,8 @@ def _norms(device: torch.device) -> Any:
         x = x.to(memory_format=torch.channels_last)
         ones = x.new_ones(320)
         norms.group_norm(x, 32, ones, ones, 1e-5)
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the kernels
     except Exception as exc:  # no Triton, no C compiler for it, a GPU too old: each has other words
         log.warning("group norm goes torch's way, which is slower: %s", str(exc)[:200])
         return None

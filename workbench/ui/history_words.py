@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workbench.convergence import left_of
 from workbench.records import EditRecord, JobState
 from workbench.store import Notes
 from workbench.ui.history_tree import Row
@@ -43,7 +44,8 @@ def line_of(row: Row) -> str:
     if record.status is JobState.DONE and record.result is not None:
         parts.append(seconds(sum(record.result.seconds.values())))
         if record.result.distances:
-            parts.append(f"{max(record.result.distances):.1f} px left")
+            left = max(left_of(record.request.pairs, record.result), default=0.0)
+            parts.append(f"{left:.1f} px left")
     if row.notes.note.strip():
         parts.append(f":material/sticky_note_2: {inert(row.notes.note, 40)}")
     words = f":gray[:small[{' · '.join(p for p in parts if p)}]]"
