@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from workbench.ui.router import PAGES
+from workbench.ui.shell.router import PAGES
 
 HERE = Path(__file__).parent
 

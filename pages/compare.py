@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from workbench.ui import compare, sweep
-from workbench.ui.backend import Backend
-from workbench.ui.shell import page
-from workbench.ui.workspace import Workspace
+from workbench.ui.compare import page as compare
+from workbench.ui.compare import sweep
+from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.shell import page
+from workbench.ui.shell.workspace import Workspace
 
 
 def body(backend: Backend, space: Workspace | None) -> None:

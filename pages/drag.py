@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from workbench.ui import dragging
-from workbench.ui.backend import Backend
-from workbench.ui.shell import page
-from workbench.ui.workspace import Workspace
+from workbench.ui.draw import draw_page
+from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.shell import page
+from workbench.ui.shell.workspace import Workspace
 
 
 def body(backend: Backend, space: Workspace | None) -> None:
     assert space is not None  # `needs_picture`
-    dragging.editor(backend, space.id)
+    draw_page.editor(backend, space.id)
 
 
 page("Mask & points", "Paint what may change, draw arrows.", body, needs_picture=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from workbench.ui import intake, training
-from workbench.ui.backend import Backend
-from workbench.ui.shell import page
-from workbench.ui.workspace import Workspace
+from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.shell import page
+from workbench.ui.shell.workspace import Workspace
+from workbench.ui.upload import intake, training
 
 
 def body(backend: Backend, space: Workspace | None) -> None:

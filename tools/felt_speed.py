@@ -92,8 +92,8 @@ def _first_page(page: object) -> float:
 
 def previews() -> list[float]:
     """Milliseconds of the moved pieces that are shown beside the canvas."""
-    from workbench.piecewarp import sketch
-    from workbench.types import Point, PointPair
+    from workbench.canvas.piecewarp import sketch
+    from workbench.core.request import Point, PointPair
 
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)
@@ -110,9 +110,8 @@ def previews() -> list[float]:
 def jobs() -> list[tuple[str, str, list[float], float]]:
     """First progress and cancels, by the queue that the pages use."""
     from workbench.app import App
-    from workbench.records import JobState
-    from workbench.settings import Settings
-    from workbench.types import (
+    from workbench.core.record import JobState
+    from workbench.core.request import (
         DragConfig,
         EditRequest,
         InversionConfig,
@@ -121,6 +120,7 @@ def jobs() -> list[tuple[str, str, list[float], float]]:
         Point,
         PointPair,
     )
+    from workbench.storage.settings import Settings
 
     app = App(Settings.load())
     app.runtime("storybook")  # what the first page does behind the scenes

@@ -41,8 +41,9 @@ def needs(path: Path) -> str:
 def listing() -> str:
     """One table per package."""
     packages: dict[str, list[Path]] = {}
-    for path in sorted((REPO / "workbench").rglob("*.py")):
-        packages.setdefault(path.parent.relative_to(REPO).as_posix(), []).append(path)
+    for top in ("workbench", "benchmarks", "training"):
+        for path in sorted((REPO / top).rglob("*.py")):
+            packages.setdefault(path.parent.relative_to(REPO).as_posix(), []).append(path)
     packages["pages"] = [REPO / "streamlit_app.py", *sorted((REPO / "pages").glob("*.py"))]
     out = []
     for name, paths in packages.items():

@@ -30,19 +30,19 @@ from PIL import Image  # noqa: E402
 from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
 
 from workbench.app import App  # noqa: E402
-from workbench.canvas import Drawing, rasterise  # noqa: E402
-from workbench.records import EditRecord  # noqa: E402
-from workbench.settings import Settings  # noqa: E402
-from workbench.tasks import TrainTask  # noqa: E402
-from workbench.types import (  # noqa: E402
+from workbench.canvas.fabric import Drawing, rasterise  # noqa: E402
+from workbench.core.record import EditRecord  # noqa: E402
+from workbench.core.request import (  # noqa: E402
     DragConfig,
     EditRequest,
     InversionConfig,
     ModelRef,
 )
-from workbench.ui import prepared  # noqa: E402
-from workbench.ui.intake import examples  # noqa: E402
-from workbench.ui.workspace import Workspace, lora_preset, settings_of  # noqa: E402
+from workbench.core.tasks import TrainTask  # noqa: E402
+from workbench.storage.settings import Settings  # noqa: E402
+from workbench.ui.shell.workspace import Workspace, lora_preset, settings_of  # noqa: E402
+from workbench.ui.upload import prepared  # noqa: E402
+from workbench.ui.upload.intake import examples  # noqa: E402
 
 EXAMPLES = REPO / "workbench" / "ui" / "examples"
 OUT = REPO / "docs" / "screenshots"

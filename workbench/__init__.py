@@ -1,6 +1,6 @@
 """Drag workbench: point-drag image editing on Stable Diffusion style models.
 
-One engine (`workbench.pipeline.run_edit`) serves the browser pages, the command line and the
+One engine (`workbench.edit.run_edit`) serves the browser pages, the command line and the
 benchmarks. Importing this package is cheap: nothing here imports torch.
 """
 

@@ -16,23 +16,30 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from workbench import keys, placing
-from workbench.cache import Cache
-from workbench.errors import BadInput
-from workbench.jobs import Board, ThreadExecutor
-from workbench.loras import LoraLibrary
-from workbench.models import ModelSpec, Registry, find_files, fingerprint, native_size
-from workbench.placing import StageNames
-from workbench.records import OnStep, ignore_steps
-from workbench.settings import Settings
-from workbench.store import Store
-from workbench.tasks import GenerateTask, SweepTask, TrainTask
-from workbench.types import EditRequest, ModelRef
+from workbench.core import keys
+from workbench.core.errors import BadInput
+from workbench.core.record import OnStep, ignore_steps
+from workbench.core.request import EditRequest, ModelRef
+from workbench.core.tasks import GenerateTask, SweepTask, TrainTask
+from workbench.diffusion.registry import (
+    ModelSpec,
+    Registry,
+    find_files,
+    fingerprint,
+    native_size,
+)
+from workbench.editing import crop_plan
+from workbench.editing.crop_plan import StageNames
+from workbench.editing.lora_library import LoraLibrary
+from workbench.jobs.queue import Board, ThreadExecutor
+from workbench.storage.cache import Cache
+from workbench.storage.history import Store
+from workbench.storage.settings import Settings
 
 if TYPE_CHECKING:
-    from workbench.jobs import Task
-    from workbench.need import Need
-    from workbench.runtime import Runtime
+    from workbench.diffusion.model import Runtime
+    from workbench.editing.memory_estimate import Need
+    from workbench.jobs.queue import Task
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +143,8 @@ class App:
         Raises:
             BadInput, ModelError: when the model is unknown or not here.
         """
-        from workbench import device as devices
-        from workbench.need import estimate
+        from workbench.diffusion import device as devices
+        from workbench.editing.memory_estimate import estimate
 
         where = devices.devices(device or self.settings.workers()[0])[0]
         spec = self.registry.resolve(request.model.name)
@@ -161,7 +168,7 @@ class App:
         native = native_size(find_files(spec, self.registry))
         if not request.model.fingerprint:
             request = self.complete(request)
-        return placing.stage_names(request, self.store, native)
+        return crop_plan.stage_names(request, self.store, native)
 
     @property
     def _sums(self) -> Any:
@@ -175,8 +182,8 @@ class App:
         Raises:
             BadInput, ModelError: as `runtime.load` does.
         """
-        from workbench import device as devices
-        from workbench import runtime
+        from workbench.diffusion import device as devices
+        from workbench.diffusion import model as runtime
 
         devices.set_threads(self.settings.threads)
         wanted = device or self.settings.workers()[0]
@@ -214,7 +221,7 @@ class App:
 
     def unload(self) -> None:
         """Let go of all loaded models; a running job keeps its own until it ends."""
-        from workbench import device as devices
+        from workbench.diffusion import device as devices
 
         with self._guard:
             self._runtimes.clear()
@@ -307,7 +314,7 @@ class App:
         Raises:
             WorkbenchError: whatever the work raises.
         """
-        from workbench.work import perform
+        from workbench.jobs.run_job import perform
 
         return perform(self, kind, payload, on_step=on_step, owner=owner, device=device)
 

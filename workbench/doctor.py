@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench import __version__
-from workbench.errors import WorkbenchError
+from workbench.core.errors import WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.app import App
@@ -91,7 +91,7 @@ def _pins() -> dict[str, str]:
 
 
 def _device(app: App) -> Iterator[Finding]:
-    from workbench import device
+    from workbench.diffusion import device
 
     for name in app.settings.workers():
         where = device.devices(name)[0]
@@ -128,7 +128,7 @@ def _disk(folder: Path) -> Iterator[Finding]:
 
 
 def _models(app: App, deep: bool) -> Iterator[Finding]:
-    from workbench.models import find_files
+    from workbench.diffusion.registry import find_files
 
     for spec in app.registry.specs():
         try:
@@ -164,7 +164,7 @@ def _cache(app: App, deep: bool) -> Iterator[Finding]:
 
 
 def _history(app: App, deep: bool) -> Iterator[Finding]:
-    from workbench.store import verify
+    from workbench.storage.history import verify
 
     records = app.store.records(binned=None)
     text = f"edits: {len(records)}"

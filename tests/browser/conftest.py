@@ -25,11 +25,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
-from workbench.canvas import Drawing
-from workbench.store import Store
-from workbench.types import PointPair
-from workbench.ui.sketch import stored
-from workbench.ui.workspace import Workspace
+from workbench.canvas.fabric import Drawing
+from workbench.core.request import PointPair
+from workbench.storage.history import Store
+from workbench.ui.draw.projection import stored
+from workbench.ui.shell.workspace import Workspace
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "tools"))

@@ -11,7 +11,7 @@ from conftest import Bench, Server, picture
 from edit_samples import add_edit
 from playwright.sync_api import Page
 
-from workbench.ui.workspace import Workspace, settings_of
+from workbench.ui.shell.workspace import Workspace, settings_of
 
 PAGES = ("", "train", "drag", "results", "compare", "history", "settings")
 BAD = ("serious", "critical")

@@ -10,8 +10,8 @@ import pytest
 from conftest import JOB, Bench, Server, picture
 from playwright.sync_api import expect
 
-from workbench.canvas import rasterise
-from workbench.types import PointPair
+from workbench.canvas.fabric import rasterise
+from workbench.core.request import PointPair
 
 SIZE = (256, 192)
 BIG = (2000, 1500)

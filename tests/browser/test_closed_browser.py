@@ -7,7 +7,7 @@ import time
 from conftest import Bench, Server, picture
 from playwright.sync_api import Browser, expect
 
-from workbench.records import JobState
+from workbench.core.record import JobState
 
 SIZE = (256, 192)
 SETTINGS = {"lora": {"steps": 2, "batch_size": 1, "rank": 4}, "drag": {"steps": 60}}

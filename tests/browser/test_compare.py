@@ -15,10 +15,10 @@ from conftest import QUICK, Bench, Server, picture
 from PIL import Image
 from playwright.sync_api import Locator, expect
 
-from workbench.canvas import Arrow, Drawing
-from workbench.records import EditRecord, EditResult, JobState
-from workbench.types import DragConfig, Point, PointPair
-from workbench.ui.workspace import Workspace
+from workbench.canvas.fabric import Arrow, Drawing
+from workbench.core.record import EditRecord, EditResult, JobState
+from workbench.core.request import DragConfig, Point, PointPair
+from workbench.ui.shell.workspace import Workspace
 
 SIZE = (64, 48)
 PAIRS = (PointPair(Point(19, 19), Point(30, 15)),)

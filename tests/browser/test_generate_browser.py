@@ -8,7 +8,7 @@ import re
 from conftest import QUICK, Bench, Server
 from playwright.sync_api import expect
 
-from workbench.records import JobState
+from workbench.core.record import JobState
 
 SIZE = (64, 64)
 

@@ -14,9 +14,9 @@ from conftest import Bench, Server
 from edit_samples import add_edit
 from playwright.sync_api import Locator, expect
 
-from workbench import archive
-from workbench.records import EditRecord
-from workbench.store import Store
+from workbench.core.record import EditRecord
+from workbench.storage import archive
+from workbench.storage.history import Store
 
 
 @pytest.fixture

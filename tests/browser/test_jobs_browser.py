@@ -7,7 +7,7 @@ from typing import Any
 from conftest import JOB, Bench, Server, picture
 from playwright.sync_api import expect
 
-from workbench.records import JobState
+from workbench.core.record import JobState
 
 SIZE = (64, 48)  # the micro model's own size: short steps, many of them
 LONG = {"lora": {"steps": 2, "batch_size": 1, "rank": 4}, "drag": {"steps": 2000}}

@@ -7,10 +7,10 @@ import dataclasses
 from conftest import JOB, Bench, Server
 from playwright.sync_api import expect
 
-from workbench.bench.template import Template
-from workbench.canvas import rasterise
-from workbench.records import JobState
-from workbench.types import DragConfig, Point, PointPair
+from benchmarks.template import Template
+from workbench.canvas.fabric import rasterise
+from workbench.core.record import JobState
+from workbench.core.request import DragConfig, Point, PointPair
 
 SIZE = (256, 256)
 GUN = PointPair(Point(221.5, 113.7), Point(213.5, 57.7))  # of the scene robot-784

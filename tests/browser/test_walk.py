@@ -13,9 +13,9 @@ from conftest import JOB, QUICK, Bench, Server, picture
 from PIL import Image
 from playwright.sync_api import expect
 
-from workbench import images
-from workbench.canvas import rasterise
-from workbench.records import JobState
+from workbench.canvas.fabric import rasterise
+from workbench.core.record import JobState
+from workbench.imaging import decode
 
 SIZE = (64, 48)  # the micro model's own size, so that no crop is made
 
@@ -78,7 +78,7 @@ def test_from_upload_to_download(server: Server, bench: Bench) -> None:
     assert (before[mask] != after[mask]).any()
 
     png = download(bench, "Picture")
-    decoded = images.decode(png)
+    decoded = decode.decode(png)
     assert (decoded.rgb == after).all()
     assert decoded.edit is not None
     assert Image.open(io.BytesIO(download(bench, "Strip"))).width > 2 * SIZE[0]

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workbench.archive import Limits, import_zip
-from workbench.errors import StoreError
-from workbench.records import EditRecord, EditResult, JobState
-from workbench.store import Store
-from workbench.types import EditRequest, Point, PointPair
+from workbench.core.errors import StoreError
+from workbench.core.record import EditRecord, EditResult, JobState
+from workbench.core.request import EditRequest, Point, PointPair
+from workbench.storage.archive import Limits, import_zip
+from workbench.storage.history import Store
 
 
 def png(seed: int) -> bytes:

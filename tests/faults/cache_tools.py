@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from workbench.cache import Cache
+from workbench.storage.cache import Cache
 
 
 class Bomb:

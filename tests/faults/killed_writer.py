@@ -17,11 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from workbench.cache import Cache
-from workbench.jobs import Board, InlineExecutor, Task
-from workbench.records import EditRecord, EditResult, JobState, StepInfo
-from workbench.store import Store
-from workbench.types import EditRequest, Point, PointPair
+from workbench.core.record import (
+    EditRecord,
+    EditResult,
+    JobState,
+    StepInfo,
+)
+from workbench.core.request import EditRequest, Point, PointPair
+from workbench.jobs.queue import Board, InlineExecutor, Task
+from workbench.storage.cache import Cache
+from workbench.storage.history import Store
 
 STAGES = ("begin", "load", "encode", "lora", "invert", "drag", "denoise", "decode", "save")
 CALLS = ("write", "fsync", "replace", "link", "unlink", "open", "close", "mkdir")

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from archive_tools import make_source, png, rebuild, refused
 
-from workbench.archive import export_file, export_zip, import_zip
-from workbench.errors import StoreError
-from workbench.store import Store, verify
-from workbench.store.format import seal
+from workbench.core.errors import StoreError
+from workbench.storage.archive import export_file, export_zip, import_zip
+from workbench.storage.history import Store, verify
+from workbench.storage.history.format import seal
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from archive_tools import make_source, names, png, rebuild, refused
 
-from workbench.archive import Limits, export_zip, import_zip
-from workbench.store import Store
+from workbench.storage.archive import Limits, export_zip, import_zip
+from workbench.storage.history import Store
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import diskcache
 import pytest
 from cache_tools import sql, value_file
 
-from workbench.cache import Cache
+from workbench.storage.cache import Cache
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -71,7 +71,7 @@ def test_fault_28_a_busy_database_is_not_called_damaged(
     with contextlib.closing(sqlite3.connect(cache.folder / "db" / "cache.db")) as con:
         con.execute("BEGIN EXCLUSIVE")
         cache._disk._timeout = 0.2
-        monkeypatch.setattr("workbench.cache._PATIENCE", 0.2)
+        monkeypatch.setattr("workbench.storage.cache._PATIENCE", 0.2)
         assert cache.get("k") is None
         assert cache.get_or_make("k", lambda: b"by hand", kind="lora") == (b"by hand", False)
         con.execute("ROLLBACK")
@@ -137,7 +137,7 @@ def test_fault_29_a_read_only_folder() -> None:
     """In a process without root's rights: the job is done, nothing raises."""
     code = """
 import os, sys
-from workbench.cache import Cache
+from workbench.storage.cache import Cache
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 cache = Cache(sys.argv[1])

@@ -14,8 +14,8 @@ import diskcache
 import pytest
 from cache_tools import Bomb, sql, still_works, value_file
 
-from workbench.bytesdisk import BytesDisk, Damaged
-from workbench.cache import Cache
+from workbench.storage.bytesdisk import BytesDisk, Damaged
+from workbench.storage.cache import Cache
 
 
 @pytest.fixture

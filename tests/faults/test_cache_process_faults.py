@@ -11,7 +11,7 @@ from pathlib import Path
 
 import diskcache
 
-from workbench.cache import Cache
+from workbench.storage.cache import Cache
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 WORKER = """
 import pathlib, sys, time
-from workbench.cache import Cache
+from workbench.storage.cache import Cache
 folder, log, seconds = sys.argv[1:4]
 def make():
     with open(log, "a") as file:

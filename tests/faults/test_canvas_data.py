@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.canvas import (
+from workbench.canvas.fabric import (
     Arrow,
     Drawing,
     Polygon,
@@ -26,8 +26,13 @@ from workbench.canvas import (
     ready,
     to_canvas_json,
 )
-from workbench.errors import BadInput
-from workbench.types import EditRequest, ImageAsset, Point, PointPair
+from workbench.core.errors import BadInput
+from workbench.core.request import (
+    EditRequest,
+    ImageAsset,
+    Point,
+    PointPair,
+)
 
 VIEW = Viewport.fit(640, 480, 640)
 

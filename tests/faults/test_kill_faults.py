@@ -16,10 +16,10 @@ from typing import Any
 import killed_writer
 import pytest
 
-from workbench.cache import Cache
-from workbench.jobs import Board, InlineExecutor
-from workbench.records import JobState
-from workbench.store import Store, orphans, verify
+from workbench.core.record import JobState
+from workbench.jobs.queue import Board, InlineExecutor
+from workbench.storage.cache import Cache
+from workbench.storage.history import Store, orphans, verify
 
 REPO = Path(__file__).resolve().parents[2]
 SEED = 20261123
@@ -172,9 +172,9 @@ def test_fault_42_a_signal_ends_the_process_within_five_seconds(tmp_path: Path, 
     code = """
 import sys, threading, time
 from workbench.jobs import Board, ThreadExecutor
-from workbench.records import StepInfo
-from workbench.store import Store
-from workbench.types import EditRequest, ImageAsset
+from workbench.core.record import StepInfo
+from workbench.storage.history import Store
+from workbench.core.request import EditRequest, ImageAsset
 store = Store(sys.argv[1] + "/history")
 image = ImageAsset(id="wb1:" + "0" * 32, width=9, height=9)
 def run(task):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from store_tools import edit, picture
 
-from workbench.errors import StoreError
-from workbench.store import Store, verify
-from workbench.store.format import seal
+from workbench.core.errors import StoreError
+from workbench.storage.history import Store, verify
+from workbench.storage.history.format import seal
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from store_tools import edit
 
-from workbench.errors import StoreError, WorkbenchError
-from workbench.records import JobState
-from workbench.store import Store, verify
-from workbench.store.format import seal, unseal
+from workbench.core.errors import StoreError, WorkbenchError
+from workbench.core.record import JobState
+from workbench.storage.history import Store, verify
+from workbench.storage.history.format import seal, unseal
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -163,8 +163,8 @@ def test_fault_29_file_systems_without_links(store: Store, monkeypatch: pytest.M
 def test_fault_30_pending_edits_of_a_dead_process_become_interrupted(store: Store) -> None:
     code = f"""
 import os, signal
-from workbench.store import Store
-from workbench.types import EditRequest, ImageAsset
+from workbench.storage.history import Store
+from workbench.core.request import EditRequest, ImageAsset
 store = Store({str(store.folder)!r})
 request = EditRequest(image=ImageAsset(id="wb1:" + "0" * 32, width=9, height=9), pairs=(), seed=5)
 print(store.begin(request, owner="ann", environment={{"torch": "9"}}), flush=True)
@@ -187,8 +187,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_fault_30_a_living_process_is_not_called_dead(store: Store) -> None:
     code = f"""
 import sys
-from workbench.store import Store
-from workbench.types import EditRequest, ImageAsset
+from workbench.storage.history import Store
+from workbench.core.request import EditRequest, ImageAsset
 store = Store({str(store.folder)!r})
 image = ImageAsset(id="wb1:" + "0" * 32, width=9, height=9)
 print(store.begin(EditRequest(image=image, pairs=())), flush=True)

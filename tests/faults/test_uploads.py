@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from workbench import headers, images
-from workbench.errors import BadInput
+from workbench.core.errors import BadInput
+from workbench.imaging import decode, headers
 
 
 def save(im: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -51,7 +51,7 @@ def png_header(w: int, h: int, *more: bytes) -> bytes:
 def refused(raw: bytes, name: str = "upload") -> str:
     """The sentence with which an upload is refused."""
     with pytest.raises(BadInput) as caught:
-        images.decode(raw, name)
+        decode.decode(raw, name)
     text = str(caught.value)
     assert text.endswith(".")
     assert "\n" not in text
@@ -95,7 +95,7 @@ def test_fault_01_empty_file() -> None:
 
 
 def test_fault_01_content_counts_not_the_name() -> None:
-    got = images.decode(save(photo(), "GIF"), "picture.png")
+    got = decode.decode(save(photo(), "GIF"), "picture.png")
     assert got.rgb.shape == (40, 60, 3)
     assert got.name == "picture.png"
 
@@ -161,13 +161,13 @@ def test_fault_03_every_format_is_checked_by_its_header(kind: str) -> None:
 def test_fault_04_one_pixel_wide() -> None:
     assert "the longest side may have 16384 px" in refused(png_header(1, 10_000_000))
     assert "at most 8 times the other" in refused(save(Image.new("L", (900, 100))))
-    assert images.decode(save(Image.new("L", (800, 100)))).width == 800
+    assert decode.decode(save(Image.new("L", (800, 100)))).width == 800
 
 
 def test_fault_05_too_small() -> None:
     assert "8x8 px; each side must have at least 16 px" in refused(save(Image.new("RGB", (8, 8))))
     assert "at least 16 px" in refused(save(Image.new("RGB", (100, 15))))
-    assert images.decode(save(Image.new("RGB", (16, 16)))).height == 16
+    assert decode.decode(save(Image.new("RGB", (16, 16)))).height == 16
 
 
 def test_fault_06_a_phones_picture_is_upright_and_points_fit_it() -> None:
@@ -176,7 +176,7 @@ def test_fault_06_a_phones_picture_is_upright_and_points_fit_it() -> None:
     stored.paste((250, 0, 0), (0, 32, 16, 48))  # bottom left as stored
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
-    got = images.decode(save(stored, "JPEG", exif=exif, quality=95))
+    got = decode.decode(save(stored, "JPEG", exif=exif, quality=95))
     assert got.rgb.shape == (80, 48, 3)
     assert got.rgb[5, 5, 0] > 200
     assert got.rgb[70, 40, 2] > 150
@@ -185,10 +185,10 @@ def test_fault_06_a_phones_picture_is_upright_and_points_fit_it() -> None:
 @pytest.mark.filterwarnings("ignore")  # as in production, where warnings are log lines
 def test_fault_06_damaged_exif_does_not_matter() -> None:
     raw = save(photo(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff junk")
-    assert images.decode(raw).rgb.shape == (40, 60, 3)
+    assert decode.decode(raw).rgb.shape == (40, 60, 3)
     exif = Image.Exif()
     exif[0x0112] = 77
-    assert images.decode(save(photo(), "JPEG", exif=exif)).rgb.shape == (40, 60, 3)
+    assert decode.decode(save(photo(), "JPEG", exif=exif)).rgb.shape == (40, 60, 3)
 
 
 def test_fault_10_gps_is_gone_from_the_result() -> None:
@@ -197,8 +197,8 @@ def test_fault_10_gps_is_gone_from_the_result() -> None:
     exif[0x010F] = "CAMERA-MAKER"
     raw = save(photo(), "JPEG", exif=exif)
     assert b"CAMERA-MAKER" in raw
-    got = images.decode(raw)
-    for out in (images.encode_png(got.rgb), images.encode_jpeg(got.rgb)):
+    got = decode.decode(raw)
+    for out in (decode.encode_png(got.rgb), decode.encode_jpeg(got.rgb)):
         im = Image.open(io.BytesIO(out))
         assert not im.getexif()
         assert b"CAMERA-MAKER" not in out
@@ -211,7 +211,7 @@ def test_fault_11_text_bombs() -> None:
     many = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1_000_000), 9)) * 80
     assert "text" in refused(png_header(64, 64, many))
     ours = chunk(
-        b"iTXt", images.EDIT_CHUNK.encode() + b"\0\1\0\0\0" + zlib.compress(bytes(50_000_000), 9)
+        b"iTXt", decode.EDIT_CHUNK.encode() + b"\0\1\0\0\0" + zlib.compress(bytes(50_000_000), 9)
     )
     assert "text" in refused(png_header(64, 64, ours))
     assert resident() - before < 200_000_000
@@ -228,14 +228,14 @@ def test_fault_11_profile_bomb_and_chunk_flood() -> None:
 
 
 def test_fault_11_too_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert images.MAX_BYTES == 64 * 2**20
-    monkeypatch.setattr(images, "MAX_BYTES", 2**20)
+    assert decode.MAX_BYTES == 64 * 2**20
+    monkeypatch.setattr(decode, "MAX_BYTES", 2**20)
     assert "has 3 MB; the limit is 1 MB" in refused(bytes(3 * 2**20))
 
 
 def test_fault_12_hostile_names_stay_labels() -> None:
     for name in ("../../x", "a\0b", "n" * 300, "a.png:$x.png", "<script>alert(1)</script>.png"):
-        label = images.decode(save(photo()), name).name
+        label = decode.decode(save(photo()), name).name
         assert "\0" not in label
         assert len(label) <= 80
         assert not label.startswith((".", "/"))
@@ -245,13 +245,13 @@ def test_fault_12_hostile_names_stay_labels() -> None:
 def test_fault_20_masks_that_are_none() -> None:
     for raw in (b"", b"text", save(photo())[:50], png_header(20_000, 9_000)):
         with pytest.raises(BadInput):
-            images.decode_mask(raw, 60, 40)
+            decode.decode_mask(raw, 60, 40)
 
 
 def seeds_of() -> list[tuple[str, bytes]]:
     im = photo()
     info = PngImagePlugin.PngInfo()
-    info.add_itxt(images.EDIT_CHUNK, '{"prompt": "a robot"}')
+    info.add_itxt(decode.EDIT_CHUNK, '{"prompt": "a robot"}')
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x010E] = "words"
@@ -309,7 +309,7 @@ def test_fault_01_five_hundred_mutated_uploads_raise_nothing_but_bad_input() -> 
     rng = np.random.default_rng(20261123)
     originals = seeds_of()
     for _kind, raw in originals:
-        assert images.decode(raw).rgb.size
+        assert decode.decode(raw).rgb.size
     read = failed = 0
     before = resident()
     tracemalloc.start()
@@ -318,7 +318,7 @@ def test_fault_01_five_hundred_mutated_uploads_raise_nothing_but_bad_input() -> 
             kind, raw = originals[n % len(originals)]
             broken = mutate(raw, rng)
             try:
-                got = images.decode(broken, f"{n}.{kind}")
+                got = decode.decode(broken, f"{n}.{kind}")
             except BadInput:
                 failed += 1
             else:
@@ -326,7 +326,7 @@ def test_fault_01_five_hundred_mutated_uploads_raise_nothing_but_bad_input() -> 
                 assert got.rgb.dtype == np.uint8
                 assert got.rgb.ndim == 3
                 assert got.width * got.height <= headers.MAX_PIXELS
-                images.encode_png(got.rgb, alpha=got.alpha, edit=got.edit, level=1)
+                decode.encode_png(got.rgb, alpha=got.alpha, edit=got.edit, level=1)
         highest = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -343,13 +343,13 @@ def test_fault_01_warnings_as_errors_change_nothing() -> None:
     for n, (kind, raw) in enumerate(seeds_of()):
         for _ in range(6):
             with contextlib.suppress(BadInput):
-                assert images.decode_mask(mutate(raw, rng), 60, 40, f"{n}.{kind}").any() in (0, 1)
+                assert decode.decode_mask(mutate(raw, rng), 60, 40, f"{n}.{kind}").any() in (0, 1)
 
 
 def test_a_picture_at_the_limit_is_read() -> None:
     """64 megapixels are taken (any phone's or camera's picture), at bounded cost."""
     raw = save(Image.new("L", (8000, 8000), 77), compress_level=1)
-    assert len(raw) < images.MAX_BYTES
-    got = images.decode(raw)
+    assert len(raw) < decode.MAX_BYTES
+    got = decode.decode(raw)
     assert got.rgb.shape == (8000, 8000, 3)
     assert (got.rgb[::1000, ::1000] == 77).all()

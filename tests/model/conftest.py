@@ -10,10 +10,10 @@ import torch
 from edit_bench import Bench
 from tiny_models import build
 
-from workbench import runtime
-from workbench.cache import Cache
-from workbench.runtime import Runtime
-from workbench.store import Store
+from workbench.diffusion import model
+from workbench.diffusion.model import Runtime
+from workbench.storage.cache import Cache
+from workbench.storage.history import Store
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def tiny_model(micro_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 @pytest.fixture(scope="session")
 def tiny(tiny_model: Callable[[str], Path]) -> Runtime:
     """The random Stable Diffusion 1.x pipeline, loaded once."""
-    return runtime.load(str(tiny_model("sd1")), device="cpu")
+    return model.load(str(tiny_model("sd1")), device="cpu")
 
 
 @pytest.fixture

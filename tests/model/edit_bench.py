@@ -8,12 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.cache import Cache
-from workbench.pipeline import run_edit
-from workbench.records import EditRecord, StepInfo
-from workbench.runtime import Runtime
-from workbench.store import Store
-from workbench.types import (
+from workbench.core.record import EditRecord, StepInfo
+from workbench.core.request import (
     DragConfig,
     EditRequest,
     InversionConfig,
@@ -21,6 +17,10 @@ from workbench.types import (
     Point,
     PointPair,
 )
+from workbench.diffusion.model import Runtime
+from workbench.edit import run_edit
+from workbench.storage.cache import Cache
+from workbench.storage.history import Store
 
 U8 = NDArray[np.uint8]
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from workbench.methods import DragProblem
-from workbench.numerics.ddim import Schedule, schedule_from
-from workbench.numerics.denoiser import Denoiser
-from workbench.numerics.drag import latent_mask
-from workbench.types import DragConfig
+from workbench.core.request import DragConfig
+from workbench.diffusion.ddim import Schedule, schedule_from
+from workbench.diffusion.unet import Denoiser
+from workbench.drag import DragProblem
+from workbench.drag.loop import latent_mask
 
 Tensor = torch.Tensor
 

@@ -13,14 +13,10 @@ import numpy as np
 import pytest
 
 from workbench import app as composition
-from workbench import work
 from workbench.app import App, close_app, get_app
-from workbench.errors import BadInput
-from workbench.jobs import Job
-from workbench.records import EditRecord, JobState
-from workbench.settings import Settings
-from workbench.tasks import GenerateTask, SweepTask, TrainTask
-from workbench.types import (
+from workbench.core.errors import BadInput
+from workbench.core.record import EditRecord, JobState
+from workbench.core.request import (
     DragConfig,
     EditRequest,
     GenerationConfig,
@@ -30,6 +26,10 @@ from workbench.types import (
     Point,
     PointPair,
 )
+from workbench.core.tasks import GenerateTask, SweepTask, TrainTask
+from workbench.jobs import run_job
+from workbench.jobs.queue import Job
+from workbench.storage.settings import Settings
 
 
 @pytest.fixture
@@ -108,14 +108,14 @@ def test_sweep_goes_on_after_a_failure(app: App) -> None:
 
 
 def test_sweep_goes_on_after_what_nobody_foresaw(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = work.edit
+    whole = run_job.edit
 
     def edit(app: App, asked: EditRequest, **options: Any) -> EditRecord:
         if asked.drag.steps == 3:
             raise RuntimeError("a tensor was in the way")
         return whole(app, asked, **options)
 
-    monkeypatch.setattr(work, "edit", edit)
+    monkeypatch.setattr(run_job, "edit", edit)
     sweep = [request(app, drag=DragConfig(steps=n)) for n in (3, 1)]
     job = ended(app, app.submit_sweep(sweep))
     assert job.result["edits"][0] is None
@@ -172,7 +172,7 @@ def test_fault_43_settings_may_change_while_a_job_runs(app: App) -> None:
 
 
 def test_one_load_for_warm_up_and_job(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workbench import runtime
+    from workbench.diffusion import model as runtime
 
     loads = []
     real = runtime.load

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench import runtime
-from workbench.bench import scenes_run
-from workbench.bench.locate import (
+from benchmarks import scenes_run
+from benchmarks.locate import (
     DIFT_TIMESTEP,
     FeatureMap,
     Features,
@@ -20,13 +19,14 @@ from workbench.bench.locate import (
     published,
     seed_of,
 )
-from workbench.bench.rows import read_records, rows_of
-from workbench.bench.scenes import drag_set
-from workbench.bench.template import Disc
+from benchmarks.rows import read_records, rows_of
+from benchmarks.scenes import drag_set
+from benchmarks.template import Disc
 from workbench.cli import BAD_INPUT, OK, main
-from workbench.images import decode
-from workbench.runtime import Runtime
-from workbench.types import Point, PointPair
+from workbench.core.request import Point, PointPair
+from workbench.diffusion import model
+from workbench.diffusion.model import Runtime
+from workbench.imaging.decode import decode
 
 SANITY = "nothing,truth,roundtrip,pixelwarp"
 QUICK = ["--drags", "1", "--seed", "5", "--threads", "1", "--lora-steps", "1"]
@@ -34,7 +34,7 @@ QUICK = ["--drags", "1", "--seed", "5", "--threads", "1", "--lora-steps", "1"]
 
 @pytest.fixture(scope="module")
 def storybook() -> Runtime:
-    return runtime.load("storybook", device="cpu")
+    return model.load("storybook", device="cpu")
 
 
 def rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -93,7 +93,7 @@ def test_a_run_its_sanity_its_strip_and_its_resumption(
 def test_a_drag_that_fails_is_a_row_and_not_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workbench.errors import ModelError
+    from workbench.core.errors import ModelError
 
     def fail(*_args: Any, **_more: Any) -> None:
         raise ModelError("The numbers became NaN.")

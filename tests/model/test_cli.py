@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from workbench import images
 from workbench.cli import main
 from workbench.doctor import Finding, verdict
+from workbench.imaging import decode
 
 REPO = Path(__file__).resolve().parents[2]
 SMALL = ["--working-size", "64", "--lora-steps", "2", "--lora-rank", "2", "--lora-batch-size", "1",
@@ -70,10 +70,10 @@ def test_edit_writes_picture_and_strip(
     assert record["request"]["pairs"] == [[24, 30, 40, 30]]
     assert record["request"]["lora"]["rank"] == 2
     assert record["result"]["change_outside_mask"] == 0
-    before, after = images.decode(picture.read_bytes()), images.decode(out.read_bytes())
+    before, after = decode.decode(picture.read_bytes()), decode.decode(out.read_bytes())
     outside = np.asarray(Image.open(mask)) == 0
     assert np.array_equal(after.rgb[outside], before.rgb[outside])
-    strip = images.decode(Path(record["files"]["strip"]).read_bytes())
+    strip = decode.decode(Path(record["files"]["strip"]).read_bytes())
     assert strip.width > 2 * before.width
     assert after.edit is not None
     assert after.edit["request"]["prompt"] == "a robot"
@@ -133,7 +133,7 @@ def test_train_then_edit_then_replay(
     made = said(capsys)
     assert len(made["losses"]) == 2
     assert all("lora_" in k for k in load_file(lora))
-    assert images.decode((tmp_path / "back.png").read_bytes()).rgb.shape == (64, 72, 3)
+    assert decode.decode((tmp_path / "back.png").read_bytes()).rgb.shape == (64, 72, 3)
 
     out = tmp_path / "out.png"
     assert (
@@ -220,7 +220,7 @@ def test_generate(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(given) == 0
     made = said(capsys)
     assert [p["config"]["seed"] for p in made["pictures"]] == [7, 8]
-    assert images.decode((tmp_path / "generated-7.png").read_bytes()).rgb.shape == (64, 64, 3)
+    assert decode.decode((tmp_path / "generated-7.png").read_bytes()).rgb.shape == (64, 64, 3)
     assert main([*given, "--generate-width", "65"]) == 2
     assert "multiple of 8" in capsys.readouterr().err
 
@@ -268,10 +268,10 @@ def test_a_result_that_is_edited_again_goes_on_from_its_edit(
     assert said(capsys)["request"]["parent"] == first["id"]
 
     # painted over elsewhere, or a stranger to this history: a picture like any other
-    made = images.decode((tmp_path / "a.png").read_bytes())
+    made = decode.decode((tmp_path / "a.png").read_bytes())
     other = made.rgb.copy()
     other[0, 0] ^= 1
-    (tmp_path / "other.png").write_bytes(images.encode_png(other, edit=made.edit))
+    (tmp_path / "other.png").write_bytes(decode.encode_png(other, edit=made.edit))
     assert edit(tmp_path / "other.png", "d.png")["request"]["parent"] is None
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "another"))
     assert edit(tmp_path / "a.png", "e.png")["request"]["parent"] is None
@@ -346,7 +346,8 @@ def test_doctor_reports(model: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_doctor_says_what_to_do(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workbench import device, doctor
+    from workbench import doctor
+    from workbench.diffusion import device
 
     monkeypatch.setattr(doctor, "_LEAST_DISK", 1e9)
     monkeypatch.setattr(doctor, "_unused_gpus", lambda: True)

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import KINDS
 
-from workbench import images
 from workbench.cli import main
+from workbench.imaging import decode
 
 SMALL = ["--working-size", "64", "--lora-steps", "2", "--lora-rank", "2", "--lora-batch-size", "1",
          "--inversion-steps", "4", "--inversion-strength", "0.5", "--device", "cpu", "--quiet",
@@ -41,7 +41,7 @@ def test_the_whole_way(
     trained = call("train", str(picture), "--prompt", "a robot", "-o", str(lora), "--name", "mine",
                    "--reconstruction", str(tmp_path / "again.png"), *model, *SMALL)  # fmt: skip
     assert len(trained["losses"]) == 2
-    assert images.decode((tmp_path / "again.png").read_bytes()).width == 72
+    assert decode.decode((tmp_path / "again.png").read_bytes()).width == 72
     assert load_file(lora)
 
     edit = ["edit", str(picture), "--pair", "24,30:40,30", "--whole", "--prompt", "a robot",
@@ -60,4 +60,4 @@ def test_the_whole_way(
     made = call("generate", "a robot", "-o", str(tmp_path), "--generate-steps", "2",
                 "--generate-width", "64", "--generate-height", "64", *model,
                 "--device", "cpu", "--quiet", "--json")  # fmt: skip
-    assert images.decode(Path(made["pictures"][0]["file"]).read_bytes()).width == 64
+    assert decode.decode(Path(made["pictures"][0]["file"]).read_bytes()).width == 64

@@ -12,7 +12,7 @@ from PIL import Image
 from workbench.app import App
 from workbench.cli import main
 from workbench.cli.requests import read_mask, read_picture
-from workbench.settings import Settings
+from workbench.storage.settings import Settings
 
 PAIR = ["--pair", "24,30:40,30"]
 

@@ -13,10 +13,8 @@ from edit_bench import picture
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench import runtime
-from workbench.app import App
-from workbench.bench import dragbench_run
-from workbench.bench.distances import (
+from benchmarks import dragbench_run
+from benchmarks.distances import (
     DEFINITIONS,
     Distances,
     Extractor,
@@ -24,16 +22,23 @@ from workbench.bench.distances import (
     discs,
     similarities,
 )
-from workbench.bench.locate import Features, Recipe, published, seed_of
-from workbench.bench.readers import Sample
-from workbench.bench.rows import read_records, rows_of
+from benchmarks.locate import (
+    Features,
+    Recipe,
+    published,
+    seed_of,
+)
+from benchmarks.readers import Sample
+from benchmarks.rows import read_records, rows_of
+from workbench.app import App
 from workbench.cli import BAD_INPUT, OK, main
-from workbench.errors import ModelError
-from workbench.images import decode, encode_png
-from workbench.models import ModelSpec
-from workbench.runtime import Runtime
-from workbench.settings import Settings
-from workbench.types import Point, PointPair
+from workbench.core.errors import ModelError
+from workbench.core.request import Point, PointPair
+from workbench.diffusion import model
+from workbench.diffusion.model import Runtime
+from workbench.diffusion.registry import ModelSpec
+from workbench.imaging.decode import decode, encode_png
+from workbench.storage.settings import Settings
 
 PAIR = PointPair(Point(24, 30), Point(44, 30))
 
@@ -41,7 +46,7 @@ PAIR = PointPair(Point(24, 30), Point(44, 30))
 @pytest.fixture(scope="module")
 def micro(micro_sd: Path) -> Runtime:
     spec = ModelSpec(name="micro", path=str(micro_sd), native_size=64)
-    return runtime.load(spec, device="cpu")
+    return model.load(spec, device="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -256,7 +261,7 @@ def test_only_stable_diffusion_2_1_gets_the_published_name(
     assert found.name == "micro.up2.t261.e8"
     assert "not md_..." in sentence
 
-    named = runtime.load(ModelSpec(name="sd21", path=str(micro_sd)), device="cpu")
+    named = model.load(ModelSpec(name="sd21", path=str(micro_sd)), device="cpu")
     assert published(named) is None  # its text is 32 numbers wide, not 1024
 
     named.unet.register_to_config(cross_attention_dim=1024)

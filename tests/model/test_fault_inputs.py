@@ -11,13 +11,9 @@ import pytest
 import torch
 from edit_bench import Bench
 
-from workbench import runtime
-from workbench.errors import ModelError, WorkbenchError
-from workbench.models import Registry
-from workbench.numerics.features import track
-from workbench.numerics.optimiser import LatentOptimiser
-from workbench.records import EditRecord, JobState, Stop
-from workbench.types import (
+from workbench.core.errors import ModelError, WorkbenchError
+from workbench.core.record import EditRecord, JobState, Stop
+from workbench.core.request import (
     METHODS,
     DragConfig,
     EditRequest,
@@ -27,6 +23,10 @@ from workbench.types import (
     Point,
     PointPair,
 )
+from workbench.diffusion import model
+from workbench.diffusion.registry import Registry
+from workbench.drag.optimizer import LatentOptimiser
+from workbench.drag.tracking import track
 
 W, H = 72, 64
 
@@ -120,10 +120,10 @@ def test_fault_18_handles_that_never_move_end_as_stuck(
     bench: Bench, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With features of one value throughout: no gradient, no step, and the report says so."""
-    from workbench.numerics import denoiser
+    from workbench.diffusion import unet
 
     # a detour that keeps the graph: the gradient exists, and is zero
-    monkeypatch.setattr(denoiser.Denoiser, "_weighted", lambda _self, feature: feature * 0 + 1)
+    monkeypatch.setattr(unet.Denoiser, "_weighted", lambda _self, feature: feature * 0 + 1)
     request = quick(bench, method)
     drag = dataclasses.replace(request.drag, steps=40)
     record = bench.edit(dataclasses.replace(request, drag=drag))
@@ -184,7 +184,7 @@ def test_fault_45_the_model_that_ships_needs_no_network(
 
     monkeypatch.setattr(socket, "socket", Refused)
     monkeypatch.setattr(socket, "getaddrinfo", Refused)
-    bench.runtime = runtime.load("storybook", device="cpu")
+    bench.runtime = model.load("storybook", device="cpu")
     request = quick(bench, "auto", model=ModelRef(name="storybook"), working_size=64)
     sound(bench, bench.edit(request))
 
@@ -194,4 +194,4 @@ def test_fault_45_a_model_that_is_not_here_is_asked_for_by_its_path(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WorkbenchError, match=r"sd15.*(models download sd15|path)"):
-        runtime.load("sd15", device="cpu", registry=Registry())
+        model.load("sd15", device="cpu", registry=Registry())

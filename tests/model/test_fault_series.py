@@ -13,10 +13,15 @@ import pytest
 import torch
 from edit_bench import Bench
 
-from workbench.errors import Cancelled
-from workbench.modelstate import snapshot
-from workbench.records import JobState, StepInfo
-from workbench.types import METHODS, DragConfig, InversionConfig, LoraConfig
+from workbench.core.errors import Cancelled
+from workbench.core.record import JobState, StepInfo
+from workbench.core.request import (
+    METHODS,
+    DragConfig,
+    InversionConfig,
+    LoraConfig,
+)
+from workbench.diffusion.model_guard import snapshot
 
 GROWTH = 48 * 2**20  # bytes of resident memory that a series may end above its beginning
 PAGE = 4096

@@ -9,25 +9,30 @@ from pathlib import Path as File
 import pytest
 import torch
 
-from workbench import runtime
-from workbench.cache import Cache
-from workbench.errors import BadInput, Cancelled, ModelError
-from workbench.generate import Path, cached_path, generate, sample_path
-from workbench.modelstate import snapshot
-from workbench.numerics.ddim import schedule_from
-from workbench.records import StepInfo
-from workbench.runtime import Runtime
-from workbench.sources import SCHEDULERS, GenerationConfig
-from workbench.store import Store
-from workbench.tasks import GenerateTask
-from workbench.types import ModelRef
+from workbench.core.errors import BadInput, Cancelled, ModelError
+from workbench.core.generation_config import SCHEDULERS, GenerationConfig
+from workbench.core.record import StepInfo
+from workbench.core.request import ModelRef
+from workbench.core.tasks import GenerateTask
+from workbench.diffusion import model
+from workbench.diffusion.ddim import schedule_from
+from workbench.diffusion.model import Runtime
+from workbench.diffusion.model_guard import snapshot
+from workbench.editing.text_to_image import (
+    Path,
+    cached_path,
+    generate,
+    sample_path,
+)
+from workbench.storage.cache import Cache
+from workbench.storage.history import Store
 
 CONFIG = GenerationConfig(steps=8, guidance=5.0, seed=3, width=64, height=72, negative_prompt="fog")
 
 
 @pytest.fixture(scope="module")
 def micro(micro_sd: File) -> Runtime:
-    return runtime.load(str(micro_sd), device="cpu")
+    return model.load(str(micro_sd), device="cpu")
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -59,7 +64,7 @@ def test_equals_diffusers_pipeline(micro: Runtime, name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sd2v", "sdxl"])
 def test_other_architectures(tiny_model: Callable[[str], File], kind: str) -> None:
-    run = runtime.load(str(tiny_model(kind)), device="cpu")
+    run = model.load(str(tiny_model(kind)), device="cpu")
     path = sample_path(run, "a robot", dataclasses.replace(CONFIG, steps=3))
     assert path.final.shape == (1, 4, 9, 8)
     assert torch.isfinite(path.final).all()
@@ -132,7 +137,7 @@ def test_cancel_while_generating(micro: Runtime, tmp_path: File) -> None:
 
 def test_fault_22_nan_is_a_model_error(micro: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "workbench.numerics.denoiser.Denoiser.eps", lambda _self, z, _t: z * float("nan")
+        "workbench.diffusion.unet.Denoiser.eps", lambda _self, z, _t: z * float("nan")
     )
     with pytest.raises(ModelError, match="NaN"):
         sample_path(micro, "x", CONFIG)

@@ -12,22 +12,27 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from workbench import runtime
-from workbench.errors import BadInput
-from workbench.lora_files import LoraCard, check, read, write
-from workbench.loras import LoraLibrary
-from workbench.numerics.ddim import schedule_from
-from workbench.numerics.lora import merged, random_draws, train
-from workbench.runtime import Runtime
-from workbench.store import Store
-from workbench.types import LoraConfig
+from workbench.core.errors import BadInput
+from workbench.core.request import LoraConfig
+from workbench.diffusion import model
+from workbench.diffusion.ddim import schedule_from
+from workbench.diffusion.lora import merged, random_draws, train
+from workbench.diffusion.lora_files import (
+    LoraCard,
+    check,
+    read,
+    write,
+)
+from workbench.diffusion.model import Runtime
+from workbench.editing.lora_library import LoraLibrary
+from workbench.storage.history import Store
 
 LATENT = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
 def micro(micro_sd: Path) -> Runtime:
-    return runtime.load(str(micro_sd), device="cpu")
+    return model.load(str(micro_sd), device="cpu")
 
 
 def trained(run: Runtime, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -77,7 +82,7 @@ def plain_diffusers(run: Runtime) -> Iterator[Any]:
 def test_what_is_trained_here_loads_in_plain_diffusers(
     tiny_model: Callable[[str], Path], tmp_path: Path, kind: str, layout: str
 ) -> None:
-    run = runtime.load(str(tiny_model(kind)), device="cpu")
+    run = model.load(str(tiny_model(kind)), device="cpu")
     state = trained(run)
     ours = predicted(run, state)
     assert (ours - predicted(run)).abs().max() > 1e-2
@@ -166,7 +171,7 @@ def test_lora_of_another_model_or_picture(micro: Runtime) -> None:
 def test_lora_of_another_architecture_is_refused(
     micro: Runtime, tiny_model: Callable[[str], Path]
 ) -> None:
-    other = runtime.load(str(tiny_model("sdxl")), device="cpu")
+    other = model.load(str(tiny_model("sdxl")), device="cpu")
     file = read(write(trained(other), LoraCard()))
     with pytest.raises(BadInput, match="made for another architecture"):
         check(file, micro.unet, name="xl", model=micro.fingerprint, style=True)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from edit_bench import Bench
 
-from workbench.numerics.graphs import Recorder
-from workbench.records import EditResult, JobState
-from workbench.runtime import Runtime
-from workbench.types import METHODS, DragConfig, EditRequest
+from workbench.accel.cuda_graphs import Recorder
+from workbench.core.record import EditResult, JobState
+from workbench.core.request import METHODS, DragConfig, EditRequest
+from workbench.diffusion.model import Runtime
 
 
 def request(bench: Bench, method: str, steps: int = 3) -> EditRequest:

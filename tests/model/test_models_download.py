@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from workbench.errors import BadInput, Cancelled, ModelError
-from workbench.models import Registry
-from workbench.models.download import _reason, download, plan
-from workbench.records import StepInfo
+from workbench.core.errors import BadInput, Cancelled, ModelError
+from workbench.core.record import StepInfo
+from workbench.diffusion.registry import Registry
+from workbench.diffusion.registry.download import _reason, download, plan
 
 SD15 = {
     "model_index.json": 500,

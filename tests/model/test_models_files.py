@@ -11,9 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from workbench.errors import BadInput, ModelError
-from workbench.models import BUILTIN, ModelSpec, Registry, find_files, fingerprint
-from workbench.models.loading import load_parts
+from workbench.core.errors import BadInput, ModelError
+from workbench.diffusion.registry import (
+    BUILTIN,
+    ModelSpec,
+    Registry,
+    find_files,
+    fingerprint,
+)
+from workbench.diffusion.registry.loading import load_parts
 
 CPU = torch.device("cpu")
 UNET = "unet/diffusion_pytorch_model.safetensors"

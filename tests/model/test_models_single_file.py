@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from workbench.errors import ModelError
-from workbench.models import ModelSpec, Registry, find_files
-from workbench.models.loading import load_parts
+from workbench.core.errors import ModelError
+from workbench.diffusion.registry import ModelSpec, Registry, find_files
+from workbench.diffusion.registry.loading import load_parts
 
 CPU = torch.device("cpu")
 RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",

@@ -10,11 +10,18 @@ import pytest
 import torch
 from tiny_models import KINDS
 
-from workbench import need, runtime
-from workbench.device import Memory
-from workbench.models import ModelFiles, Registry, find_files
-from workbench.need import Need, estimate
-from workbench.types import EditRequest, ImageAsset, LoraConfig, Point, PointPair
+from workbench.core.request import (
+    EditRequest,
+    ImageAsset,
+    LoraConfig,
+    Point,
+    PointPair,
+)
+from workbench.diffusion import model
+from workbench.diffusion.device import Memory
+from workbench.diffusion.registry import ModelFiles, Registry, find_files
+from workbench.editing import memory_estimate
+from workbench.editing.memory_estimate import Need, estimate
 
 REQUEST = EditRequest(
     image=ImageAsset(id="wb1:1", width=512, height=512),
@@ -23,7 +30,7 @@ REQUEST = EditRequest(
 GB = 10**9
 
 
-def saved_bytes(run: runtime.Runtime, side: int) -> int:
+def saved_bytes(run: model.Runtime, side: int) -> int:
     """What a real forward of the U-Net leaves for the backward pass, counted by its storages."""
     own = {p.untyped_storage()._cdata for p in run.unet.parameters()}
     seen: dict[int, int] = {}
@@ -47,10 +54,10 @@ def saved_bytes(run: runtime.Runtime, side: int) -> int:
 def test_counted_activations_are_those_of_a_real_run(
     tiny_model: Callable[[str], Path], kind: str
 ) -> None:
-    run = runtime.load(str(tiny_model(kind)), device="cpu")
+    run = model.load(str(tiny_model(kind)), device="cpu")
     files = find_files(Registry().resolve(str(tiny_model(kind))))
     for side in (64, 128):
-        counted = need._counted(files)(1, side, side) * 4
+        counted = memory_estimate._counted(files)(1, side, side) * 4
         assert counted == pytest.approx(saved_bytes(run, side), rel=0.05)
 
 
@@ -95,4 +102,4 @@ def test_a_loaded_model_counts_as_free(files: ModelFiles) -> None:
     given = {"native": 512, "device": "cpu", "dtype": "fp32", "memory": Memory(GB, 2 * GB)}
     cold = estimate(REQUEST, files, loaded=False, **given)  # type: ignore[arg-type]
     warm = estimate(REQUEST, files, loaded=True, **given)  # type: ignore[arg-type]
-    assert warm.free - cold.free == need._weights(files, "fp32") > 4_000_000
+    assert warm.free - cold.free == memory_estimate._weights(files, "fp32") > 4_000_000

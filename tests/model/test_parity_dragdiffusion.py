@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from golden import Case, Micro, load_case, load_micro, worst
 from safetensors.torch import load_file
 
-from workbench import methods
-from workbench.methods import DragOutcome, Reference
-from workbench.methods.finish import denoise
-from workbench.numerics import ddim
-from workbench.numerics.drag import drag, mask_loss, motion_loss
-from workbench.numerics.features import samples
-from workbench.numerics.lora import Draw, merged, train
-from workbench.numerics.lora_keys import to_peft_keys
-from workbench.records import Stop
-from workbench.types import LoraConfig
+from workbench import drag as methods
+from workbench.core.record import Stop
+from workbench.core.request import LoraConfig
+from workbench.diffusion import ddim
+from workbench.diffusion.lora import Draw, merged, train
+from workbench.diffusion.lora_keys import to_peft_keys
+from workbench.drag import DragOutcome, Reference
+from workbench.drag.denoise import denoise
+from workbench.drag.loop import drag, mask_loss, motion_loss
+from workbench.drag.tracking import samples
 
 CASES = ("masked", "nomask", "odd", "gen")
 REAL = ("masked", "nomask", "odd")

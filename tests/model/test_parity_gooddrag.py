@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from golden import Case, Micro, load_case, load_micro, worst
 
-from workbench import methods
-from workbench.methods import DragOutcome, DragStep
-from workbench.numerics import ddim
-from workbench.numerics.attention import sharing
-from workbench.numerics.drag import anchor_patches, mask_loss, motion_loss
-from workbench.numerics.features import patches, samples, track
-from workbench.numerics.lora import merged
-from workbench.numerics.optimiser import LatentOptimiser
-from workbench.records import Stop
+from workbench import drag as methods
+from workbench.core.record import Stop
+from workbench.diffusion import ddim
+from workbench.diffusion.attention import sharing
+from workbench.diffusion.lora import merged
+from workbench.drag import DragOutcome, DragStep
+from workbench.drag.loop import anchor_patches, mask_loss, motion_loss
+from workbench.drag.optimizer import LatentOptimiser
+from workbench.drag.tracking import patches, samples, track
 
 CASES = ("gooddrag_masked", "gooddrag_nomask")
 Tensor = torch.Tensor

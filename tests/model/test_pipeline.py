@@ -12,13 +12,8 @@ import pytest
 from edit_bench import Bench, picture
 from tiny_models import KINDS
 
-from workbench import images, runtime
-from workbench.cache import Cache
-from workbench.loras import LoraLibrary
-from workbench.pipeline import prepare
-from workbench.records import JobState
-from workbench.tasks import TrainTask
-from workbench.types import (
+from workbench.core.record import JobState
+from workbench.core.request import (
     DragConfig,
     EditRequest,
     GenerationConfig,
@@ -27,6 +22,12 @@ from workbench.types import (
     Point,
     PointPair,
 )
+from workbench.core.tasks import TrainTask
+from workbench.diffusion import model
+from workbench.edit import prepare
+from workbench.editing.lora_library import LoraLibrary
+from workbench.imaging import decode
+from workbench.storage.cache import Cache
 
 
 @pytest.mark.parametrize("case", ["masked", "odd"])
@@ -34,10 +35,10 @@ def test_whole_edit_equals_the_authors_picture(
     bench: Bench, micro_sd: Path, reference_dir: Path, case: str, tmp_path: Path
 ) -> None:
     """Upload to PNG: decode, LoRA file, inversion, drag, denoise, decode; gate of the reference."""
-    bench.runtime = runtime.load(str(micro_sd), device="cpu")
+    bench.runtime = model.load(str(micro_sd), device="cpu")
     facts = json.loads((reference_dir / case / "case.json").read_text())
-    source = images.decode((reference_dir / case / "image.png").read_bytes())
-    mask = images.decode_mask(
+    source = decode.decode((reference_dir / case / "image.png").read_bytes())
+    mask = decode.decode_mask(
         (reference_dir / case / "mask.png").read_bytes(), source.width, source.height
     )
     points = [Point(*p) for p in facts["points_xy"]]
@@ -56,7 +57,7 @@ def test_whole_edit_equals_the_authors_picture(
     )
     assert record.result is not None
     ours = bench.store.image(record.result.image)
-    theirs = images.decode((reference_dir / case / "result.png").read_bytes()).rgb
+    theirs = decode.decode((reference_dir / case / "result.png").read_bytes()).rgb
     assert ours.shape == theirs.shape
     assert np.abs(ours.astype(int) - theirs).max() <= 8
 
@@ -78,7 +79,7 @@ def test_second_drag_trains_and_inverts_nothing(bench: Bench) -> None:
 
 def test_cache_serves_a_new_process(bench: Bench, tiny_model: Callable[[str], Path]) -> None:
     first = bench.edit()
-    bench.runtime = runtime.load(str(tiny_model("sd1")), device="cpu")
+    bench.runtime = model.load(str(tiny_model("sd1")), device="cpu")
     bench.cache = Cache(bench.cache.folder)
     again = bench.edit(fresh=True)
     assert first.result is not None
@@ -135,9 +136,9 @@ def test_result_is_told_in_image_pixels(bench: Bench) -> None:
     assert result.iterations == 3
     assert len(result.losses) == 3
     assert result.strip is not None
-    assert images.decode(bench.store.blob(result.strip)).height == 64
+    assert decode.decode(bench.store.blob(result.strip)).height == 64
     assert result.frames
-    assert images.decode(bench.store.blob(result.frames[0])).rgb.shape == (64, 72, 3)
+    assert decode.decode(bench.store.blob(result.frames[0])).rgb.shape == (64, 72, 3)
     assert set(result.seconds) >= {"lora", "invert", "drag", "denoise", "decode", "save"}
     assert record.environment["dtype"] == "fp32"
     assert record.request.model.fingerprint == bench.runtime.fingerprint
@@ -176,7 +177,7 @@ def test_every_architecture_runs_whole(
     bench: Bench, tiny_model: Callable[[str], Path], kind: str
 ) -> None:
     """Load, train, invert, drag, denoise; the LoRA is saved, read again, and used as a file."""
-    bench.runtime = runtime.load(str(tiny_model(kind)), device="cpu")
+    bench.runtime = model.load(str(tiny_model(kind)), device="cpu")
     record = bench.edit()
     assert record.status is JobState.DONE
     (entry,) = [e for e in bench.cache.entries() if e.kind == "lora"]
@@ -194,7 +195,7 @@ def test_every_architecture_runs_whole(
 def test_half_precision_runs_whole(
     bench: Bench, tiny_model: Callable[[str], Path], kind: str, dtype: str
 ) -> None:
-    bench.runtime = runtime.load(str(tiny_model(kind)), device="cpu", dtype=dtype)
+    bench.runtime = model.load(str(tiny_model(kind)), device="cpu", dtype=dtype)
     record = bench.edit()
     assert record.status is JobState.DONE
     assert record.environment["dtype"] == dtype
@@ -231,8 +232,8 @@ def test_big_picture_is_edited_on_a_crop(bench: Bench) -> None:
 
 
 def test_generated_picture_is_dragged_from_its_own_latents(bench: Bench) -> None:
-    from workbench.generate import generate
-    from workbench.tasks import GenerateTask
+    from workbench.core.tasks import GenerateTask
+    from workbench.editing.text_to_image import generate
 
     config = GenerationConfig(steps=6, guidance=4.0, width=64, height=64, freeu_b1=1.2)
     made = generate(

@@ -12,16 +12,13 @@ import pytest
 import torch
 from edit_bench import Bench
 
-from workbench import pipeline, runtime
-from workbench.cache import Cache
-from workbench.errors import Cancelled, ModelError, OutOfMemory
-from workbench.modelstate import snapshot
-from workbench.records import JobState, StepInfo
-from workbench.types import (
-    DragConfig,
-    Point,
-    PointPair,
-)
+from workbench import edit
+from workbench.core.errors import Cancelled, ModelError, OutOfMemory
+from workbench.core.record import JobState, StepInfo
+from workbench.core.request import DragConfig, Point, PointPair
+from workbench.diffusion import model
+from workbench.diffusion.model_guard import snapshot
+from workbench.storage.cache import Cache
 
 
 def test_fault_20_an_empty_mask_is_no_mask(bench: Bench) -> None:
@@ -74,7 +71,7 @@ def test_fault_22_nan_in_the_drag_keeps_the_last_finite_step(bench: Bench) -> No
     """The learning rate's limit is no protection: the numbers may overflow all the same."""
     request = bench.request(drag=DragConfig(steps=4))
     calls = 0
-    from workbench.numerics.optimiser import LatentOptimiser
+    from workbench.drag.optimizer import LatentOptimiser
 
     real = LatentOptimiser.gradient
 
@@ -102,7 +99,10 @@ def test_fault_22_nan_in_the_drag_keeps_the_last_finite_step(bench: Bench) -> No
 
 @pytest.mark.parametrize(
     ("where", "kind"),
-    [("workbench.stages.train", "lora"), ("workbench.stages.invert", "inversion")],
+    [
+        ("workbench.editing.prepare.train", "lora"),
+        ("workbench.editing.prepare.invert", "inversion"),
+    ],
 )
 def test_fault_22_nan_before_the_drag_is_not_cached(bench: Bench, where: str, kind: str) -> None:
     import importlib
@@ -177,7 +177,7 @@ def test_unforeseen_errors_are_recorded_and_raised(
         raise ValueError("a surprise")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_save", broken)
+        patch.setattr(edit, "_save", broken)
         with pytest.raises(ValueError, match="surprise"):
             bench.edit()
     record = bench.store.records()[0]
@@ -242,5 +242,5 @@ def test_fault_45_nothing_in_a_run_opens_a_socket(
 
     monkeypatch.setattr(socket, "socket", Refused)
     monkeypatch.setattr(socket, "getaddrinfo", Refused)
-    bench.runtime = runtime.load(str(tiny_model(kind)), device="cpu")
+    bench.runtime = model.load(str(tiny_model(kind)), device="cpu")
     assert bench.edit().status is JobState.DONE

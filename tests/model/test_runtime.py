@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import KINDS
 
-from workbench import device, runtime
-from workbench.errors import BadInput, ModelError
-from workbench.modelstate import differences, snapshot, unchanged
-from workbench.runtime import Runtime
+from workbench.core.errors import BadInput, ModelError
+from workbench.diffusion import device, model
+from workbench.diffusion.model import Runtime
+from workbench.diffusion.model_guard import differences, snapshot, unchanged
 
 
 @pytest.fixture(scope="module")
 def micro(micro_sd: Path) -> Runtime:
-    return runtime.load(str(micro_sd), device="cpu")
+    return model.load(str(micro_sd), device="cpu")
 
 
 @pytest.mark.parametrize("case", ["masked", "nomask", "odd"])
@@ -75,7 +75,7 @@ def test_prompts_are_kept_but_not_for_ever(micro: Runtime) -> None:
 def test_every_architecture_loads_and_predicts(
     tiny_model: Callable[[str], Path], kind: str
 ) -> None:
-    run = runtime.load(str(tiny_model(kind)), device="cpu")
+    run = model.load(str(tiny_model(kind)), device="cpu")
     latent, _ = run.encode(torch.zeros(1, 3, 64, 64))
     text = run.text("a robot")
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_sdxl_text_equals_diffusers(tiny_model: Callable[[str], Path]) -> None:
     from diffusers import StableDiffusionXLPipeline
     from transformers import CLIPTokenizer
 
-    run = runtime.load(str(tiny_model("sdxl")), device="cpu")
+    run = model.load(str(tiny_model("sdxl")), device="cpu")
     first, second = run._encoders
     assert isinstance(first[0], CLIPTokenizer)
     pipe = StableDiffusionXLPipeline(
@@ -115,7 +115,7 @@ def test_sdxl_text_equals_diffusers(tiny_model: Callable[[str], Path]) -> None:
 
 
 def test_precision_is_chosen(micro_sd: Path) -> None:
-    half = runtime.load(str(micro_sd), device="cpu", dtype="bf16")
+    half = model.load(str(micro_sd), device="cpu", dtype="bf16")
     assert half.unet.dtype == torch.bfloat16
     assert half.dtype_name == "bf16"
     assert half.encode(torch.zeros(1, 3, 64, 64))[0].dtype == torch.float32
@@ -135,11 +135,11 @@ def test_precision_is_chosen(micro_sd: Path) -> None:
 )
 def test_unknown_device_or_precision(micro_sd: Path, given: dict[str, str], words: str) -> None:
     with pytest.raises(BadInput, match=words):
-        runtime.load(str(micro_sd), **{"device": "cpu", **given})
+        model.load(str(micro_sd), **{"device": "cpu", **given})
 
 
 def test_float16_autoencoder_of_xl_stays_float32(tiny_model: Callable[[str], Path]) -> None:
-    run = runtime.load(str(tiny_model("sdxl")), device="cpu", dtype="fp16")
+    run = model.load(str(tiny_model("sdxl")), device="cpu", dtype="fp16")
     assert run.vae.dtype == torch.float32
     assert run.unet.dtype == torch.float16
 
@@ -149,11 +149,11 @@ def test_shipped_model_missing_says_how_to_get_it(
 ) -> None:
     import dataclasses
 
-    from workbench.models import BUILTIN
+    from workbench.diffusion.registry import BUILTIN
 
     gone = dataclasses.replace(BUILTIN[0], path=str(tmp_path / "weights"))
     with pytest.raises(ModelError, match="demo train"):
-        runtime.load(gone)
+        model.load(gone)
 
 
 def test_fault_37_low_memory_and_jobs_leave_no_trace(micro: Runtime) -> None:

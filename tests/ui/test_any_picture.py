@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from workbench import images, pngcard
 from workbench.app import App
-from workbench.canvas import Arrow, Drawing
-from workbench.crop import Crop
-from workbench.drawing import Polygon
-from workbench.types import Point, PointPair
-from workbench.ui import figures, intake, working
-from workbench.ui.backend import Backend, get_backend
-from workbench.ui.workspace import Workspace
+from workbench.canvas.drawing import Polygon
+from workbench.canvas.fabric import Arrow, Drawing
+from workbench.core.request import Point, PointPair
+from workbench.imaging import decode
+from workbench.imaging.crop import Crop
+from workbench.storage.archive import png_metadata
+from workbench.ui.results import figures
+from workbench.ui.shell.backend import Backend, get_backend
+from workbench.ui.shell.workspace import Workspace
+from workbench.ui.upload import intake, working
 
 QUICK: dict[str, Any] = {
     "lora": {"steps": 0},
@@ -70,14 +72,14 @@ def run(backend: Backend, space: Workspace, drawing: Drawing) -> tuple[Any, NDAr
     """The edit as the page asks for it: its record and the downloaded picture, with alpha if any."""
     request = space.request(drawing.pairs, backend.mask_asset(space, drawing))
     record = backend.store.record(backend.app.perform("edit", request))
-    with Image.open(io.BytesIO(pngcard.result_png(record, backend.store))) as picture:
+    with Image.open(io.BytesIO(png_metadata.result_png(record, backend.store))) as picture:
         return record, np.asarray(picture)
 
 
 def test_a_photograph_of_many_megapixels(backend: Backend, visit: Callable[..., AppTest]) -> None:
     width, height = 2400, 1600
     raw = encoded(photograph(width, height), "JPEG", quality=90)
-    before = images.decode(raw, "photo.jpg").rgb
+    before = decode.decode(raw, "photo.jpg").rgb
     drawing = box(1080, 720, 1320, 980, 1200, 840, 1224, 840)
     space = opened(backend, raw, drawing, "photo.jpg")
     piece = backend.piece(space)

@@ -16,13 +16,9 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
-from workbench.canvas import Arrow, Drawing
-from workbench.jobs import Job
-from workbench.records import EditRecord, EditResult, JobState
-from workbench.sweep import Axis, Plan
-from workbench.sweep_results import metrics_csv
-from workbench.tasks import SweepTask
-from workbench.types import (
+from workbench.canvas.fabric import Arrow, Drawing
+from workbench.core.record import EditRecord, EditResult, JobState
+from workbench.core.request import (
     DragConfig,
     EditRequest,
     ImageAsset,
@@ -31,10 +27,14 @@ from workbench.types import (
     Point,
     PointPair,
 )
-from workbench.ui import compare_facts, sweep_state
-from workbench.ui.backend import Backend, get_backend
-from workbench.ui.edits import EditView
-from workbench.ui.workspace import Workspace
+from workbench.core.tasks import SweepTask
+from workbench.jobs.queue import Job
+from workbench.sweeps.plan import Axis, Plan
+from workbench.sweeps.results import metrics_csv
+from workbench.ui.compare import facts, sweep_state
+from workbench.ui.results.edits import EditView
+from workbench.ui.shell.backend import Backend, get_backend
+from workbench.ui.shell.workspace import Workspace
 
 PAIRS = (PointPair(Point(10, 12), Point(30, 12)),)
 
@@ -247,10 +247,10 @@ def test_an_empty_history_says_what_to_do(app: App, compare_page: Callable[..., 
 
 
 def test_the_contact_sheet_of_the_chosen(app: App, two: list[EditRecord]) -> None:
-    from workbench.ui.compare import contact_sheet
+    from workbench.ui.compare.page import contact_sheet
 
     views = [EditView(app.store, r) for r in two]
-    raw = contact_sheet(views, compare_facts.names(two))
+    raw = contact_sheet(views, facts.names(two))
     with Image.open(io.BytesIO(raw)) as sheet:
         assert sheet.format == "PNG"
         assert sheet.width >= 2 * 384
@@ -393,6 +393,6 @@ def test_names_of_edits_of_several_pictures_are_the_pictures(
         lora=LoraConfig(steps=7),
     )
     two = [edit, dataclasses.replace(edit, request=other)]
-    first, second = compare_facts.names(two)
+    first, second = facts.names(two)
     assert "prompt" not in first + second
     assert second == "2 · Another, DragDiffusion, LoRA steps 7"

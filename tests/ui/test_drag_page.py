@@ -10,14 +10,25 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
-from workbench.automask import propose
-from workbench.canvas import Arrow, Drawing, Rect, rasterise
-from workbench.jobs import Job
-from workbench.records import JobState, StepInfo
-from workbench.types import METHODS, DragConfig, EditRequest, Point, PointPair
-from workbench.ui import run_panel
-from workbench.ui.sketch import stored
-from workbench.ui.workspace import Workspace
+from workbench.canvas.automask import propose
+from workbench.canvas.fabric import (
+    Arrow,
+    Drawing,
+    Rect,
+    rasterise,
+)
+from workbench.core.record import JobState, StepInfo
+from workbench.core.request import (
+    METHODS,
+    DragConfig,
+    EditRequest,
+    Point,
+    PointPair,
+)
+from workbench.jobs.queue import Job
+from workbench.ui.draw import run_panel
+from workbench.ui.draw.projection import stored
+from workbench.ui.shell.workspace import Workspace
 
 PAIR = PointPair(Point(20, 20), Point(34, 14))
 SIZE = (64, 48)

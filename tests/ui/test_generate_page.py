@@ -9,13 +9,13 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
-from workbench.records import JobState
-from workbench.sources import GenerationConfig
-from workbench.tasks import GenerateTask
-from workbench.types import ModelRef, Point, PointPair
-from workbench.ui import generating, ideas
-from workbench.ui.backend import get_backend
-from workbench.ui.workspace import Workspace, settings_of
+from workbench.core.generation_config import GenerationConfig
+from workbench.core.record import JobState
+from workbench.core.request import ModelRef, Point, PointPair
+from workbench.core.tasks import GenerateTask
+from workbench.ui.shell.backend import get_backend
+from workbench.ui.shell.workspace import Workspace, settings_of
+from workbench.ui.upload import generating, ideas
 
 CONFIG = GenerationConfig(steps=3, guidance=3.0, seed=7, width=64, height=64, negative_prompt="fog")
 
@@ -190,7 +190,7 @@ def test_an_idea_is_written_into_the_prompt(app: App, prompt_page: AppTest) -> N
 
 def test_ideas_are_in_the_words_that_the_model_was_taught() -> None:
     """Kind by kind, as the captions of its training pictures say them."""
-    from workbench.demo import scenes
+    from training import scenes
 
     known = {w for s in scenes.sample_batch(400, 5) for w in s.caption.replace(",", "").split()}
     for idea in ideas.IDEAS["storybook"]:

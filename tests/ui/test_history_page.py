@@ -11,20 +11,28 @@ import pytest
 from edit_samples import add_edit, pixels
 from streamlit.testing.v1 import AppTest
 
-from workbench import archive
 from workbench.app import App
-from workbench.records import EditRecord, JobState
-from workbench.store import Store
-from workbench.store.format import seal
-from workbench.types import DragConfig, EditRequest, InversionConfig, LoraConfig, ModelRef, Point
-from workbench.types import PointPair as Pair
-from workbench.ui import history_files, history_list
-from workbench.ui.backend import get_backend
-from workbench.ui.history_detail import verdict
-from workbench.ui.history_tree import Filter, Forest
-from workbench.ui.text import inert
-from workbench.ui.workspace import Workspace
-from workbench.ulid import UlidMaker
+from workbench.core.record import EditRecord, JobState
+from workbench.core.request import (
+    DragConfig,
+    EditRequest,
+    InversionConfig,
+    LoraConfig,
+    ModelRef,
+    Point,
+)
+from workbench.core.request import PointPair as Pair
+from workbench.storage import archive
+from workbench.storage.history import Store
+from workbench.storage.history.format import seal
+from workbench.storage.ulid import UlidMaker
+from workbench.ui.history import files
+from workbench.ui.history import list as history_list
+from workbench.ui.history.detail import verdict
+from workbench.ui.history.tree import Filter, Forest
+from workbench.ui.shell.backend import get_backend
+from workbench.ui.shell.text import inert
+from workbench.ui.shell.workspace import Workspace
 
 Visit = Callable[..., AppTest]
 
@@ -271,7 +279,7 @@ def test_what_a_download_holds(app: App) -> None:
     app.store.bin([made["b"].id])
     backend = get_backend()
     for ids, wanted in ((None, ("a", "a1", "a2", "a11")), ([made["a1"].id], ("a1",))):
-        raw = history_files.zip_maker(backend, ids, with_lora=False)()
+        raw = files.zip_maker(backend, ids, with_lora=False)()
         with zipfile.ZipFile(io.BytesIO(raw)) as file:
             names = file.namelist()
             assert "index.html" in names

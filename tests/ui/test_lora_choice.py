@@ -12,11 +12,11 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
-from workbench.lora_files import read
-from workbench.records import JobState
-from workbench.ui import intake
-from workbench.ui.backend import Backend, get_backend
-from workbench.ui.workspace import Workspace
+from workbench.core.record import JobState
+from workbench.diffusion.lora_files import read
+from workbench.ui.shell.backend import Backend, get_backend
+from workbench.ui.shell.workspace import Workspace
+from workbench.ui.upload import intake
 
 QUICK: dict[str, Any] = {
     "lora": {"steps": 2, "batch_size": 1, "rank": 4},

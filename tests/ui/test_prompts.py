@@ -11,9 +11,9 @@ from edit_samples import add_edit
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
-from workbench.errors import BadInput
-from workbench.types import MAX_PROMPT
-from workbench.ui.workspace import Workspace
+from workbench.core.errors import BadInput
+from workbench.core.request import MAX_PROMPT
+from workbench.ui.shell.workspace import Workspace
 
 Visit = Callable[..., AppTest]
 

@@ -12,12 +12,23 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
-from workbench.records import EditRecord, EditResult, JobState, Stop
-from workbench.types import DragConfig, EditRequest, ModelRef, Point, PointPair
-from workbench.ui.edits import EditView
-from workbench.ui.results import VIEWS
-from workbench.ui.sketch import stored
-from workbench.ui.workspace import Workspace
+from workbench.core.record import (
+    EditRecord,
+    EditResult,
+    JobState,
+    Stop,
+)
+from workbench.core.request import (
+    DragConfig,
+    EditRequest,
+    ModelRef,
+    Point,
+    PointPair,
+)
+from workbench.ui.draw.projection import stored
+from workbench.ui.results.edits import EditView
+from workbench.ui.results.results import VIEWS
+from workbench.ui.shell.workspace import Workspace
 
 PAIRS = (PointPair(Point(10, 12), Point(30, 12)), PointPair(Point(40, 30), Point(40, 10)))
 ROWS = (

@@ -17,22 +17,24 @@ from safetensors.torch import save
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
-from workbench.cache import CacheEntry
-from workbench.canvas import Drawing, Viewport
-from workbench.configs import DragConfig
+from workbench.canvas.drawing import Arrow
+from workbench.canvas.fabric import Drawing, Viewport
+from workbench.core.config import DragConfig
+from workbench.core.errors import BadInput, ModelError
+from workbench.core.record import JobState
+from workbench.core.request import EditRequest, Point, PointPair
+from workbench.diffusion.lora_files import LoraCard, write
+from workbench.diffusion.registry.download import Plan
 from workbench.doctor import Finding, verdict
-from workbench.drawing import Arrow
-from workbench.errors import BadInput, ModelError
-from workbench.lora_files import LoraCard, write
-from workbench.models.download import Plan
-from workbench.records import JobState
-from workbench.settings import Settings
-from workbench.types import EditRequest, Point, PointPair
-from workbench.ui import arrival, colours, intake, settings_models
-from workbench.ui.backend import get_backend
-from workbench.ui.lora_cards import card_of
-from workbench.ui.settings_loras import take
-from workbench.ui.workspace import Workspace
+from workbench.storage.cache import CacheEntry
+from workbench.storage.settings import Settings
+from workbench.ui.settings import models
+from workbench.ui.settings.loras import take
+from workbench.ui.shell import colors
+from workbench.ui.shell.backend import get_backend
+from workbench.ui.shell.workspace import Workspace
+from workbench.ui.upload import auto_train, intake
+from workbench.ui.upload.lora_cards import card_of
 
 Open = Callable[[str], AppTest]
 
@@ -104,7 +106,7 @@ def test_nothing_is_fetched_before_size_and_licence_were_shown(
         asked.append(full)
         return Plan(spec, "c0ffee", "openrail-of-the-hub", (("unet/x.safetensors", 1_700_000_000),))
 
-    monkeypatch.setattr(settings_models, "plan", plan)
+    monkeypatch.setattr(models, "plan", plan)
     monkeypatch.setattr(
         app, "submit_download", lambda name, *, full=False: taken.append((name, full)) or "none"
     )
@@ -128,7 +130,7 @@ def test_offline_the_reason_and_the_command_are_said(
     def plan(*_: Any, **__: Any) -> Plan:
         raise ModelError("The hub could not be asked about it (no network).")
 
-    monkeypatch.setattr(settings_models, "plan", plan)
+    monkeypatch.setattr(models, "plan", plan)
     page = open_part("Models")
     page.button(key="ask_sd15").click().run()
     assert not page.exception
@@ -140,15 +142,15 @@ def test_offline_the_reason_and_the_command_are_said(
 def test_a_running_download_shows_how_far_it_is(
     app: App, open_part: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workbench import work
-    from workbench.records import StepInfo
+    from workbench.core.record import StepInfo
+    from workbench.jobs import run_job
 
     def slow(_app: Any, _payload: Any, on_step: Any, *_rest: Any) -> dict[str, Any]:
         while True:
             on_step(StepInfo(stage="download", step=30, total=120))
             time.sleep(0.02)
 
-    monkeypatch.setitem(work._KINDS, "download", slow)
+    monkeypatch.setitem(run_job._KINDS, "download", slow)
     job = app.submit_download("sd15")
     end = time.monotonic() + 20
     while app.executor.snapshot(job).progress is None and time.monotonic() < end:
@@ -359,7 +361,7 @@ def test_new_pictures_begin_with_the_defaults(app: App, open_part: Open) -> None
     assert not page.exception
     kept = Settings.load({"WORKBENCH_CACHE": str(app.settings.folder)})
     assert (kept.method, kept.preset, kept.ui) == (
-        "gooddrag", "gentle", {arrival.TRAIN_ON_UPLOAD: True},
+        "gooddrag", "gentle", {auto_train.TRAIN_ON_UPLOAD: True},
     )  # fmt: skip
     space = intake.take(get_backend(), _png(), "picture.png")
     assert space.drag == DragConfig.preset("gooddrag", "gentle")
@@ -372,27 +374,27 @@ def test_training_begins_by_itself_only_where_wished(
     backend = get_backend()
     monkeypatch.setattr(backend, "submit_train", lambda _space: "01JOB")
     space = intake.take(backend, _png(), "picture.png")
-    assert arrival.train_if_wished(backend, space) is None
-    app.change(ui={arrival.TRAIN_ON_UPLOAD: True})
-    assert arrival.train_if_wished(backend, space) == "01JOB"
+    assert auto_train.train_if_wished(backend, space) is None
+    app.change(ui={auto_train.TRAIN_ON_UPLOAD: True})
+    assert auto_train.train_if_wished(backend, space) == "01JOB"
     assert (space.get("train_job"), space.jobs) == ("01JOB", ["01JOB"])
     large = intake.take(backend, _png(200), "large.png")  # the micro model knows 64 px
-    assert arrival.train_if_wished(backend, large) is None
+    assert auto_train.train_if_wished(backend, large) is None
 
 
 def _png(width: int = 48) -> bytes:
-    from workbench.images import encode_png, resize
+    from workbench.imaging.decode import encode_png, resize
 
     return encode_png(resize(pixels(3), (width, width * 3 // 4)))
 
 
 def test_canvas_takes_the_chosen_colours(app: App, open_part: Open) -> None:
-    from workbench.ui import figures
+    from workbench.ui.results import figures
 
     page = open_part("Defaults & colours")
     page.selectbox(key="colour_theme_Classic").set_value("Colour-blind safe").run()
     assert not page.exception
-    assert app.settings.ui[colours.ENTRY] == colours.THEMES["Colour-blind safe"]
+    assert app.settings.ui[colors.ENTRY] == colors.THEMES["Colour-blind safe"]
     backend = get_backend()
     grey = backend.store.put_image(pixels(1) // 8, "dark")
     space = Workspace.create(backend.store, grey, title="dark")
@@ -409,7 +411,7 @@ def test_canvas_takes_the_chosen_colours(app: App, open_part: Open) -> None:
     [None, "red", {"handle": "red"}, {"handle": 7, "dim": 5}, {"target": "#12345", "dim": True}],
 )
 def test_damaged_colours_are_classic(kept: Any) -> None:
-    assert colours.theme_of(colours.chosen({colours.ENTRY: kept})) == "Classic"
+    assert colors.theme_of(colors.chosen({colors.ENTRY: kept})) == "Classic"
 
 
 def test_a_picked_colour_is_a_theme_of_ones_own(app: App, open_part: Open) -> None:
@@ -417,7 +419,7 @@ def test_a_picked_colour_is_a_theme_of_ones_own(app: App, open_part: Open) -> No
     key = next(c.key for c in page.color_picker if str(c.key).startswith("colour_handle"))
     page.color_picker(key=key).set_value("#00ff00").run()
     assert not page.exception
-    assert colours.style(app.settings.ui).handle == (0, 255, 0)
+    assert colors.style(app.settings.ui).handle == (0, 255, 0)
     assert [s.value for s in page.selectbox if s.key == "colour_theme_Custom"] == ["Custom"]
 
 

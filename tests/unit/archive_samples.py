@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save
 
-from workbench.records import EditRecord, EditResult, JobState
-from workbench.store import Store
-from workbench.types import EditRequest, Point, PointPair
+from workbench.core.record import EditRecord, EditResult, JobState
+from workbench.core.request import EditRequest, Point, PointPair
+from workbench.storage.history import Store
 
 
 def png(seed: int) -> bytes:

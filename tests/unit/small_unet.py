@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from workbench.numerics.ddim import Schedule, schedule_from
-from workbench.numerics.denoiser import Denoiser
+from workbench.diffusion.ddim import Schedule, schedule_from
+from workbench.diffusion.unet import Denoiser
 
 Tensor = torch.Tensor
 TEXT = 8

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from workbench.records import EditRecord, EditResult, JobState
-from workbench.store import Store
-from workbench.types import EditRequest, Point, PointPair
+from workbench.core.record import EditRecord, EditResult, JobState
+from workbench.core.request import EditRequest, Point, PointPair
+from workbench.storage.history import Store
 
 
 def picture(seed: int = 0, shape: tuple[int, int] = (12, 16)) -> Any:

@@ -10,16 +10,23 @@ import torch
 import torch.nn.functional as F
 from small_unet import denoiser, normal, schedule, small_unet, text
 
-from workbench.errors import Cancelled
-from workbench.methods import DragProblem, DragStep, Pixels, WarpOptions, reference_of, run
-from workbench.methods.locate import located
-from workbench.methods.options import AutoOptions
-from workbench.methods.warp import moved_latent, start_index
-from workbench.numerics.anchored import Patience, settled, stalled
-from workbench.numerics.ddim import invert
-from workbench.numerics.optimiser import NotFinite
-from workbench.records import Stop
-from workbench.types import DragConfig
+from workbench.core.errors import Cancelled
+from workbench.core.record import Stop
+from workbench.core.request import DragConfig
+from workbench.diffusion.ddim import invert
+from workbench.drag import (
+    DragProblem,
+    DragStep,
+    Pixels,
+    WarpOptions,
+    reference_of,
+    run,
+)
+from workbench.drag.anchored import Patience, settled, stalled
+from workbench.drag.locate import located
+from workbench.drag.optimizer import NotFinite
+from workbench.drag.options import AutoOptions
+from workbench.drag.warp import moved_latent, start_index
 
 Tensor = torch.Tensor
 HANDLES = torch.tensor([[10.0, 10.0], [20.0, 22.0]])

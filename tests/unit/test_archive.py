@@ -14,11 +14,17 @@ import numpy as np
 import pytest
 from archive_samples import edit, entries, picture, png, weights
 
-from workbench.archive import Imported, Limits, export_file, export_zip, import_zip
-from workbench.errors import BadInput, Cancelled, StoreError
-from workbench.keys import digest
-from workbench.sources import LoraRef
-from workbench.store import Store, verify
+from workbench.core.errors import BadInput, Cancelled, StoreError
+from workbench.core.generation_config import LoraRef
+from workbench.core.keys import digest
+from workbench.storage.archive import (
+    Imported,
+    Limits,
+    export_file,
+    export_zip,
+    import_zip,
+)
+from workbench.storage.history import Store, verify
 
 FORMATS = Path(__file__).resolve().parents[1] / "data" / "formats"
 
@@ -198,7 +204,7 @@ def test_to_a_file_in_one_step(
     assert path.read_bytes() == export_zip(store)
     assert 0 < done.bytes < path.stat().st_size
     path.write_bytes(b"older export")
-    monkeypatch.setattr("workbench.archive.write.page", lambda *a: 1 / 0)
+    monkeypatch.setattr("workbench.storage.archive.write.page", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_file(store, path)
     assert path.read_bytes() == b"older export"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from archive_samples import edit, entries
 
-from workbench.archive import export_zip
-from workbench.records import EditRecord, JobState
-from workbench.store import Store
+from workbench.core.record import EditRecord, JobState
+from workbench.storage.archive import export_zip
+from workbench.storage.history import Store
 
 
 @pytest.fixture

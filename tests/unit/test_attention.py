@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_unet import denoiser, normal, small_unet
 
-from workbench.errors import Cancelled
-from workbench.numerics.attention import (
+from workbench.core.errors import Cancelled
+from workbench.diffusion.attention import (
     ReferenceKV,
     Sharing,
     self_attentions,

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.automask import connected, limb, propose
-from workbench.resample import distance_inside, rounded
-from workbench.types import Point, PointPair
+from workbench.canvas.automask import connected, limb, propose
+from workbench.core.request import Point, PointPair
+from workbench.imaging.resample import distance_inside, rounded
 
 
 def pair(hx: float, hy: float, tx: float, ty: float) -> PointPair:

@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from workbench.bench import scenes
-from workbench.demo.config import HELD_OUT_SEED
-from workbench.errors import BadInput
+from benchmarks import scenes
+from training.config import HELD_OUT_SEED
+from workbench.core.errors import BadInput
 
 DRAGS = scenes.drag_set(24, 9)
 

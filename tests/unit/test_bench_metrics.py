@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.bench import metrics
-from workbench.types import Point, PointPair
+from benchmarks import metrics
+from workbench.core.request import Point, PointPair
 
 RNG = np.random.default_rng(0)
 

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.bench.readers import MANIFEST_KIND, find_samples
-from workbench.bench.unpickle import MAX_OPS, read_pickle
-from workbench.errors import BadInput
-from workbench.images import encode_mask_png, encode_png
-from workbench.types import PointPair
+from benchmarks.readers import MANIFEST_KIND, find_samples
+from benchmarks.unpickle import MAX_OPS, read_pickle
+from workbench.core.errors import BadInput
+from workbench.core.request import PointPair
+from workbench.imaging.decode import encode_mask_png, encode_png
 
 SIZE = (48, 40)  # width, height
 

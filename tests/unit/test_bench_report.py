@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.bench import report
-from workbench.bench.compare import comparison
-from workbench.bench.rows import Book, read_records
+from benchmarks import report
+from benchmarks.compare import comparison
+from benchmarks.rows import Book, read_records
 from workbench.cli import BAD_INPUT, OK, main
-from workbench.errors import BadInput
+from workbench.core.errors import BadInput
 
 SETUP: dict[str, Any] = {
     "benchmark": "scenes", "set": 5, "set_version": 1, "scenes_version": 1, "model": "wb1:m",

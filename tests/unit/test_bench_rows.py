@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from workbench.bench.rows import Book, read_records, rows_of
-from workbench.errors import BadInput
+from benchmarks.rows import Book, read_records, rows_of
+from workbench.core.errors import BadInput
 
 SETUP: dict[str, Any] = {
     "benchmark": "scenes", "set": 5, "set_version": 1, "scenes_version": 1, "model": "wb1:m",

@@ -7,7 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from workbench.bench.stats import Interval, mean_interval, paired, ratio
+from benchmarks.stats import (
+    Interval,
+    mean_interval,
+    paired,
+    ratio,
+)
 
 # 97.5 % quantiles of Student's t for n - 1 degrees of freedom
 STUDENT = {10: 2.262, 40: 2.023, 400: 1.966}
@@ -60,7 +65,7 @@ def test_same_seed_same_bits_and_order_does_not_matter_much() -> None:
 def test_resampling_in_parts_is_the_same_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(size=50).tolist()
     whole = mean_interval(x)
-    monkeypatch.setattr("workbench.bench.stats._AT_ONCE", 50 * 700)
+    monkeypatch.setattr("benchmarks.stats._AT_ONCE", 50 * 700)
     parts = mean_interval(x)
     assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=1e-12)
 

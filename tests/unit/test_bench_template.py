@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workbench.bench.template import Disc, Template
-from workbench.types import Point, PointPair
+from benchmarks.template import Disc, Template
+from workbench.core.request import Point, PointPair
 
 U8 = np.ndarray
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench import cache as cache_module
-from workbench.cache import Cache, CacheEntry
-from workbench.errors import Cancelled
+from workbench.core.errors import Cancelled
+from workbench.storage import cache as cache_module
+from workbench.storage.cache import Cache, CacheEntry
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_a_second_cache_on_the_folder_sees_the_same(cache: Cache) -> None:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import workbench.cache, sys; print('torch' in sys.modules)"
+    code = "import workbench.storage.cache, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from workbench.canvas import (
+from workbench.canvas.curves import affine, cubic_box, flatten_quadratic
+from workbench.canvas.fabric import (
     Arrow,
     Colours,
     Drawing,
@@ -26,8 +27,7 @@ from workbench.canvas import (
     rasterise,
     to_canvas_json,
 )
-from workbench.curves import affine, cubic_box, flatten_quadratic
-from workbench.types import Point, PointPair
+from workbench.core.request import Point, PointPair
 
 ONE = Viewport.fit(640, 480, 640)
 
@@ -303,8 +303,8 @@ def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         Rect(10.5, 100, 60, 130.25),
     )
     whole = rasterise(Drawing(shapes=shapes), 100, 270)
-    monkeypatch.setattr("workbench.raster._BAND", 37)
-    monkeypatch.setattr("workbench.raster._CHUNK", 50)
+    monkeypatch.setattr("workbench.canvas.rasterize._BAND", 37)
+    monkeypatch.setattr("workbench.canvas.rasterize._CHUNK", 50)
     np.testing.assert_array_equal(rasterise(Drawing(shapes=shapes), 100, 270), whole)
 
 

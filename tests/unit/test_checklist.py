@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.canvas import Arrow, Drawing, History, Rect, checklist, ready
-from workbench.types import DragConfig, Point, PointPair
+from workbench.canvas.fabric import (
+    Arrow,
+    Drawing,
+    History,
+    Rect,
+    checklist,
+    ready,
+)
+from workbench.core.request import DragConfig, Point, PointPair
 
 
 def pair(hx: float, hy: float, tx: float, ty: float) -> PointPair:

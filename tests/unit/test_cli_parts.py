@@ -18,16 +18,21 @@ from pathlib import Path
 import pytest
 
 from workbench.cli import build_parser, main
-from workbench.cli.parsers import CONFIGS, LORA_PRESETS, pair, read_points
+from workbench.cli.parsers import (
+    CONFIGS,
+    LORA_PRESETS,
+    pair,
+    read_points,
+)
 from workbench.cli.progress import Progress
 from workbench.cli.stopping import stopping
-from workbench.errors import BadInput
-from workbench.jobs import CancelToken
-from workbench.options import options_of
-from workbench.records import StepInfo
-from workbench.types import LoraConfig, Point, PointPair
-from workbench.ui import workspace
-from workbench.ui.workspace import lora_preset
+from workbench.core.errors import BadInput
+from workbench.core.options import options_of
+from workbench.core.record import StepInfo
+from workbench.core.request import LoraConfig, Point, PointPair
+from workbench.jobs.queue import CancelToken
+from workbench.ui.shell import workspace
+from workbench.ui.shell.workspace import lora_preset
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.convergence import Converged, convergence
-from workbench.records import EditResult, Stop
-from workbench.types import DragConfig, Point, PointPair
+from workbench.core.convergence import Converged, convergence
+from workbench.core.record import EditResult, Stop
+from workbench.core.request import DragConfig, Point, PointPair
 
 PAIR = PointPair(Point(10, 10), Point(50, 10))
 

@@ -8,9 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from workbench.crop import Crop, blend_weight, paste, plan, whole
-from workbench.errors import BadInput
-from workbench.types import Point, PointPair
+from workbench.core.errors import BadInput
+from workbench.core.request import Point, PointPair
+from workbench.imaging.crop import (
+    Crop,
+    blend_weight,
+    paste,
+    plan,
+    whole,
+)
 
 
 def pair(hx: float, hy: float, tx: float, ty: float) -> PointPair:

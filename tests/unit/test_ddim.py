@@ -9,8 +9,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from workbench.errors import ModelError
-from workbench.numerics.ddim import CLEAN, Denoise, Schedule, invert, sample, schedule_from
+from workbench.core.errors import ModelError
+from workbench.diffusion.ddim import (
+    CLEAN,
+    Denoise,
+    Schedule,
+    invert,
+    sample,
+    schedule_from,
+)
 
 Tensor = torch.Tensor
 SPREAD = 1.5  # standard deviation of the data: x0 ~ N(0, SPREAD^2)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from workbench.demo import augment
+from training import augment
 
 
 @pytest.mark.parametrize("kind", ["gradients", "textures", "gratings", "synthetic"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from workbench.demo.loop import (
+from training.loop import (
     Clock,
     Ema,
     Learner,
@@ -14,7 +14,7 @@ from workbench.demo.loop import (
     learning_rate_factor,
     read_tensors,
 )
-from workbench.errors import ModelError
+from workbench.core.errors import ModelError
 
 
 def small(seed: int = 0) -> nn.Sequential:
@@ -53,7 +53,7 @@ def test_rate_warms_up_by_time_where_steps_are_slow():
 
 def test_any_budget_ends_annealed(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("workbench.demo.loop.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("training.loop.time.monotonic", lambda: now[0])
     for budget in (1.0, 60.0, 36_000.0):
         clock = Clock(budget, budget)
         assert clock.fraction == 0
@@ -67,7 +67,7 @@ def test_any_budget_ends_annealed(monkeypatch):
 
 def test_a_schedule_spans_two_runs(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("workbench.demo.loop.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("training.loop.time.monotonic", lambda: now[0])
     first = Clock(60, 100)
     now[0] = 60
     assert first.over

@@ -4,16 +4,16 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from workbench.demo import config
-from workbench.demo.bank import Bank
-from workbench.demo.config import TrainOptions
-from workbench.demo.unet_train import (
+from training import config
+from training.bank import Bank
+from training.config import TrainOptions
+from training.unet_train import (
     add_noise,
     denoising_losses,
     min_snr_weights,
     stratified_timesteps,
 )
-from workbench.demo.vae_train import (
+from training.vae_train import (
     kl_divergence,
     normalise_latents,
     psnr,
@@ -21,7 +21,7 @@ from workbench.demo.vae_train import (
     reconstruction_loss,
     render_seed,
 )
-from workbench.errors import BadInput
+from workbench.core.errors import BadInput
 
 
 @pytest.fixture(scope="module")

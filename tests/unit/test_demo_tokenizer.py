@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from workbench.demo.tokenizer import (
+from training.tokenizer import (
     build_tokenizer,
     encode,
     learn_merges,

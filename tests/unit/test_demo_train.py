@@ -6,13 +6,13 @@ import logging
 import pytest
 import torch
 
-from workbench.demo import card, config
-from workbench.demo.cli import main
-from workbench.demo.config import TrainOptions
-from workbench.demo.evaluate import contact_sheet, evaluate
-from workbench.demo.loop import read_tensors
-from workbench.demo.train import export, train
-from workbench.errors import BadInput, ModelError
+from training import card, config
+from training.cli import main
+from training.config import TrainOptions
+from training.evaluate import contact_sheet, evaluate
+from training.loop import read_tensors
+from training.train import export, train
+from workbench.core.errors import BadInput, ModelError
 
 MINUTES = 0.02
 
@@ -27,8 +27,8 @@ def tiny(monkeypatch):
     monkeypatch.setitem(config.UNET, "cross_attention_dim", 16)
     for name in ("hidden_size", "intermediate_size", "projection_dim"):
         monkeypatch.setitem(config.TEXT, name, 16)
-    monkeypatch.setattr("workbench.demo.vae_train.MEASURED_SCENES", 4)
-    monkeypatch.setattr("workbench.demo.unet_train.JUDGED_ON_CPU", 4)
+    monkeypatch.setattr("training.vae_train.MEASURED_SCENES", 4)
+    monkeypatch.setattr("training.unet_train.JUDGED_ON_CPU", 4)
 
 
 def options(tmp_path, **changes):

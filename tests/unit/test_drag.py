@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from small_unet import denoiser, normal, small_unet
 
-from workbench.errors import Cancelled, ModelError
-from workbench.numerics.denoiser import Denoiser, frozen
-from workbench.numerics.drag import (
+from workbench.core.errors import Cancelled, ModelError
+from workbench.core.request import DragConfig
+from workbench.diffusion.unet import Denoiser, frozen
+from workbench.drag.loop import (
     Dragged,
     Progress,
     anchor_patches,
@@ -20,8 +21,7 @@ from workbench.numerics.drag import (
     mask_loss,
     motion_loss,
 )
-from workbench.numerics.optimiser import LatentOptimiser, NotFinite
-from workbench.types import DragConfig
+from workbench.drag.optimizer import LatentOptimiser, NotFinite
 
 Tensor = torch.Tensor
 LATTICE = (32, 32)

@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.numerics.features import inside, patches, samples, track
+from workbench.drag.tracking import (
+    inside,
+    patches,
+    samples,
+    track,
+)
 
 Tensor = torch.Tensor
 SHAPES = [((16, 16), (64, 64)), ((12, 18), (50, 75)), ((3, 5), (13, 20)), ((8, 8), (8, 8))]
@@ -181,7 +186,7 @@ def test_many_points_in_parts_equal_all_at_once(monkeypatch: pytest.MonkeyPatch)
     feature, points = noise(1, 8, 16, 16), noise(20, 2).abs() * 20
     templates = samples(noise(1, 8, 16, 16, seed=1), (64, 64), points)
     whole = track(feature, (64, 64), points, templates, 4)
-    monkeypatch.setattr("workbench.numerics.features._AT_ONCE", 8 * 81 * 3)
+    monkeypatch.setattr("workbench.drag.tracking._AT_ONCE", 8 * 81 * 3)
     parts = track(feature, (64, 64), points, templates, 4)
     assert torch.equal(whole.points, parts.points)
     assert torch.equal(whole.cost, parts.cost)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
 
-from workbench import geometry, images
-from workbench.errors import BadInput
-from workbench.geometry import Frame, Viewport
-from workbench.types import Point, PointPair
+from workbench.core.errors import BadInput
+from workbench.core.request import Point, PointPair
+from workbench.imaging import coords, decode
+from workbench.imaging.coords import Frame, Viewport
 
 side = st.integers(16, 4000)
 share = st.floats(0.0, 1.0)
@@ -100,36 +100,36 @@ def test_empty_views_are_refused() -> None:
 def test_lattice_and_masks_equal_the_reference(reference_dir: Path, case: str) -> None:
     folder = reference_dir / case
     meta = json.loads((folder / "case.json").read_text())
-    picture = images.decode((folder / "image.png").read_bytes())
-    mask = images.decode_mask((folder / "mask.png").read_bytes(), picture.width, picture.height)
+    picture = decode.decode((folder / "image.png").read_bytes())
+    mask = decode.decode_mask((folder / "mask.png").read_bytes(), picture.width, picture.height)
     tensors = load_file(folder / "tensors.safetensors")
-    sup, latent = geometry.mask_levels(mask)
+    sup, latent = coords.mask_levels(mask)
     np.testing.assert_array_equal(sup, tensors["mask_sup"][0, 0] > 0)
     np.testing.assert_array_equal(latent, tensors["mask_latent"][0, 0] > 0)
     drag = np.load(folder / "drag.npz")
     if "points_xy" in meta:
         points = [Point(*p) for p in meta["points_xy"]]
-        at = geometry.to_lattice(points, (picture.width, picture.height), sup.shape)
+        at = coords.to_lattice(points, (picture.width, picture.height), sup.shape)
         np.testing.assert_array_equal(at[0::2], drag["handle_init"])
         np.testing.assert_array_equal(at[1::2], drag["target"])
 
 
 def test_parity_rounds_half_to_even_and_exact_does_not_round() -> None:
     points = [Point(5, 3), Point(7, 1)]
-    parity = geometry.to_lattice(points, (100, 100), (50, 50))
+    parity = coords.to_lattice(points, (100, 100), (50, 50))
     assert parity.tolist() == [[2, 2], [0, 4]]  # 1.5 -> 2, 2.5 -> 2, 0.5 -> 0, 3.5 -> 4
-    exact = geometry.to_lattice(points, (100, 100), (50, 50), parity=False)
+    exact = coords.to_lattice(points, (100, 100), (50, 50), parity=False)
     assert exact.tolist() == [[1.25, 2.25], [0.25, 3.25]]
 
 
 def test_fault_15_point_on_the_last_row_and_column_stays_on_the_lattice() -> None:
     for w, h in ((512, 384), (511, 333), (200, 800), (17, 16)):
-        lattice = geometry.lattice_size(w, h)
+        lattice = coords.lattice_size(w, h)
         for parity in (True, False):
-            at = geometry.to_lattice([Point(w - 1, h - 1)], (w, h), lattice, parity=parity)
+            at = coords.to_lattice([Point(w - 1, h - 1)], (w, h), lattice, parity=parity)
             assert 0 <= at[0, 0] <= lattice[0] - 1
             assert 0 <= at[0, 1] <= lattice[1] - 1
-    loose = geometry.to_lattice([Point(511, 511)], (512, 512), (256, 256), clamp=False)
+    loose = coords.to_lattice([Point(511, 511)], (512, 512), (256, 256), clamp=False)
     assert loose.tolist() == [[256, 256]]  # the reference's IndexError
 
 
@@ -138,9 +138,9 @@ def test_lattice_round_trip_within_half_a_step(
     w: int, h: int, fx: float, fy: float, parity: bool
 ) -> None:
     p = Point(fx * (w - 1), fy * (h - 1))
-    lattice = geometry.lattice_size(w, h)
-    at = geometry.to_lattice([p], (w, h), lattice, parity=parity)
-    (q,) = geometry.from_lattice(at, (w, h), lattice, parity=parity)
+    lattice = coords.lattice_size(w, h)
+    at = coords.to_lattice([p], (w, h), lattice, parity=parity)
+    (q,) = coords.from_lattice(at, (w, h), lattice, parity=parity)
     # half a step from rounding, and up to a step where the clamp at the last row acted
     step = max(w / lattice[1], h / lattice[0])
     assert abs(q.x - p.x) <= step + 1e-9
@@ -156,7 +156,7 @@ def test_shrink_mask_equals_torch_nearest(n_in: int, n_out: int) -> None:
 
     line = torch.arange(n_in, dtype=torch.float32)[None, None]
     theirs = torch.nn.functional.interpolate(line, size=n_out, mode="nearest")[0, 0].numpy()
-    ours = geometry._nearest(n_in, n_out)
+    ours = coords._nearest(n_in, n_out)
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -175,5 +175,5 @@ def test_fault_19_display_scaled_pairs_come_back_within_half_a_pixel() -> None:
 
 
 def test_clamp_and_bounds() -> None:
-    assert geometry.clamp_point(Point(-3, 99), 10, 20) == Point(0, 19)
-    assert geometry.bounds([Point(1, 5), Point(4, 2)]) == (1, 2, 4, 5)
+    assert coords.clamp_point(Point(-3, 99), 10, 20) == Point(0, 19)
+    assert coords.bounds([Point(1, 5), Point(4, 2)]) == (1, 2, 4, 5)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from workbench.numerics.graphs import Recorded, RecordedForward, Recorder
+from workbench.accel.cuda_graphs import Recorded, RecordedForward, Recorder
 
 CPU = torch.device("cpu")
 

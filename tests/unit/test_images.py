@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
-from workbench import images
-from workbench.errors import BadInput
+from workbench.core.errors import BadInput
+from workbench.imaging import decode
 
 
 def save(im: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -26,7 +26,7 @@ def flat(mode: str, colour: object, size: tuple[int, int] = (20, 18)) -> Image.I
     return Image.new(mode, size, colour)  # type: ignore[arg-type]
 
 
-def noise(w: int = 40, h: int = 30, seed: int = 0) -> images.U8:
+def noise(w: int = 40, h: int = 30, seed: int = 0) -> decode.U8:
     return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
 
 
@@ -42,7 +42,7 @@ def noise(w: int = 40, h: int = 30, seed: int = 0) -> images.U8:
 )
 def test_lossless_formats_give_the_very_pixels(kind: str, options: dict[str, object]) -> None:
     rgb = noise()
-    got = images.decode(save(Image.fromarray(rgb), kind, **options), f"a.{kind.lower()}")
+    got = decode.decode(save(Image.fromarray(rgb), kind, **options), f"a.{kind.lower()}")
     np.testing.assert_array_equal(got.rgb, rgb)
     assert got.alpha is None
     assert got.notices == ()
@@ -53,7 +53,7 @@ def test_lossless_formats_give_the_very_pixels(kind: str, options: dict[str, obj
 
 def test_jpeg_and_gif_give_the_picture() -> None:
     for kind in ("JPEG", "GIF"):
-        got = images.decode(save(flat("RGB", (200, 40, 10)), kind))
+        got = decode.decode(save(flat("RGB", (200, 40, 10)), kind))
         assert np.abs(got.rgb.astype(int) - (200, 40, 10)).max() <= 4
 
 
@@ -69,7 +69,7 @@ def test_jpeg_and_gif_give_the_picture() -> None:
     ids=lambda v: getattr(v, "mode", None),
 )
 def test_fault_08_modes_are_flattened_as_defined(im: Image.Image, colour: tuple[int, ...]) -> None:
-    got = images.decode(save(im))
+    got = decode.decode(save(im))
     assert tuple(got.rgb[3, 4]) == colour
     assert (got.alpha is not None) == (im.mode in ("RGBA", "LA"))
 
@@ -78,7 +78,7 @@ def test_fault_08_palette_with_transparent_entry() -> None:
     im = flat("P", 1)
     im.putpalette([0, 0, 0, 10, 200, 30] + [0] * 762)
     im.putpixel((5, 5), 0)
-    got = images.decode(save(im, transparency=0))
+    got = decode.decode(save(im, transparency=0))
     assert tuple(got.rgb[0, 0]) == (10, 200, 30)
     assert tuple(got.rgb[5, 5]) == (255, 255, 255)
     assert got.alpha is not None
@@ -89,12 +89,12 @@ def test_fault_08_palette_with_transparent_entry() -> None:
 
 def test_fault_08_transparent_pixels_are_white_unless_all_are() -> None:
     im = flat("RGBA", (10, 20, 30, 0))
-    hollow = images.decode(save(im))
+    hollow = decode.decode(save(im))
     assert hollow.alpha is None
     assert hollow.rgb[3, 4].tolist() == [10, 20, 30]
     assert "fully transparent" in hollow.notices[0]
     im.putpixel((0, 0), (1, 2, 3, 255))
-    got = images.decode(save(im))
+    got = decode.decode(save(im))
     assert got.rgb[3, 4].tolist() == [255, 255, 255]
     assert got.rgb[0, 0].tolist() == [1, 2, 3]
 
@@ -103,20 +103,20 @@ def test_fault_08_transparent_pixels_are_white_unless_all_are() -> None:
 def test_fault_08_print_and_video_modes_of_tiff(mode: str) -> None:
     grey = Image.new("RGB", (20, 18), (128, 128, 128))
     im = Image.new("LAB", (20, 18), (137, 128, 128)) if mode == "LAB" else grey.convert(mode)
-    got = images.decode(save(im, "TIFF"))
+    got = decode.decode(save(im, "TIFF"))
     assert np.abs(got.rgb.astype(int) - 128).max() <= 3
     assert got.alpha is None
 
 
 def test_fault_08_cmyk_jpeg() -> None:
-    got = images.decode(save(flat("CMYK", (0, 255, 255, 0)), "JPEG", quality=95))
+    got = decode.decode(save(flat("CMYK", (0, 255, 255, 0)), "JPEG", quality=95))
     assert np.abs(got.rgb[5, 5].astype(int) - (255, 0, 0)).max() <= 6
 
 
 def test_fault_07_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     values = np.full((20, 20), 40000, np.uint16)
     values[0, 0], values[0, 1] = 65535, 128
-    got = images.decode(save(Image.fromarray(values)))
+    got = decode.decode(save(Image.fromarray(values)))
     assert got.rgb[5, 5].tolist() == [156, 156, 156]  # 40000 / 65535 * 255 = 155.6
     assert got.rgb[0, 0].tolist() == [255, 255, 255]
     assert got.rgb[0, 1].tolist() == [0, 0, 0]
@@ -135,7 +135,7 @@ def test_fault_07_sixteen_bit_grey_is_scaled_not_clipped() -> None:
 )
 def test_fault_07_wide_values_are_scaled(values: np.ndarray, wanted: list[list[int]]) -> None:
     big = np.kron(values, np.ones((10, 10), values.dtype))
-    got = images.decode(save(Image.fromarray(big), "TIFF"))
+    got = decode.decode(save(Image.fromarray(big), "TIFF"))
     assert got.rgb[::10, ::10, 0].tolist() == wanted
 
 
@@ -161,12 +161,12 @@ def test_fault_06_orientation_is_applied_before_hashing(orientation: int, kind: 
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
     if kind == "WEBP":
         options = {"lossless": True}
-    got = images.decode(save(stored, kind, exif=exif, **options))
+    got = decode.decode(save(stored, kind, exif=exif, **options))
     assert got.rgb.shape == upright.shape
     assert np.abs(got.rgb.astype(int) - upright).max() <= 2
     assert any("upright" in n for n in got.notices) == (orientation > 1)
     if kind != "JPEG":
-        assert got.id == images.image_id(upright)
+        assert got.id == decode.image_id(upright)
 
 
 def linear_light_profile() -> bytes:
@@ -181,7 +181,7 @@ def linear_light_profile() -> bytes:
 def test_profile_is_converted_to_srgb() -> None:
     """In linear light, 55 of 255 is what sRGB calls 128."""
     raw = save(flat("RGB", (55, 55, 55)), icc_profile=linear_light_profile())
-    got = images.decode(raw)
+    got = decode.decode(raw)
     assert np.abs(got.rgb[0, 0].astype(int) - 128).max() <= 1
     assert "sRGB" in got.notices[0]
 
@@ -190,7 +190,7 @@ def test_unfit_profiles_are_left_out_and_srgb_changes_nothing() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     for profile, notices in ((srgb, 0), (lab, 1), (b"no profile", 1)):
-        got = images.decode(save(flat("RGB", (90, 91, 92)), icc_profile=profile))
+        got = decode.decode(save(flat("RGB", (90, 91, 92)), icc_profile=profile))
         assert got.rgb[0, 0].tolist() == [90, 91, 92]
         assert len(got.notices) == notices
 
@@ -199,11 +199,11 @@ def test_fault_09_animations_and_pages_give_the_first_and_say_so() -> None:
     frames = [flat("RGB", c) for c in ((200, 0, 0), (0, 200, 0))]
     for kind in ("PNG", "WEBP", "GIF", "TIFF"):
         raw = save(frames[0], kind, save_all=True, append_images=frames[1:])
-        got = images.decode(raw)
+        got = decode.decode(raw)
         assert got.rgb[0, 0, 0] > 190, kind
         assert got.rgb[0, 0, 1] < 10, kind
         assert any("first" in n for n in got.notices), kind
-        assert images.decode(save(frames[0], kind)).notices == ()
+        assert decode.decode(save(frames[0], kind)).notices == ()
 
 
 def test_fault_10_nothing_of_the_upload_but_pixels_is_written() -> None:
@@ -215,13 +215,13 @@ def test_fault_10_nothing_of_the_upload_but_pixels_is_written() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     raw = save(Image.fromarray(noise()), exif=exif, pnginfo=info, icc_profile=profile)
     assert b"SECRET" in raw
-    got = images.decode(raw)
+    got = decode.decode(raw)
     for out in (
-        images.encode_png(got.rgb),
-        images.encode_png(got.rgb, edit={"a": 1}),
-        images.encode_jpeg(got.rgb, 90),
-        images.encode_webp(got.rgb),
-        images.encode_mask_png(got.rgb[..., 0] > 5),
+        decode.encode_png(got.rgb),
+        decode.encode_png(got.rgb, edit={"a": 1}),
+        decode.encode_jpeg(got.rgb, 90),
+        decode.encode_webp(got.rgb),
+        decode.encode_mask_png(got.rgb[..., 0] > 5),
     ):
         assert b"SECRET" not in out
         im = Image.open(io.BytesIO(out))
@@ -231,9 +231,9 @@ def test_fault_10_nothing_of_the_upload_but_pixels_is_written() -> None:
 
 def test_edit_settings_travel_in_the_png() -> None:
     edit = {"pairs": [[1, 2, 3, 4.5]], "prompt": "a robot, 机器人 🤖", "n": None}
-    got = images.decode(images.encode_png(noise(), edit=edit))
+    got = decode.decode(decode.encode_png(noise(), edit=edit))
     assert got.edit == edit
-    assert images.decode(images.encode_png(noise())).edit is None
+    assert decode.decode(decode.encode_png(noise())).edit is None
 
 
 @pytest.mark.parametrize(
@@ -241,16 +241,16 @@ def test_edit_settings_travel_in_the_png() -> None:
 )
 def test_damaged_edit_settings_are_ignored_with_a_notice(text: str) -> None:
     info = PngImagePlugin.PngInfo()
-    info.add_itxt(images.EDIT_CHUNK, text, zip=True)
-    got = images.decode(save(flat("RGB", 0), pnginfo=info))
+    info.add_itxt(decode.EDIT_CHUNK, text, zip=True)
+    got = decode.decode(save(flat("RGB", 0), pnginfo=info))
     assert got.edit is None
     assert "ignored" in got.notices[0]
 
 
 def test_edit_settings_that_cannot_be_written_are_refused() -> None:
-    for edit in ({"a": float("nan")}, {"a": object()}, {"a": "x" * images.MAX_EDIT}):
+    for edit in ({"a": float("nan")}, {"a": object()}, {"a": "x" * decode.MAX_EDIT}):
         with pytest.raises(BadInput, match="edit settings"):
-            images.encode_png(noise(), edit=edit)
+            decode.encode_png(noise(), edit=edit)
 
 
 @settings(max_examples=30)
@@ -259,12 +259,12 @@ def test_alpha_round_trip_is_exact(seed: int) -> None:
     """What is seen on white survives saving with alpha, also where something dark was moved in."""
     rng = np.random.default_rng(seed)
     rgba = rng.integers(0, 256, (20, 20, 4), dtype=np.uint8)
-    got = images.decode(save(Image.fromarray(rgba)))
-    again = images.decode(images.encode_png(got.rgb, alpha=got.alpha))
+    got = decode.decode(save(Image.fromarray(rgba)))
+    again = decode.decode(decode.encode_png(got.rgb, alpha=got.alpha))
     np.testing.assert_array_equal(again.rgb, got.rgb)
     np.testing.assert_array_equal(again.alpha, got.alpha)
     edited = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-    saved = images.decode(images.encode_png(edited, alpha=got.alpha))
+    saved = decode.decode(decode.encode_png(edited, alpha=got.alpha))
     np.testing.assert_array_equal(saved.rgb, edited)
 
 
@@ -280,18 +280,18 @@ def test_masks_of_every_kind() -> None:
     sixteen = np.where(mask, 1, 0).astype(np.uint16)
     for a in (grey, white, rgba_opaque, strokes, blue, sixteen, grey.astype(np.int32)):
         kind = "TIFF" if a.dtype == np.int32 else "PNG"
-        got = images.decode_mask(save(Image.fromarray(a), kind), 40, 30)
+        got = decode.decode_mask(save(Image.fromarray(a), kind), 40, 30)
         np.testing.assert_array_equal(got, mask)
-    np.testing.assert_array_equal(images.decode_mask(images.encode_mask_png(mask), 40, 30), mask)
-    jpeg = images.decode_mask(save(Image.fromarray(white), "JPEG"), 40, 30)
+    np.testing.assert_array_equal(decode.decode_mask(decode.encode_mask_png(mask), 40, 30), mask)
+    jpeg = decode.decode_mask(save(Image.fromarray(white), "JPEG"), 40, 30)
     assert (jpeg != mask).mean() < 0.02
-    clear = images.decode_mask(save(flat("RGBA", (255, 255, 255, 0), (40, 30))), 40, 30)
+    clear = decode.decode_mask(save(flat("RGBA", (255, 255, 255, 0), (40, 30))), 40, 30)
     assert not clear.any()
 
 
 def test_fault_20_mask_of_another_size_names_both_sizes() -> None:
     with pytest.raises(BadInput, match=r"20x18.*40x30"):
-        images.decode_mask(save(flat("L", 255)), 40, 30)
+        decode.decode_mask(save(flat("L", 255)), 40, 30)
 
 
 @pytest.mark.parametrize(
@@ -312,15 +312,15 @@ def test_fault_20_mask_of_another_size_names_both_sizes() -> None:
     ],
 )
 def test_fault_12_names_are_labels(name: str, label: str) -> None:
-    assert images.clean_name(name) == label
-    assert images.decode(save(flat("RGB", 0)), name).name == label
+    assert decode.clean_name(name) == label
+    assert decode.decode(save(flat("RGB", 0)), name).name == label
 
 
 @given(st.integers(16, 9000), st.integers(16, 9000), st.sampled_from([256, 512, 768, 1024]))
 def test_working_size_properties(w: int, h: int, native: int) -> None:
     if max(w, h) > 8 * min(w, h):
         return
-    ww, wh = images.working_size(w, h, native)
+    ww, wh = decode.working_size(w, h, native)
     assert ww % 8 == 0
     assert wh % 8 == 0
     assert min(ww, wh) >= 64
@@ -334,30 +334,30 @@ def test_working_size_properties(w: int, h: int, native: int) -> None:
 
 
 def test_working_size_examples() -> None:
-    assert images.working_size(2000, 1500) == (512, 384)
-    assert images.working_size(511, 333, 256) == (256, 168)
-    assert images.working_size(100, 100, 512) == (512, 512)
-    assert images.working_size(2000, 1500, longest=1000) == (1000, 752)
-    assert images.working_size(2000, 250, 256) == (512, 64)
-    assert images.working_size(300, 300, 512, multiple=64) == (512, 512)
-    assert images.working_size(64, 64, 512, longest=70) == (64, 64)
+    assert decode.working_size(2000, 1500) == (512, 384)
+    assert decode.working_size(511, 333, 256) == (256, 168)
+    assert decode.working_size(100, 100, 512) == (512, 512)
+    assert decode.working_size(2000, 1500, longest=1000) == (1000, 752)
+    assert decode.working_size(2000, 250, 256) == (512, 64)
+    assert decode.working_size(300, 300, 512, multiple=64) == (512, 512)
+    assert decode.working_size(64, 64, 512, longest=70) == (64, 64)
 
 
 def test_ids_depend_on_pixels_and_size_only() -> None:
     rgb = noise(40, 30)
-    assert images.image_id(rgb) == images.image_id(np.asfortranarray(rgb))
-    assert images.image_id(rgb) != images.image_id(rgb.reshape(40, 30, 3))
-    assert images.image_id(rgb).startswith("wb1:")
+    assert decode.image_id(rgb) == decode.image_id(np.asfortranarray(rgb))
+    assert decode.image_id(rgb) != decode.image_id(rgb.reshape(40, 30, 3))
+    assert decode.image_id(rgb).startswith("wb1:")
     mask = rgb[..., 0] > 100
-    assert images.mask_id(mask) != images.mask_id(~mask)
+    assert decode.mask_id(mask) != decode.mask_id(~mask)
 
 
 def test_resize() -> None:
     rgb = noise(40, 30)
-    assert images.resize(rgb, (16, 24)).shape == (24, 16, 3)
-    same = images.resize(rgb, (40, 30))
+    assert decode.resize(rgb, (16, 24)).shape == (24, 16, 3)
+    same = decode.resize(rgb, (40, 30))
     assert same is not rgb
     np.testing.assert_array_equal(same, rgb)
     theirs = np.asarray(Image.fromarray(rgb).resize((16, 24), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(images.resize(rgb, (16, 24), "bilinear"), theirs)
-    assert json.dumps(images.working_size(40, 30)) == "[512, 384]"
+    np.testing.assert_array_equal(decode.resize(rgb, (16, 24), "bilinear"), theirs)
+    assert json.dumps(decode.working_size(40, 30)) == "[512, 384]"

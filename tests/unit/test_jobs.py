@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 
-from workbench.errors import BadInput
-from workbench.jobs import Executor, InlineExecutor, Task, ThreadExecutor
-from workbench.jobtable import KEEP
-from workbench.records import JobState, StepInfo
+from workbench.core.errors import BadInput
+from workbench.core.record import JobState, StepInfo
+from workbench.jobs.queue import (
+    Executor,
+    InlineExecutor,
+    Task,
+    ThreadExecutor,
+)
+from workbench.jobs.table import KEEP
 
 
 class Gate:

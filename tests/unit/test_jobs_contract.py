@@ -14,10 +14,17 @@ from typing import Any
 
 import pytest
 
-from workbench.errors import BadInput, Cancelled, ModelError
-from workbench.jobs import Board, Executor, InlineExecutor, Job, Task, ThreadExecutor
-from workbench.records import JobState, StepInfo
-from workbench.types import EditRequest, ImageAsset, Point
+from workbench.core.errors import BadInput, Cancelled, ModelError
+from workbench.core.record import JobState, StepInfo
+from workbench.core.request import EditRequest, ImageAsset, Point
+from workbench.jobs.queue import (
+    Board,
+    Executor,
+    InlineExecutor,
+    Job,
+    Task,
+    ThreadExecutor,
+)
 
 STEPS = 5
 
@@ -70,7 +77,7 @@ MAKERS: dict[str, Callable[[Path], Executor]] = {
 @pytest.fixture(params=["inline", "thread", pytest.param("ray", marks=pytest.mark.ray)])
 def jobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Executor]:
     if request.param == "ray":
-        from workbench.jobs_ray import RayExecutor
+        from workbench.jobs.ray_executor import RayExecutor
 
         made: Executor = RayExecutor(run, board=Board(tmp_path / "jobs"))
     else:

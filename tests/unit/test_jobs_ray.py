@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from workbench.jobs import Board, Task
-from workbench.records import JobState, StepInfo
+from workbench.core.record import JobState, StepInfo
+from workbench.jobs.queue import Board, Task
 
 pytestmark = pytest.mark.ray
 
@@ -25,7 +25,7 @@ def run(task: Task) -> Any:
 
 
 def test_a_killed_actor_fails_its_job_and_the_next_one_runs(tmp_path: Path) -> None:
-    from workbench.jobs_ray import RayExecutor
+    from workbench.jobs.ray_executor import RayExecutor
 
     jobs = RayExecutor(run, board=Board(tmp_path / "jobs"))
     first = jobs.wait(jobs.submit("edit", "quick"), 60)
@@ -46,7 +46,7 @@ def test_a_killed_actor_fails_its_job_and_the_next_one_runs(tmp_path: Path) -> N
 
 
 def test_two_actors_work_at_once() -> None:
-    from workbench.jobs_ray import RayExecutor
+    from workbench.jobs.ray_executor import RayExecutor
 
     jobs = RayExecutor(run, devices=("cpu", "cpu"))
     a, b = jobs.submit("edit", "wait"), jobs.submit("edit", "wait")

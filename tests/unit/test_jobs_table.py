@@ -11,11 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.errors import BadInput, Cancelled
-from workbench.jobs import Board, CancelToken, InlineExecutor, Task, ThreadExecutor
-from workbench.jobtable import MOST_POINTS, JobTable
-from workbench.records import JobState, StepInfo
-from workbench.ulid import UlidMaker
+from workbench.core.errors import BadInput, Cancelled
+from workbench.core.record import JobState, StepInfo
+from workbench.jobs.queue import (
+    Board,
+    CancelToken,
+    InlineExecutor,
+    Task,
+    ThreadExecutor,
+)
+from workbench.jobs.table import MOST_POINTS, JobTable
+from workbench.storage.ulid import UlidMaker
 
 # --- estimates and curves ------------------------------------------------------------------------------
 
@@ -170,7 +176,7 @@ def test_fault_46_the_next_id_cannot_be_guessed() -> None:
     """Also within one millisecond, where the specification would just count on."""
     maker = UlidMaker(lambda: 5.0)
     numbers = [maker.new() for _ in range(200)]
-    from workbench.ulid import decode
+    from workbench.storage.ulid import decode
 
     gaps = {decode(b) - decode(a) for a, b in itertools.pairwise(numbers)}
     assert len(gaps) == 199
@@ -192,7 +198,7 @@ def test_threads_share_a_maker() -> None:
 
 
 def test_ulid_times() -> None:
-    from workbench import ulid
+    from workbench.storage import ulid
 
     name = UlidMaker(lambda: 1_795_000_000.123).new()
     assert ulid.milliseconds(name) == 1_795_000_000_123

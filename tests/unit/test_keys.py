@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench import keys
-from workbench.options import options_of
-from workbench.types import (
+from workbench.core import keys
+from workbench.core.options import options_of
+from workbench.core.request import (
     METHODS,
     DragConfig,
     EditRequest,

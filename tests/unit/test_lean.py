@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from small_unet import TEXT, normal, small_unet, text
 from torch import nn
 
-from workbench.numerics import lean, lora
+from workbench.accel import cpu_attention
+from workbench.diffusion import lora
 
 Tensor = torch.Tensor
 
@@ -30,9 +31,9 @@ def some(n: int, rows: int, keys: int, width: int, dtype: torch.dtype) -> list[T
 def test_attention_and_its_gradients_are_those_of_the_definition(
     n: int, rows: int, keys: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lean, "_rows", lambda _heads, queries, _keys: min(block, queries))
+    monkeypatch.setattr(cpu_attention, "_rows", lambda _heads, queries, _keys: min(block, queries))
     given = some(n, rows, keys, 24, torch.float64)
-    out, want = lean.narrow_attention(*given, 3), fused(*given, 3)
+    out, want = cpu_attention.narrow_attention(*given, 3), fused(*given, 3)
     torch.testing.assert_close(out, want)
     weight = normal(*want.shape, seed=9).double()
     mine = torch.autograd.grad((out * weight).sum(), given)
@@ -41,12 +42,14 @@ def test_attention_and_its_gradients_are_those_of_the_definition(
 
 def test_attention_passes_the_numerical_gradient_check() -> None:
     given = some(1, 6, 5, 4, torch.float64)
-    assert torch.autograd.gradcheck(lambda q, k, v: lean.narrow_attention(q, k, v, 2), given)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: cpu_attention.narrow_attention(q, k, v, 2), given
+    )
 
 
 def test_large_scores_do_not_overflow() -> None:
     q, k, v = (x.detach() for x in some(1, 40, 40, 8, torch.float32))
-    out = lean.narrow_attention(q * 1e3, k * 1e3, v, 1)
+    out = cpu_attention.narrow_attention(q * 1e3, k * 1e3, v, 1)
     assert out.isfinite().all()
     torch.testing.assert_close(out, fused(q * 1e3, k * 1e3, v, 1), rtol=1e-3, atol=1e-3)
 
@@ -56,25 +59,27 @@ def test_the_split_gate_is_geglu(bias: bool) -> None:
     layer = nn.Linear(6, 20, bias=bias)
     x = normal(2, 9, 6)
     value, gate = layer(x).chunk(2, dim=-1)
-    torch.testing.assert_close(lean.split_gate(x, layer.weight, layer.bias), value * F.gelu(gate))
+    torch.testing.assert_close(
+        cpu_attention.split_gate(x, layer.weight, layer.bias), value * F.gelu(gate)
+    )
 
 
 def test_the_whole_unet_says_the_same_and_is_given_back_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     unet = small_unet()
-    monkeypatch.setattr(lean, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(cpu_attention, "_LEAST_ROWS", 1)
     z, t = normal(2, 4, 16, 16), torch.tensor([3, 700])
     states = normal(2, 5, TEXT, seed=3)
     before = dict(unet.attn_processors)
     calls: list[int] = []
-    original = lean.narrow_attention
+    original = cpu_attention.narrow_attention
     monkeypatch.setattr(
-        lean, "narrow_attention", lambda *given: (calls.append(1), original(*given))[1]
+        cpu_attention, "narrow_attention", lambda *given: (calls.append(1), original(*given))[1]
     )
     with torch.no_grad():
         want = unet(z, t, encoder_hidden_states=states).sample
-        with lean.lean(unet):
+        with cpu_attention.lean(unet):
             got = unet(z, t, encoder_hidden_states=states).sample
         after = unet(z, t, encoder_hidden_states=states).sample
     assert len(calls) == len(before)
@@ -87,7 +92,7 @@ def test_the_whole_unet_says_the_same_and_is_given_back_as_it_was(
 def test_it_is_given_back_after_an_error() -> None:
     unet = small_unet()
     before = dict(unet.attn_processors)
-    with pytest.raises(RuntimeError, match="midway"), lean.lean(unet):
+    with pytest.raises(RuntimeError, match="midway"), cpu_attention.lean(unet):
         raise RuntimeError("midway")
     assert dict(unet.attn_processors) == before
 
@@ -95,17 +100,17 @@ def test_it_is_given_back_after_an_error() -> None:
 def test_other_precisions_are_left_alone() -> None:
     unet = small_unet().to(torch.bfloat16)
     before = dict(unet.attn_processors)
-    with lean.lean(unet):
+    with cpu_attention.lean(unet):
         assert dict(unet.attn_processors) == before
 
 
 def test_an_attention_with_a_norm_of_its_own_keeps_its_processor() -> None:
     unet = small_unet()
     attention = unet.mid_block.attentions[0].transformer_blocks[0].attn1
-    assert lean.plain(attention)
+    assert cpu_attention.plain(attention)
     attention.norm_q = nn.LayerNorm(4)
     kept = attention.processor
-    with lean.lean(unet):
+    with cpu_attention.lean(unet):
         assert attention.processor is kept
 
 
@@ -122,7 +127,7 @@ def test_folded_adapters_train_as_pefts_do(monkeypatch: pytest.MonkeyPatch) -> N
             grads = torch.autograd.grad(out.square().mean(), list(weights.values()))
             return out.detach(), dict(zip(weights, grads, strict=True))
 
-    assert lean.folded(nn.Linear(8, 8), 4)
+    assert cpu_attention.folded(nn.Linear(8, 8), 4)
     out, mine = gradients()
     monkeypatch.setattr(lora, "folded", lambda _layer, _rank: False)
     want, theirs = gradients()
@@ -133,5 +138,5 @@ def test_folded_adapters_train_as_pefts_do(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_wide_layers_keep_the_two_step_way() -> None:
-    assert not lean.folded(nn.Linear(640, 640), 4)
-    assert not lean.folded(nn.Conv2d(8, 8, 1), 4)
+    assert not cpu_attention.folded(nn.Linear(640, 640), 4)
+    assert not cpu_attention.folded(nn.Conv2d(8, 8, 1), 4)

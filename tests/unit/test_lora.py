@@ -9,9 +9,9 @@ import pytest
 import torch
 from small_unet import normal, schedule, small_unet, text
 
-from workbench.errors import Cancelled, ModelError
-from workbench.modelstate import snapshot
-from workbench.numerics.lora import (
+from workbench.core.errors import Cancelled, ModelError
+from workbench.core.request import LoraConfig
+from workbench.diffusion.lora import (
     Draw,
     TrainedLora,
     initial_state,
@@ -19,8 +19,8 @@ from workbench.numerics.lora import (
     random_draws,
     train,
 )
-from workbench.numerics.lora_keys import rank_of, to_kohya_keys, to_peft_keys
-from workbench.types import LoraConfig
+from workbench.diffusion.lora_keys import rank_of, to_kohya_keys, to_peft_keys
+from workbench.diffusion.model_guard import snapshot
 
 Tensor = torch.Tensor
 State = dict[str, Tensor]

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from workbench.pixels import unflatten
-from workbench.pngcard import followed
+from workbench.imaging.color import unflatten
+from workbench.storage.archive.png_metadata import followed
 
 PEACH = (250, 200, 160)
 

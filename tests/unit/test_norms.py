@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from small_unet import TEXT, normal, small_unet
 from torch import nn
 
-from workbench.numerics import layout
+from workbench.accel import layout
 
 Tensor = torch.Tensor
 HERE = importlib.util.find_spec("triton") is not None
@@ -34,13 +34,13 @@ def relative(a: Tensor, b: Tensor) -> float:
 def test_output_and_gradient_are_those_of_the_definition(
     n: int, channels: int, height: int, width: int, groups: int, dtype: torch.dtype
 ) -> None:
-    from workbench.numerics import norms
+    from workbench.accel import groupnorm_triton
 
     x = (normal(n, channels, height, width, seed=1) * 2 + 1.5).to(dtype)
     x = x.to(memory_format=torch.channels_last).requires_grad_(True)
     weight, bias = (normal(channels, seed=2) + 1).to(dtype), normal(channels, seed=3).to(dtype)
-    assert norms.suits(x, groups, weight, bias)
-    out = norms.group_norm(x, groups, weight, bias, 1e-5)
+    assert groupnorm_triton.suits(x, groups, weight, bias)
+    out = groupnorm_triton.group_norm(x, groups, weight, bias, 1e-5)
     exact = x.detach().double().requires_grad_(True)
     want = F.group_norm(exact, groups, weight.double(), bias.double(), 1e-5)
     assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
@@ -57,17 +57,17 @@ def test_output_and_gradient_are_those_of_the_definition(
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_what_it_does_not_suit(dtype: torch.dtype) -> None:
-    from workbench.numerics import norms
+    from workbench.accel import groupnorm_triton
 
     x = normal(1, 64, 4, 4).to(dtype)
     frozen, trained = torch.ones(64, dtype=dtype), torch.ones(64, dtype=dtype, requires_grad=True)
     turned = x.to(memory_format=torch.channels_last)
-    assert norms.suits(turned, 32, frozen, frozen)
-    assert not norms.suits(x, 32, frozen, frozen)
-    assert not norms.suits(turned.float(), 32, frozen, frozen)
-    assert not norms.suits(turned, 32, trained, frozen)
-    assert not norms.suits(turned, 32, frozen, None)
-    assert not norms.suits(turned[0], 32, frozen, frozen)
+    assert groupnorm_triton.suits(turned, 32, frozen, frozen)
+    assert not groupnorm_triton.suits(x, 32, frozen, frozen)
+    assert not groupnorm_triton.suits(turned.float(), 32, frozen, frozen)
+    assert not groupnorm_triton.suits(turned, 32, trained, frozen)
+    assert not groupnorm_triton.suits(turned, 32, frozen, None)
+    assert not groupnorm_triton.suits(turned[0], 32, frozen, frozen)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -98,12 +98,12 @@ def test_a_unet_keeps_its_maps_in_that_order_and_says_the_same(dtype: torch.dtyp
 def test_where_the_kernels_do_not_run_torch_does_it(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from workbench.numerics import norms
+    from workbench.accel import groupnorm_triton
 
     def broken(*_given: object) -> Tensor:
         raise RuntimeError("Failed to find C compiler.")
 
-    monkeypatch.setattr(norms, "group_norm", broken)
+    monkeypatch.setattr(groupnorm_triton, "group_norm", broken)
     layout._norms.cache_clear()
     unet = small_unet().to(dtype)
     with layout.channels_last(unet, on=True):

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workbench import images
-from workbench.canvas import Arrow, Drawing, Stroke, Viewport, rasterise
-from workbench.errors import BadInput
-from workbench.preview import (
+from workbench.canvas.fabric import (
+    Arrow,
+    Drawing,
+    Stroke,
+    Viewport,
+    rasterise,
+)
+from workbench.canvas.preview import (
     Style,
     animation,
     animation_frames,
@@ -21,7 +25,9 @@ from workbench.preview import (
     sheet,
     strip,
 )
-from workbench.types import Point, PointPair
+from workbench.core.errors import BadInput
+from workbench.core.request import Point, PointPair
+from workbench.imaging import decode
 
 GREEN = (60, 140, 80)
 
@@ -94,7 +100,7 @@ def test_canvas_background_shows_the_view_at_canvas_size() -> None:
     rgb = plain()
     mask = rasterise(d, 300, 200)
     view = Viewport.fit(300, 200, 600)
-    out = images.decode(canvas_background(rgb, mask, d, view)).rgb
+    out = decode.decode(canvas_background(rgb, mask, d, view)).rgb
     assert out.shape == (400, 600, 3)
     x, y = view.to_canvas(100, 100)
     assert close(out[round(y - 0.5), round(x - 0.5)], Style().handle, 40)
@@ -104,12 +110,12 @@ def test_canvas_background_shows_the_view_at_canvas_size() -> None:
     assert close(out[round(y), round(x)], Style().off, 40)
     assert out[390, 10].sum() < sum(GREEN) * 0.6
     zoomed = view.zoomed(4, Point(100, 100), 300, 200)
-    near = images.decode(canvas_background(rgb, mask, d, zoomed)).rgb
+    near = decode.decode(canvas_background(rgb, mask, d, zoomed)).rgb
     assert near.shape == (400, 600, 3)
     x, y = zoomed.to_canvas(100, 100)
     assert close(near[round(y), round(x)], Style().handle, 40)
     away = view.zoomed(8, Point(290, 190), 300, 200)
-    dark = images.decode(canvas_background(rgb, mask, d, away)).rgb
+    dark = decode.decode(canvas_background(rgb, mask, d, away)).rgb
     assert dark.mean() < rgb.mean() * 0.6  # nothing of the painted area is in view
 
 

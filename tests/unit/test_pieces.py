@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_unet import normal
 
-from workbench.numerics.heat import attachment
-from workbench.numerics.pieces import Pieces, move_pieces
+from workbench.drag.warping.pixel_warp import Pieces, move_pieces
+from workbench.drag.warping.random_walker import attachment
 
 Tensor = torch.Tensor
 SKY, SUN = (-0.2, 0.1, 0.6), (0.9, 0.8, -0.5)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from workbench.bench import metrics
-from workbench.bench.scenes import drag_set
-from workbench.piecewarp import _filled, _rigid, sketch
-from workbench.preview import warp
-from workbench.types import Point, PointPair
+from benchmarks import metrics
+from benchmarks.scenes import drag_set
+from workbench.canvas.piecewarp import _filled, _rigid, sketch
+from workbench.canvas.preview import warp
+from workbench.core.request import Point, PointPair
 
 WALL, BALL = (180, 200, 190), (200, 60, 40)
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.preview import quick_warp, warp, warp_field
-from workbench.resample import distance_inside, sampled
-from workbench.types import Point, PointPair
+from workbench.canvas.preview import quick_warp, warp, warp_field
+from workbench.core.request import Point, PointPair
+from workbench.imaging.resample import distance_inside, sampled
 
 
 def pair(hx: float, hy: float, tx: float, ty: float) -> PointPair:

@@ -10,13 +10,16 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 OPTIONAL = {"ray", "triton"}  # requirements-ray.txt; with torch where torch can use it
-OURS = {"workbench", "pages"}
+OURS = {"workbench", "benchmarks", "training", "pages"}
 
 
 def imported() -> set[str]:
     """The first names of all modules that the program imports, wherever in a file that stands."""
     names = set()
-    for file in (REPO / "streamlit_app.py", *(f for d in OURS for f in (REPO / d).rglob("*.py"))):
+    for file in (
+        REPO / "streamlit_app.py",
+        *(f for d in sorted(OURS) for f in (REPO / d).rglob("*.py")),
+    ):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names |= {a.name.split(".")[0] for a in node.names}

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from workbench.numerics.heat import conductance, solve
-from workbench.numerics.rigid import Rigidity, rigid_travel
+from workbench.drag.warping.arap import Rigidity, rigid_travel
+from workbench.drag.warping.random_walker import conductance, solve
 
 Tensor = torch.Tensor
 SIZE = (48, 64)

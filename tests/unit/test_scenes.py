@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from workbench.demo.scenes import (
+from training.scenes import (
     KINDS,
     MAIN_COLORS,
     SIZE,

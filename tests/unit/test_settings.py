@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.errors import BadInput
-from workbench.settings import FILE, Settings
+from workbench.core.errors import BadInput
+from workbench.storage.settings import FILE, Settings
 
 
 def env(folder: Path, **more: str) -> dict[str, str]:

@@ -16,10 +16,10 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from store_samples import edit, picture, png, request
 
-from workbench.errors import BadInput, StoreError
-from workbench.keys import digest
-from workbench.records import EditRecord, EditResult, JobState
-from workbench.store import Store
+from workbench.core.errors import BadInput, StoreError
+from workbench.core.keys import digest
+from workbench.core.record import EditRecord, EditResult, JobState
+from workbench.storage.history import Store
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from workbench.errors import StoreError
-from workbench.files import write_atomic
-from workbench.locks import FileLock, Presence, process_exists
+from workbench.core.errors import StoreError
+from workbench.storage.files import write_atomic
+from workbench.storage.locks import FileLock, Presence, process_exists
 
 
 def traced(patch: pytest.MonkeyPatch) -> list[str]:
@@ -144,7 +144,7 @@ def test_without_locks_the_process_id_is_asked(
     def no_locks(_fd: int) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("workbench.locks._grab", no_locks)
+    monkeypatch.setattr("workbench.storage.locks._grab", no_locks)
     mine = Presence(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True

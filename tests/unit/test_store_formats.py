@@ -16,13 +16,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.archive import Limits
-from workbench.errors import BadInput, StoreError
-from workbench.records import RECORD_FORMAT, EditRecord, EditResult, JobState
-from workbench.store import Notes, Pending, Project, Store, verify
-from workbench.store import format as fmt
-from workbench.store.blobs import SUFFIXES
-from workbench.types import DragConfig, EditRequest, Point
+from workbench.core.errors import BadInput, StoreError
+from workbench.core.record import (
+    RECORD_FORMAT,
+    EditRecord,
+    EditResult,
+    JobState,
+)
+from workbench.core.request import DragConfig, EditRequest, Point
+from workbench.storage.archive import Limits
+from workbench.storage.history import (
+    Notes,
+    Pending,
+    Project,
+    Store,
+    verify,
+)
+from workbench.storage.history import format as fmt
+from workbench.storage.history.blobs import SUFFIXES
 
 FORMATS = Path(__file__).resolve().parents[1] / "data" / "formats"
 
@@ -98,7 +109,7 @@ def test_migrations_run_step_by_step(
     table = {**fmt.MIGRATIONS, now: migration(now), now + 1: migration(now + 1)}
     monkeypatch.setattr(fmt, "FORMAT", now + 2)
     monkeypatch.setattr(fmt, "MIGRATIONS", table)
-    monkeypatch.setattr("workbench.records.RECORD_FORMAT", now + 2)
+    monkeypatch.setattr("workbench.core.record.RECORD_FORMAT", now + 2)
     store = Store(v1[0])
     check_v1(store, v1[1])
     assert {kind for kind, _ in steps} == {"edits", "notes", "pending", "projects"}

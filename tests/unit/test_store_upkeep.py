@@ -14,10 +14,17 @@ from pathlib import Path
 import pytest
 from store_samples import edit, request
 
-from workbench.errors import BadInput
-from workbench.store import Project, Store, empty_bin, orphans, tidy, verify
-from workbench.store.format import seal
-from workbench.ulid import is_ulid
+from workbench.core.errors import BadInput
+from workbench.storage.history import (
+    Project,
+    Store,
+    empty_bin,
+    orphans,
+    tidy,
+    verify,
+)
+from workbench.storage.history.format import seal
+from workbench.storage.ulid import is_ulid
 
 
 @pytest.fixture

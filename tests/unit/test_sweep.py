@@ -12,11 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ImageFont
 
-from workbench.errors import BadInput
-from workbench.options import options_of
-from workbench.records import EditRecord, EditResult, JobState
-from workbench.sheets import printable
-from workbench.sweep import (
+from workbench.canvas.sheets import printable
+from workbench.core.errors import BadInput
+from workbench.core.options import options_of
+from workbench.core.record import EditRecord, EditResult, JobState
+from workbench.core.request import (
+    METHODS,
+    DragConfig,
+    EditRequest,
+    ImageAsset,
+    LoraConfig,
+    ModelRef,
+    Point,
+    PointPair,
+)
+from workbench.sweeps.durations import estimate
+from workbench.sweeps.plan import (
     METHOD,
     MOST_RUNS,
     PARTS,
@@ -28,19 +39,8 @@ from workbench.sweep import (
     parse_values,
     suggested,
 )
-from workbench.sweep_results import metrics_csv, outcomes, verdict
-from workbench.sweep_sheet import Tile, grid_sheet
-from workbench.sweep_time import estimate
-from workbench.types import (
-    METHODS,
-    DragConfig,
-    EditRequest,
-    ImageAsset,
-    LoraConfig,
-    ModelRef,
-    Point,
-    PointPair,
-)
+from workbench.sweeps.results import metrics_csv, outcomes, verdict
+from workbench.sweeps.sheet import Tile, grid_sheet
 
 IMAGE = ImageAsset(id="wb1:" + "0" * 32, width=64, height=48)
 PAIRS = (PointPair(Point(10, 10), Point(20, 10)), PointPair(Point(30, 30), Point(30, 20)))

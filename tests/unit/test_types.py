@@ -12,10 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.errors import BadInput
-from workbench.options import from_mapping, option, options_of, range_text
-from workbench.records import RECORD_FORMAT, EditRecord, EditResult, JobState, Stop
-from workbench.types import (
+from workbench.core.errors import BadInput
+from workbench.core.options import (
+    from_mapping,
+    option,
+    options_of,
+    range_text,
+)
+from workbench.core.record import (
+    RECORD_FORMAT,
+    EditRecord,
+    EditResult,
+    JobState,
+    Stop,
+)
+from workbench.core.request import (
     MAX_PAIRS,
     MAX_PROMPT,
     METHODS,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_unet import normal
 
-from workbench.numerics.warp import (
+from workbench.drag.warping.warp import (
     Field,
     arrow_mask,
     backward_field,

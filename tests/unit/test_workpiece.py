@@ -7,11 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from workbench.crop import whole
-from workbench.images import image_id
-from workbench.pixels import unflatten
-from workbench.types import EditRequest, ImageAsset, ModelRef, Point, PointPair
-from workbench.workpiece import Workpiece
+from workbench.core.request import (
+    EditRequest,
+    ImageAsset,
+    ModelRef,
+    Point,
+    PointPair,
+)
+from workbench.editing.working_image import Workpiece
+from workbench.imaging.color import unflatten
+from workbench.imaging.crop import whole
+from workbench.imaging.decode import image_id
 
 
 def piece(alpha: str | None) -> Workpiece:

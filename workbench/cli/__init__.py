@@ -18,7 +18,7 @@ from typing import Any
 
 from workbench import __version__
 from workbench.cli.parsers import Parser, describe
-from workbench.errors import BadInput, Cancelled, WorkbenchError
+from workbench.core.errors import BadInput, Cancelled, WorkbenchError
 
 OK, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 
@@ -37,8 +37,8 @@ _COMMANDS = (
     "workbench.cli.doctor",
 )
 _GROUPS = (
-    ("demo", "workbench.demo.cli", "scenes with known motion; training of the model that ships"),
-    ("bench", "workbench.bench.cli", "quality and speed, measured"),
+    ("demo", "training.cli", "scenes with known motion; training of the model that ships"),
+    ("bench", "benchmarks.cli", "quality and speed, measured"),
 )
 
 

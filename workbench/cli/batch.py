@@ -8,12 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.cli.edit import check_out, edit_picture, summary, write_result
+from workbench.cli.edit import (
+    check_out,
+    edit_picture,
+    summary,
+    write_result,
+)
 from workbench.cli.engine import opened_app
-from workbench.cli.parsers import CONFIGS, LORA_PRESETS, add_model, add_run, read_file, read_points
-from workbench.errors import BadInput, Cancelled, WorkbenchError
-from workbench.options import options_of
-from workbench.types import METHODS, STRENGTHS, PointPair
+from workbench.cli.parsers import (
+    CONFIGS,
+    LORA_PRESETS,
+    add_model,
+    add_run,
+    read_file,
+    read_points,
+)
+from workbench.core.errors import BadInput, Cancelled, WorkbenchError
+from workbench.core.options import options_of
+from workbench.core.request import METHODS, STRENGTHS, PointPair
 
 _MOST_BYTES = 64 * 2**20
 _DEFAULTS: dict[str, Any] = {

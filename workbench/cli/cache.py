@@ -9,9 +9,9 @@ import time
 from collections import defaultdict
 from typing import Any
 
-from workbench.cache import Cache
 from workbench.cli.parsers import read_settings
-from workbench.errors import BadInput, StoreError
+from workbench.core.errors import BadInput, StoreError
+from workbench.storage.cache import Cache
 
 KINDS = ("lora", "inversion", "reference", "preview", "generation", "state")
 

@@ -27,11 +27,11 @@ from workbench.cli.requests import (
     read_picture,
     write_file,
 )
-from workbench.convergence import left_of
-from workbench.errors import BadInput
-from workbench.pngcard import result_png
-from workbench.records import EditRecord, Stop
-from workbench.types import PointPair
+from workbench.core.convergence import left_of
+from workbench.core.errors import BadInput
+from workbench.core.record import EditRecord, Stop
+from workbench.core.request import PointPair
+from workbench.storage.archive.png_metadata import result_png
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -161,7 +161,7 @@ def edit_picture(
     mask, more = read_mask(app, image, picture.rgb, pairs, wanted)
     request = make_request(app, args, image=image, mask=mask, pairs=pairs, **made)
     with steps(quiet=args.quiet) as (on_step, _):
-        from workbench.work import edit
+        from workbench.jobs.run_job import edit
 
         record = edit(app, request, on_step=on_step, fresh=args.fresh)
     return record, [*notices, *more]

@@ -11,10 +11,10 @@ from workbench.app import App
 from workbench.cli.parsers import read_settings
 from workbench.cli.progress import Progress
 from workbench.cli.stopping import stopping
-from workbench.errors import BadInput, StoreError
-from workbench.jobs import CancelToken
-from workbench.records import OnStep, StepInfo
-from workbench.settings import Settings
+from workbench.core.errors import BadInput, StoreError
+from workbench.core.record import OnStep, StepInfo
+from workbench.jobs.queue import CancelToken
+from workbench.storage.settings import Settings
 
 EDIT = "id of an edit, as 'history list' shows it, or: last"
 

@@ -7,15 +7,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workbench import images, pngcard
 from workbench.app import App
 from workbench.cli.engine import opened_app, steps
-from workbench.cli.parsers import add_config, add_model, add_run, configured
+from workbench.cli.parsers import (
+    add_config,
+    add_model,
+    add_run,
+    configured,
+)
 from workbench.cli.requests import write_file
-from workbench.errors import BadInput
-from workbench.sources import GenerationConfig
-from workbench.tasks import GenerateTask
-from workbench.types import EditRequest, ImageAsset
+from workbench.core.errors import BadInput
+from workbench.core.generation_config import GenerationConfig
+from workbench.core.request import EditRequest, ImageAsset
+from workbench.core.tasks import GenerateTask
+from workbench.imaging import decode
+from workbench.storage.archive import png_metadata
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -81,4 +87,4 @@ def _png(app: App, task: GenerateTask, picture: dict[str, Any]) -> bytes:
         generation=GenerationConfig(**picture["config"]),
     )
     rgb = app.store.image(picture["image"])
-    return images.encode_png(rgb, edit=pngcard.card_of_request(request))
+    return decode.encode_png(rgb, edit=png_metadata.card_of_request(request))

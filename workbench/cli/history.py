@@ -9,9 +9,14 @@ from typing import Any
 
 from workbench.app import App
 from workbench.cli.edit import check_out, summary, write_result
-from workbench.cli.engine import EDIT, edit_id, opened_app, steps
-from workbench.errors import BadInput, WorkbenchError
-from workbench.records import EditRecord, StepInfo
+from workbench.cli.engine import (
+    EDIT,
+    edit_id,
+    opened_app,
+    steps,
+)
+from workbench.core.errors import BadInput, WorkbenchError
+from workbench.core.record import EditRecord, StepInfo
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -136,7 +141,7 @@ def run_save(args: argparse.Namespace) -> int:
 
 def run_export(args: argparse.Namespace) -> int:
     """Write the zip."""
-    from workbench.archive import export_file
+    from workbench.storage.archive import export_file
 
     if args.out.suffix.lower() != ".zip" or args.out.is_dir():
         raise BadInput(f"An export is a zip, but {args.out.name!r:.80} does not end in .zip.")
@@ -163,7 +168,7 @@ def _lora(app: App, record: EditRecord) -> bytes | None:
 
 def run_import(args: argparse.Namespace) -> int:
     """Merge a zip."""
-    from workbench.archive import import_zip
+    from workbench.storage.archive import import_zip
 
     if not args.zip.is_file():
         raise BadInput(f"There is no file {str(args.zip)!r:.200}; check its name and folder.")
@@ -183,7 +188,7 @@ def run_import(args: argparse.Namespace) -> int:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Check every hash; 1 when something is wrong."""
-    from workbench.store import verify
+    from workbench.storage.history import verify
 
     with opened_app() as app, steps(quiet=args.quiet or args.json) as (on_step, _):
         found = verify(app.store, lambda i, n: on_step(StepInfo(stage="check", step=i, total=n)))
@@ -215,7 +220,7 @@ def run_restore(args: argparse.Namespace) -> int:
 
 def run_empty(args: argparse.Namespace) -> int:
     """Remove what is in the bin."""
-    from workbench.store import empty_bin
+    from workbench.storage.history import empty_bin
 
     if not args.yes:
         raise BadInput("This removes the binned edits for good; add --yes if that is wanted.")

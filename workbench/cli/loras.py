@@ -10,7 +10,7 @@ from typing import Any
 from workbench.cli.engine import opened_app
 from workbench.cli.parsers import add_model
 from workbench.cli.requests import write_file
-from workbench.errors import BadInput
+from workbench.core.errors import BadInput
 
 _WHICH = "a name of the library, or a .safetensors file"
 
@@ -69,7 +69,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """Show where a LoRA comes from."""
-    from workbench.lora_files import read
+    from workbench.diffusion.lora_files import read
 
     with opened_app() as app:
         file = read(app.loras.get(args.lora), args.lora)
@@ -87,7 +87,7 @@ def run_show(args: argparse.Namespace) -> int:
 
 def run_import(args: argparse.Namespace) -> int:
     """Take a file into the library."""
-    from workbench.lora_files import read
+    from workbench.diffusion.lora_files import read
 
     with opened_app() as app:
         raw = app.loras.get(str(args.file))
@@ -100,7 +100,7 @@ def run_import(args: argparse.Namespace) -> int:
 
 def run_export(args: argparse.Namespace) -> int:
     """Write a LoRA for other programs."""
-    from workbench.lora_files import read, write
+    from workbench.diffusion.lora_files import read, write
 
     if args.out.suffix.lower() != ".safetensors":
         raise BadInput(f"A LoRA is a .safetensors file; {args.out.name!r:.80} is not.")

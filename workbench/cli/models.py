@@ -8,8 +8,14 @@ import sys
 from typing import Any
 
 from workbench.cli.parsers import read_settings
-from workbench.errors import BadInput, ModelError
-from workbench.models import ModelSpec, Registry, find_files, fingerprint, native_size
+from workbench.core.errors import BadInput, ModelError
+from workbench.diffusion.registry import (
+    ModelSpec,
+    Registry,
+    find_files,
+    fingerprint,
+    native_size,
+)
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -116,7 +122,7 @@ def run_show(args: argparse.Namespace) -> int:
 def run_download(args: argparse.Namespace) -> int:
     """Fetch a model after showing size and licence."""
     from workbench.cli.engine import steps
-    from workbench.models.download import download, plan
+    from workbench.diffusion.registry.download import download, plan
 
     registry = Registry(read_settings().models_file)
     chosen = plan(registry.resolve(args.model), full=args.full, config_only=args.config_only)

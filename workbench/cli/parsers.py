@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from workbench.errors import BadInput
-from workbench.options import Option, options_of, range_text
-from workbench.settings import Settings
-from workbench.types import (
+from workbench.core.errors import BadInput
+from workbench.core.options import Option, options_of, range_text
+from workbench.core.request import (
     METHODS,
     STRENGTHS,
     DragConfig,
@@ -24,6 +23,7 @@ from workbench.types import (
     Point,
     PointPair,
 )
+from workbench.storage.settings import Settings
 
 T = TypeVar("T")
 # name -> options of the LoRA, and what they mean; the same names as on the pages

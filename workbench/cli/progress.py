@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from workbench.records import StepInfo
+from workbench.core.record import StepInfo
 
 STAGES = {
     "load": "Loading the model",

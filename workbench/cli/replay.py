@@ -7,10 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workbench import images
-from workbench.cli.engine import EDIT, edit_id, opened_app, steps
+from workbench.cli.engine import (
+    EDIT,
+    edit_id,
+    opened_app,
+    steps,
+)
 from workbench.cli.parsers import add_model, add_run
 from workbench.cli.requests import write_file
+from workbench.imaging import decode
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -31,14 +36,14 @@ def add_parsers(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Replay and report."""
     with opened_app(args) as app:
-        from workbench.work import replay
+        from workbench.jobs.run_job import replay
 
         with steps(quiet=args.quiet) as (on_step, _):
             made = replay(app, edit_id(app, args.edit), on_step=on_step)
         if args.out:
             record = app.store.record(made["replayed"])
             assert record.result is not None
-            write_file(args.out, images.encode_png(app.store.image(record.result.image)))
+            write_file(args.out, decode.encode_png(app.store.image(record.result.image)))
     if args.json:
         print(json.dumps(made, indent=1))
         return 0

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from workbench import images, pngcard
 from workbench.app import App
 from workbench.cli.parsers import LORA_PRESETS, configured, read_file
-from workbench.errors import BadInput, StoreError
-from workbench.types import (
+from workbench.core.errors import BadInput, StoreError
+from workbench.core.request import (
     DragConfig,
     EditRequest,
     ImageAsset,
@@ -29,6 +28,8 @@ from workbench.types import (
     ModelRef,
     PointPair,
 )
+from workbench.imaging import decode
+from workbench.storage.archive import png_metadata
 
 _NEARLY_ALL = 0.95  # of a picture: such a mask may be meant the other way round
 
@@ -49,7 +50,7 @@ def read_picture(app: App, path: Path) -> Picture:
     Raises:
         BadInput: when the file is no picture that can be worked on.
     """
-    decoded = images.decode(read_file(path, images.MAX_BYTES), path.name)
+    decoded = decode.decode(read_file(path, decode.MAX_BYTES), path.name)
     asset = app.store.put_image(decoded.rgb, decoded.name)
     if decoded.alpha is not None:
         out = io.BytesIO()
@@ -85,7 +86,7 @@ def read_generation(
     if picture.card is None:
         return {}, ""
     try:
-        made = pngcard.restore(picture.card, picture.rgb, app.store).request
+        made = png_metadata.restore(picture.card, picture.rgb, app.store).request
     except BadInput:
         return {}, ""  # the settings are damaged or newer; the picture is fine
     if made.generation is None or made.image.id != picture.asset.id:
@@ -117,13 +118,13 @@ def read_mask(
     if wanted == "whole" or (wanted == "auto" and not pairs):
         return None, []
     if wanted == "auto":
-        from workbench.automask import propose
+        from workbench.canvas.automask import propose
 
         mask = propose(rgb, pairs)
         return app.store.put_mask(mask), ["No mask was given: one was proposed from the arrows."]
     path = Path(wanted)
-    raw = read_file(path, images.MAX_BYTES)
-    mask = images.decode_mask(raw, image.width, image.height, path.name)
+    raw = read_file(path, decode.MAX_BYTES)
+    mask = decode.decode_mask(raw, image.width, image.height, path.name)
     if not mask.any():
         return None, [f"{path.name} is empty, so the whole picture may change."]
     share = float(mask.mean())
@@ -234,7 +235,7 @@ def write_file(path: Path, raw: bytes) -> None:
         StoreError: with the system's reason.
         BadInput: when the folder does not exist.
     """
-    from workbench.files import write_atomic
+    from workbench.storage.files import write_atomic
 
     if not path.parent.is_dir():
         raise BadInput(f"The folder {str(path.parent)!r:.200} does not exist; make it first.")

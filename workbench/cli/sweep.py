@@ -11,7 +11,13 @@ from typing import Any
 from workbench.app import App
 from workbench.cli.edit import add_picture_and_points, check_out, read_pairs
 from workbench.cli.engine import opened_app, steps
-from workbench.cli.parsers import CONFIGS, add_config, add_method, add_model, add_run
+from workbench.cli.parsers import (
+    CONFIGS,
+    add_config,
+    add_method,
+    add_model,
+    add_run,
+)
 from workbench.cli.requests import (
     add_common,
     make_request,
@@ -20,12 +26,24 @@ from workbench.cli.requests import (
     read_picture,
     write_file,
 )
-from workbench.errors import BadInput
-from workbench.images import encode_png
-from workbench.sweep import MOST_AXES, MOST_RUNS, Axis, Plan, key_of, parse_values
-from workbench.sweep_results import Outcome, metrics_csv, outcomes, verdict
-from workbench.sweep_sheet import sheet_of
-from workbench.tasks import SweepTask
+from workbench.core.errors import BadInput
+from workbench.core.tasks import SweepTask
+from workbench.imaging.decode import encode_png
+from workbench.sweeps.plan import (
+    MOST_AXES,
+    MOST_RUNS,
+    Axis,
+    Plan,
+    key_of,
+    parse_values,
+)
+from workbench.sweeps.results import (
+    Outcome,
+    metrics_csv,
+    outcomes,
+    verdict,
+)
+from workbench.sweeps.sheet import sheet_of
 
 
 def add_parsers(subparsers: Any) -> None:

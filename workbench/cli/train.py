@@ -7,10 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workbench import images
 from workbench.cli.edit import check_out
 from workbench.cli.engine import opened_app, steps
-from workbench.cli.parsers import CONFIGS, add_config, add_method, add_model, add_run
+from workbench.cli.parsers import (
+    CONFIGS,
+    add_config,
+    add_method,
+    add_model,
+    add_run,
+)
 from workbench.cli.requests import (
     add_common,
     lora_ref,
@@ -19,8 +24,9 @@ from workbench.cli.requests import (
     read_picture,
     write_file,
 )
-from workbench.errors import BadInput
-from workbench.tasks import TrainTask
+from workbench.core.errors import BadInput
+from workbench.core.tasks import TrainTask
+from workbench.imaging import decode
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             write_file(args.out, raw)
         if args.reconstruction:
             write_file(
-                args.reconstruction, images.encode_png(app.store.image(made["reconstruction"]))
+                args.reconstruction, decode.encode_png(app.store.image(made["reconstruction"]))
             )
     if args.json:
         print(json.dumps({**made, "notices": [*notices, *more, *made["notices"]]}, indent=1))

@@ -1,0 +1,117 @@
+"""The command `bench dragbench`: other people's drags, with the figures that published tables have.
+
+python -m workbench bench dragbench drag_bench_data --method gooddrag,auto --out dragbench.jsonl
+python -m workbench bench dragbench --report dragbench.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scenes_cli import say
+from workbench.core.errors import BadInput
+from workbench.core.request import METHODS, InversionConfig, LoraConfig
+
+PSEUDO = ("nothing", "pixelwarp")
+ALL = PSEUDO + METHODS
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `dragbench`; parsing imports no torch."""
+    parser = subparsers.add_parser(
+        "dragbench",
+        help="quality: DragBench's, GoodDrag's or your own set of drags",
+        description="Carries out the drags of a set by every method named and says how far the "
+        "handles are from their targets (mean distance in its four published definitions), how much "
+        "of the picture was kept (SSIM, and LPIPS where it is installed) and how well the dragged "
+        "patches arrived (DAI, corrected). Reads DragBench's and GoodDrag's folders and manifests of "
+        "your own (docs/formats.md). A run that was stopped goes on where it stood.",
+    )
+    add = parser.add_argument
+    add("folder", type=Path, nargs="?", metavar="FOLDER", help="the set, or its manifest.json")
+    add("--out", type=Path, metavar="FILE.jsonl", help="write every measurement as a line of JSON")
+    add("--method", type=_methods, default=["nothing", "dragdiffusion", "gooddrag", "auto"],
+        metavar="NAME,NAME",
+        help=f"any of {', '.join(METHODS)}, and for comparison {', '.join(PSEUDO)} "
+        "[default nothing,dragdiffusion,gooddrag,auto]")  # fmt: skip
+    add("--limit", type=int, default=0, metavar="N",
+        help="only the first N drags, by name; 0: all [default 0]")  # fmt: skip
+    add("--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="keep what --out holds already and measure the rest [default yes]")  # fmt: skip
+    add("--pictures", type=Path, metavar="FOLDER",
+        help="write each result as METHOD/NAME/dragged_image.png, where DragBench's own evaluation "
+        "programs look for it")  # fmt: skip
+    add("--report", type=Path, nargs="+", metavar="FILE.jsonl",
+        help="only print the tables of earlier runs")  # fmt: skip
+    add("--model", default="", metavar="NAME|PATH", help="[default: the settings' model]")
+    add(
+        "--device", default="", metavar="D", help="auto, cpu, cuda, cuda:1 [default: the settings']"
+    )
+    add(
+        "--dtype", default="", metavar="T", help="fp32, fp16, bf16 or auto [default: the settings']"
+    )
+    add("--lora-steps", type=int, default=LoraConfig().steps, metavar="N",
+        help=f"LoRA training steps [default {LoraConfig().steps}]")  # fmt: skip
+    add("--inversion-steps", type=int, default=InversionConfig().steps, metavar="N",
+        help=f"DDIM steps [default {InversionConfig().steps}]")  # fmt: skip
+    add("--working-size", type=int, default=0, metavar="PX",
+        help="longest side during the edit; 0: the model's native size [default 0]")  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def _methods(text: str) -> list[str]:
+    names = [n.strip() for n in text.split(",") if n.strip()]
+    for name in names:
+        if name not in ALL:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(ALL)}")
+    if not names:
+        raise argparse.ArgumentTypeError("name at least one method")
+    return list(dict.fromkeys(names))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print the tables, or print those of earlier runs.
+
+    Raises:
+        BadInput: for options out of range, or a set or file that cannot be read.
+    """
+    from benchmarks.dragbench_report import tables
+    from benchmarks.rows import read_records
+
+    if args.report:
+        say(tables(read_records(args.report)))
+        return 0
+    if args.folder is None or args.out is None:
+        raise BadInput("Give the FOLDER of a set and --out FILE.jsonl, or --report FILE.jsonl.")
+    if args.limit < 0:
+        raise BadInput(f"--limit is {args.limit}; give 0 (all) or more.")
+    args.lora = LoraConfig(steps=args.lora_steps)
+    args.inversion = InversionConfig(steps=args.inversion_steps)
+    return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from benchmarks.readers import find_samples
+
+    entries = find_samples(args.folder)  # before a model is loaded
+    entries = entries[: args.limit] if args.limit else entries
+
+    from benchmarks.dragbench_report import tables
+    from benchmarks.dragbench_run import Run
+    from benchmarks.rows import Book
+    from workbench.cli.engine import opened_app, steps
+
+    book = Book(args.out, resume=args.resume)
+    with opened_app(args) as app, steps(quiet=True) as (on_step, _), book:
+        measured = Run(app, args, on_step, say)
+        try:
+            refused = measured.run(entries, book)
+        finally:
+            measured.close()
+    if refused == len(entries):
+        raise BadInput(f"None of the {refused} drags in {args.folder} could be read; see above.")
+    say("")
+    say(tables(book.records))
+    return 0

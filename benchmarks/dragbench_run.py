@@ -1,0 +1,246 @@
+"""`bench dragbench` at work: every sample by every method, through the one engine.
+
+LoRA noise and the features' noise are seeded by each sample's content: neither the order of a
+directory nor what was measured before changes a figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import metrics
+from benchmarks.distances import Distances, Extractor
+from benchmarks.dragbench import PSEUDO
+from benchmarks.locate import seed_of
+from benchmarks.readers import Entry, Sample
+from benchmarks.rows import Book
+from benchmarks.scenes_run import machine
+from workbench.app import App
+from workbench.canvas.preview import warp
+from workbench.core import keys
+from workbench.core.errors import BadInput, ModelError, OutOfMemory
+from workbench.core.record import OnStep
+from workbench.core.request import METHODS, DragConfig, EditRequest
+from workbench.diffusion import model
+from workbench.diffusion.model import Runtime
+from workbench.diffusion.registry import find_files
+from workbench.edit import run_edit
+from workbench.editing.oom_retry import environment
+from workbench.imaging.decode import clean_name, encode_png
+from workbench.storage.files import write_atomic
+from workbench.storage.history import Store
+
+U8 = NDArray[np.uint8]
+DIFT_MODEL = "sd21"  # in the registry
+
+
+class Run:
+    """One run over a set."""
+
+    def __init__(
+        self, app: App, args: argparse.Namespace, on_step: OnStep, say: Callable[[str], None]
+    ) -> None:
+        """Load the models; the edits go into a history of the benchmark's own."""
+        self.app, self.args, self.on_step, self.say = app, args, on_step, say
+        self.runtime: Runtime = app.runtime(args.model or "", on_step=on_step)
+        self.extractor, sentence = extractor_for(app, self.runtime)
+        self.lpips, about_lpips = metrics.lpips()
+        self.notes = [sentence, about_lpips]
+        for text in self.notes:
+            say(text)
+        self.store = Store(app.settings.folder / "bench" / "history")
+        self.methods: Sequence[str] = args.method
+
+    def close(self) -> None:
+        """Close the benchmark's history."""
+        self.store.close()
+
+    def run(self, entries: Sequence[Entry], book: Book) -> int:
+        """Measure what the book lacks; returns how many samples could not be read.
+
+        Raises:
+            Cancelled: between or inside edits; the book keeps what was measured.
+            BadInput: when the book holds figures of another model or preparation.
+        """
+        book.begin(self.setup(entries))
+        refused = 0
+        for number, entry in enumerate(entries, 1):
+            try:
+                sample = entry.read()
+            except BadInput as exc:
+                refused += 1
+                book.add({"kind": "refused", "sample": entry.name, "why": str(exc)})
+                self.say(f"{number} {entry.name}: refused: {exc}")
+                continue
+            self._sample(number, sample, book)
+        return refused
+
+    def _sample(self, number: int, sample: Sample, book: Book) -> None:
+        base = self._request(sample)
+        distances = Distances(sample, self.extractor)
+        for method in self.methods:
+            request = None if method in PSEUDO else _with(base, method)
+            edit = None if request is None else keys.edit_key(request)
+            if book.has(sample.key, method, edit):
+                continue
+            row: dict[str, Any] = {"kind": "row", **about(sample), "method": method,
+                                   "edit_key": edit}  # fmt: skip
+            result = self._result(method, request, sample, row)
+            if result is not None:
+                row |= self._figures(sample, result, distances)
+                self._keep(method, sample, result)
+            book.add(row)
+            self.say(f"{number} {sample.name}: {method} {self._line(row)}")
+
+    def _line(self, row: dict[str, Any]) -> str:
+        if row.get("error"):
+            return f"failed: {row['error']}"
+        name = f"{self.extractor.prefix}_global"
+        return f"{name} {row[name]:.1f} px, SSIM {row['ssim']:.3f}, {row['wall']:.1f} s"
+
+    # --- the parts of a sample ------------------------------------------------------------------------
+
+    def _request(self, sample: Sample) -> EditRequest:
+        mask = self.store.put_mask(sample.mask) if sample.mask is not None else None
+        return EditRequest(
+            image=self.store.put_image(sample.rgb, sample.name),
+            mask=mask,
+            pairs=sample.pairs,
+            prompt=sample.prompt,
+            model=self.runtime.ref,
+            lora=self.args.lora,
+            inversion=self.args.inversion,
+            seed=seed_of(sample.key),
+            working_size=self.args.working_size,
+            crop=False,  # the published programs edit the whole picture
+        )
+
+    def _result(
+        self, method: str, request: EditRequest | None, sample: Sample, row: dict[str, Any]
+    ) -> U8 | None:
+        """A method's picture, and in `row` what the edit says of itself; None when it failed."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        result: U8 | None
+        if request is None:
+            result = _pseudo(method, sample)
+        else:
+            try:
+                record = run_edit(
+                    request, runtime=self.runtime, cache=self.app.cache, store=self.store,
+                    on_step=self.on_step, fresh=True, previews=False,
+                )  # fmt: skip
+            except (ModelError, OutOfMemory) as exc:  # one drag that fails is a result, too
+                row["error"] = str(exc)
+                return None
+            found = record.result
+            assert found is not None
+            row |= {
+                "edit": record.id, "steps": found.iterations, "stop": found.stop,
+                "seconds": dict(found.seconds), "cached": list(found.cached),
+                "notices": list(found.notices),
+            }  # fmt: skip
+            result = self.store.image(found.image)
+        row["wall"] = round(time.perf_counter() - wall, 3)
+        row["cpu"] = round(time.process_time() - cpu, 3)
+        return result
+
+    def _figures(self, sample: Sample, result: U8, distances: Distances) -> dict[str, Any]:
+        """All figures of a result; lists are per pair, as the pooled means need them."""
+        out: dict[str, Any] = {}
+        for name, found in distances(result).items():
+            key = f"{self.extractor.prefix}_{name}"
+            out[key] = float(np.mean(found))
+            out[f"{key}_each"] = [round(v, 5) for v in found]
+        for radius in metrics.DAI_RADII:
+            out[f"dai_{radius}"] = metrics.dai(sample.rgb, result, sample.pairs, radius)
+        out["ssim"] = metrics.ssim(result, sample.rgb)
+        if self.lpips is not None:
+            out["lpips"] = self.lpips(sample.rgb, result)
+            out["image_fidelity"] = 1 - out["lpips"]  # as DragDiffusion's tables call it
+        if sample.mask is not None:
+            out["outside_max"], out["outside_mean"] = metrics.change_outside(
+                result, sample.rgb, sample.mask
+            )
+        return {k: round(v, 5) if isinstance(v, float) else v for k, v in out.items()}
+
+    def _keep(self, method: str, sample: Sample, result: U8) -> None:
+        top: Path | None = self.args.pictures
+        if top is None:
+            return
+        parts = [clean_name(p, "sample").lstrip(".") or "sample" for p in sample.name.split("/")]
+        path = top.joinpath(method, *parts, "dragged_image.png")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise BadInput(f"{path.parent} cannot be made ({exc.strerror}).") from exc
+        write_atomic(path, encode_png(result), temp=path.parent)
+
+    # --- the head of the file -------------------------------------------------------------------------
+
+    def setup(self, entries: Sequence[Entry]) -> dict[str, Any]:
+        """Everything that figures may depend on."""
+        return {
+            "benchmark": "dragbench", "samples": len(entries),
+            "layouts": sorted({e.kind for e in entries}),
+            "model": self.runtime.fingerprint, "model_name": self.runtime.name,
+            "lora": dataclasses.asdict(self.args.lora),
+            "inversion": dataclasses.asdict(self.args.inversion),
+            "working_size": self.args.working_size, "methods": list(self.methods),
+            "drag": {m: dataclasses.asdict(DragConfig.preset(m)) for m in self.methods
+                     if m in METHODS},
+            "locator": self.extractor.name, "notes": self.notes,
+            "environment": environment(self.runtime), **machine(),
+        }  # fmt: skip
+
+
+def extractor_for(app: App, loaded: Runtime) -> tuple[Extractor, str]:
+    """The features to compare, and a sentence that says whose they are.
+
+    DIFT's where Stable Diffusion 2.1 is on this disk, loaded beside the model that edits; else the
+    loaded model's own. Nothing is downloaded.
+    """
+    spec = app.registry.resolve(DIFT_MODEL)
+    try:
+        find_files(spec, app.registry)
+    except (BadInput, ModelError):
+        found = Extractor.of(loaded)
+        return found, (
+            f"Stable Diffusion 2.1, whose features the published mean distance is of, is not on this "
+            f"disk: distances are of {found.name} and called own_..., not md_...; they do not compare "
+            "with published tables."
+        )
+    if loaded.spec != spec or loaded.dtype_name != "fp32":
+        loaded = model.load(
+            spec, device=str(loaded.device), dtype="fp32", registry=app.registry,
+            memory=app.settings.folder / "fingerprints.json",
+        )  # fmt: skip
+    found = Extractor.of(loaded)
+    return found, f"Mean distance: {found.name}."
+
+
+def about(sample: Sample) -> dict[str, Any]:
+    """What names a sample in a row; `drag` is its key by content."""
+    return {
+        "drag": sample.key, "sample": sample.name, "category": sample.category,
+        "size": [int(sample.rgb.shape[1]), int(sample.rgb.shape[0])], "pairs": len(sample.pairs),
+        "painted": None if sample.mask is None else round(float(sample.mask.mean()), 4),
+    }  # fmt: skip
+
+
+def _pseudo(method: str, sample: Sample) -> U8:
+    """What to compare with: the source as it is, or its pixels pushed along the arrows."""
+    if method == "nothing":
+        return sample.rgb
+    return warp(sample.rgb, sample.mask, sample.pairs)
+
+
+def _with(request: EditRequest, method: str) -> EditRequest:
+    return dataclasses.replace(request, drag=DragConfig.preset(method))

@@ -1,0 +1,169 @@
+"""The commands `bench scenes` and `bench compare`: quality against known truth.
+
+python -m workbench bench scenes --method dragdiffusion,warp,auto --drags 12 --out figures.jsonl
+python -m workbench bench scenes --report figures.jsonl
+python -m workbench bench compare dragdiffusion auto --in figures.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from workbench.core.errors import BadInput
+from workbench.core.request import METHODS, InversionConfig, LoraConfig
+
+PSEUDO = ("nothing", "truth", "roundtrip", "pixelwarp")
+ALL = PSEUDO + METHODS
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add `scenes` and `compare`; parsing imports no torch."""
+    parser = subparsers.add_parser(
+        "scenes",
+        help="quality: drags whose true result is known",
+        description="Drags things in held-out scenes, whose true picture after the drag is known, by "
+        "every method named, and says how far the handles are from their targets (found by the "
+        "model's features, and independently by template matching), how far the picture is from the "
+        "true one relative to doing nothing, what changed outside the mask, and how long it took. "
+        "A run that was stopped goes on where it stood when it is started again.",
+    )
+    add = parser.add_argument
+    add("--method", type=_methods, default=list(ALL), metavar="NAME,NAME",
+        help=f"any of {', '.join(METHODS)}, and the rows of sanity {', '.join(PSEUDO)} "
+        "[default all]")  # fmt: skip
+    add(
+        "--drags",
+        type=int,
+        default=12,
+        metavar="N",
+        help="drags of the set, from its first [default 12]",
+    )
+    add("--seed", type=int, default=1, metavar="S",
+        help="which set, 0 to 999999; report on another one than you tune on [default 1]")  # fmt: skip
+    add("--out", type=Path, metavar="FILE.jsonl", help="write every measurement as a line of JSON")
+    add("--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="keep what --out holds already and measure the rest [default yes]")  # fmt: skip
+    add("--shard", type=_shard, default=(1, 1), metavar="I/N",
+        help="do only every N-th drag, beginning with the I-th: N processes share a set, each with a "
+        "file of its own [default 1/1]")  # fmt: skip
+    add("--strips", type=Path, metavar="FOLDER",
+        help="write a labelled strip per drag: source with arrows, each method, the truth")  # fmt: skip
+    add("--report", type=Path, nargs="+", metavar="FILE.jsonl",
+        help="only print the tables of earlier runs (the shards of one)")  # fmt: skip
+    add("--common", action="store_true",
+        help="tables over the drags that every method has, not over each method's own")  # fmt: skip
+    add("--model", default="", metavar="NAME|PATH", help="[default: the settings' model]")
+    add(
+        "--device", default="", metavar="D", help="auto, cpu, cuda, cuda:1 [default: the settings']"
+    )
+    add(
+        "--dtype", default="", metavar="T", help="fp32, fp16, bf16 or auto [default: the settings']"
+    )
+    add("--threads", type=int, default=0, metavar="N",
+        help="CPU threads; 1 makes CPU seconds comparable [default: torch's choice]")  # fmt: skip
+    add("--lora-steps", type=int, default=LoraConfig().steps, metavar="N",
+        help=f"LoRA training steps [default {LoraConfig().steps}]")  # fmt: skip
+    add("--inversion-steps", type=int, default=InversionConfig().steps, metavar="N",
+        help=f"DDIM steps [default {InversionConfig().steps}]")  # fmt: skip
+    parser.set_defaults(run=run_scenes)
+
+    parser = subparsers.add_parser(
+        "compare",
+        help="which differences between two methods or two runs are beyond the intervals",
+        description="Pairs the drags that A and B have both measured and says, figure by figure, "
+        "whether the 95 %% bootstrap interval of their differences leaves out 0. A and B are result "
+        "files (all methods that both hold are compared), FILE:METHOD, or with --in two methods.",
+    )
+    parser.add_argument("a", metavar="A", help="FILE.jsonl, FILE.jsonl:METHOD, or METHOD with --in")
+    parser.add_argument("b", metavar="B", help="likewise")
+    parser.add_argument("--in", dest="files", type=Path, nargs="+", metavar="FILE.jsonl",
+        help="where the methods A and B are found (the shards of a run)")  # fmt: skip
+    parser.set_defaults(run=run_compare)
+
+
+def _methods(text: str) -> list[str]:
+    names = [n.strip() for n in text.split(",") if n.strip()]
+    unknown = [n for n in names if n not in ALL]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(
+            f"there is no method {(unknown or [text])[0]!r}; choose from: {', '.join(ALL)}"
+        )
+    return list(dict.fromkeys(names))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
+    shard, shards = (int(g) for g in found.groups()) if found else (0, 0)
+    if not 1 <= shard <= shards:
+        raise argparse.ArgumentTypeError(f"{text!r} is no part such as 1/2 or 2/2")
+    return shard, shards
+
+
+def say(text: str) -> None:
+    """To standard output, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def run_scenes(args: argparse.Namespace) -> int:
+    """Measure and print the tables, or print those of earlier runs.
+
+    Raises:
+        BadInput: for options out of range, or a file that does not fit.
+    """
+    from benchmarks.report import tables
+    from benchmarks.rows import read_records
+
+    if args.report:
+        say(tables(read_records(args.report), common=args.common))
+        return 0
+    if not 0 <= args.threads <= 1024:
+        raise BadInput(f"--threads is {args.threads}; give 0 to 1024.")
+    from benchmarks.scenes import drag_set
+
+    args.lora = LoraConfig(steps=args.lora_steps)
+    args.inversion = InversionConfig(steps=args.inversion_steps)
+    drags = drag_set(args.drags, args.seed)  # refuses a bad count or seed before a model is loaded
+    if args.shard[1] > len(drags):
+        raise BadInput(f"{len(drags)} drags cannot be shared by {args.shard[1]} processes.")
+    return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    import tempfile
+
+    from benchmarks.report import tables
+    from benchmarks.rows import Book
+    from benchmarks.scenes_run import Scenes
+    from benchmarks.strips import write_strips
+    from workbench.cli.engine import opened_app, steps
+
+    with tempfile.TemporaryDirectory(prefix="bench-scenes-") as folder:
+        book = Book(args.out or Path(folder) / "rows.jsonl", resume=args.resume)
+        with opened_app(args) as app, steps(quiet=True) as (on_step, _), book:
+            scenes = Scenes(app, args, on_step, say)
+            try:
+                scenes.run(book)
+                if args.strips is not None:
+                    write_strips(args.strips, scenes.drags, book.rows(), args.method, scenes.store)
+            finally:
+                scenes.close()
+        say("")
+        say(tables(book.records, common=args.common))
+    return 0
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """Print the comparison.
+
+    Raises:
+        BadInput: when a file cannot be read, or nothing is common to both.
+    """
+    from benchmarks.compare import comparison
+
+    say(comparison(args.a, args.b, args.files))
+    return 0

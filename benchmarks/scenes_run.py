@@ -1,0 +1,248 @@
+"""`bench scenes` at work: prepare each picture once, then every method on it, through the one engine.
+
+Seconds are told apart: `prepared` (LoRA, inversion, the original's pass; shared by all methods) and
+each row's own (the drag, denoising, decoding, saving). CPU seconds are those of this process: with
+one thread they hardly depend on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.judge import Judge
+from benchmarks.rows import Book
+from benchmarks.scenes import (
+    Drag,
+    Pictures,
+    drag_set,
+    facts,
+)
+from workbench.app import App
+from workbench.canvas.preview import warp
+from workbench.core import keys
+from workbench.core.errors import ModelError, OutOfMemory
+from workbench.core.record import OnStep
+from workbench.core.request import METHODS, DragConfig, EditRequest
+from workbench.core.tasks import TrainTask
+from workbench.diffusion.device import processor
+from workbench.diffusion.model import Runtime
+from workbench.edit import prepare, run_edit
+from workbench.editing.oom_retry import environment
+from workbench.editing.text_to_image import to_rgb
+from workbench.storage.history import Store
+
+U8 = NDArray[np.uint8]
+Say = Callable[[str], None]
+PSEUDO = ("nothing", "truth", "roundtrip", "pixelwarp")
+SEED = 0  # of every edit: LoRA's noise
+
+
+class Scenes:
+    """One run over a part of a set of drags."""
+
+    def __init__(self, app: App, args: argparse.Namespace, on_step: OnStep, say: Say) -> None:
+        """Load the model; the edits go into a history of the benchmark's own."""
+        self.args, self.app, self.on_step, self.say = args, app, on_step, say
+        self.runtime: Runtime = app.runtime(args.model or "", on_step=on_step)
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        self.store = Store(app.settings.folder / "bench" / "history")
+        shard, shards = args.shard
+        self.drags = [d for d in drag_set(args.drags, args.seed) if d.index % shards == shard - 1]
+        self.methods: Sequence[str] = args.method
+
+    def close(self) -> None:
+        """Close the benchmark's history."""
+        self.store.close()
+
+    def run(self, book: Book) -> None:
+        """Measure what the book lacks.
+
+        Raises:
+            Cancelled: between or inside edits; the book keeps what was measured.
+        """
+        if not self.drags:
+            return
+        book.begin(self.setup())
+        for drag in self.drags:
+            self._drag(drag, book)
+
+    def _drag(self, drag: Drag, book: Book) -> None:
+        pictures = drag.pictures()
+        base = self._request(drag, pictures)
+        wanted: dict[str, EditRequest | None] = {}
+        for method in self.methods:
+            request = None if method in PSEUDO else _with(base, method)
+            edit = None if request is None else keys.edit_key(request)
+            if not book.has(drag.key, method, edit):
+                wanted[method] = request
+        if not wanted:
+            return
+        judge = Judge(drag, pictures, self.runtime)
+        if any(request is not None for request in wanted.values()):
+            self._prepare(drag, base, book)
+        for method, request in wanted.items():
+            row: dict[str, Any] = {"kind": "row", **about(drag), "method": method}
+            if request is None:
+                result = self._pseudo(method, drag, pictures, row)
+            else:
+                made = self._edit(request, row)
+                if made is None:
+                    book.add(row)
+                    self.say(f"{drag.index + 1} {drag.key}: {method} failed: {row['error']}")
+                    continue
+                result = made
+            row |= judge(result)
+            book.add(row)
+            self.say(
+                f"{drag.index + 1} {drag.key}: {method} left {row['left_features']:.1f} / "
+                f"{row['left_template']:.1f} of {drag.length:.1f} px, error {row['mae_ratio']:.2f}, "
+                f"{row['cpu']:.1f} CPU s"
+            )
+
+    # --- the parts of a drag --------------------------------------------------------------------------
+
+    def _request(self, drag: Drag, pictures: Pictures) -> EditRequest:
+        return EditRequest(
+            image=self.store.put_image(pictures.source, drag.key),
+            mask=self.store.put_mask(pictures.mask),
+            pairs=drag.pairs,
+            prompt=drag.before.caption,
+            model=self.runtime.ref,
+            lora=self.args.lora,
+            inversion=self.args.inversion,
+            seed=SEED,
+        )
+
+    def _prepare(self, drag: Drag, request: EditRequest, book: Book) -> None:
+        """LoRA, inversion and the original's pass, so that no method pays for them."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        made = prepare(
+            TrainTask(request=request), runtime=self.runtime, cache=self.app.cache,
+            store=self.store, on_step=self.on_step,
+        )  # fmt: skip
+        book.add({
+            "kind": "prepared", "drag": drag.key, "index": drag.index,
+            "wall": round(time.perf_counter() - wall, 3),
+            "cpu": round(time.process_time() - cpu, 3),
+            "seconds": made["seconds"], "cached": made["cached"],
+            "psnr": made["psnr"], "losses": [round(v, 5) for v in made["losses"][-5:]],
+        })  # fmt: skip
+
+    def _edit(self, request: EditRequest, row: dict[str, Any]) -> U8 | None:
+        """A method's result, and in `row` what the edit says of itself; None when it failed."""
+        row["edit_key"] = keys.edit_key(request)
+        wall, cpu = time.perf_counter(), time.process_time()
+        try:
+            record = run_edit(
+                request, runtime=self.runtime, cache=self.app.cache, store=self.store,
+                on_step=self.on_step, fresh=True, previews=False,
+            )  # fmt: skip
+        except (ModelError, OutOfMemory) as exc:  # one drag that fails is a result, too
+            row["error"] = str(exc)
+            return None
+        _times(row, wall, cpu)
+        found = record.result
+        assert found is not None
+        row |= {
+            "image": found.image, "edit": record.id, "steps": found.iterations,
+            "stop": found.stop, "seconds": dict(found.seconds), "cached": list(found.cached),
+            "own_left": [round(v, 2) for v in found.distances],
+            "last_loss": found.losses[-1] if found.losses else None,
+            "notices": list(found.notices),
+        }  # fmt: skip
+        return self.store.image(found.image)
+
+    def _pseudo(self, method: str, drag: Drag, pictures: Pictures, row: dict[str, Any]) -> U8:
+        """What stands in a row of sanity: pictures that no method made."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        row["edit_key"] = None
+        if method == "nothing":
+            result = pictures.source
+        elif method == "truth":
+            result = pictures.truth
+        elif method == "pixelwarp":
+            result = warp(pictures.source, pictures.mask, drag.pairs)
+        else:
+            result = self._roundtrip(pictures.truth)
+        _times(row, wall, cpu)
+        row |= {"steps": 0, "stop": "", "image": self.store.put_image(result, drag.key).id}
+        return result
+
+    @torch.no_grad()
+    def _roundtrip(self, rgb: U8) -> U8:
+        """Through the autoencoder and back: what no latent method can be better than."""
+        pixels = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 127.5 - 1
+        with self.runtime.job():
+            mean, _ = self.runtime.encode(pixels)
+            return np.asarray(to_rgb(self.runtime.decode(mean)))
+
+    # --- the head of the file -------------------------------------------------------------------------
+
+    def setup(self) -> dict[str, Any]:
+        """Everything that figures may depend on."""
+        shard, shards = self.args.shard
+        judge = Judge(self.drags[0], self.drags[0].pictures(), self.runtime)
+        return {
+            "benchmark": "scenes", **facts(self.args.seed),
+            "drags": self.args.drags, "shard": [shard, shards], "seed": SEED,
+            "model": self.runtime.fingerprint, "model_name": self.runtime.name,
+            "lora": dataclasses.asdict(self.args.lora),
+            "inversion": dataclasses.asdict(self.args.inversion),
+            "methods": list(self.methods),
+            "drag": {m: dataclasses.asdict(DragConfig.preset(m)) for m in self.methods
+                     if m in METHODS},
+            "locators": judge.locators, "environment": environment(self.runtime), **machine(),
+        }  # fmt: skip
+
+
+def about(drag: Drag) -> dict[str, Any]:
+    """What names a drag in a row."""
+    return {
+        "drag": drag.key, "index": drag.index, "scene": drag.kind, "size": drag.bucket_name,
+        "pairs": len(drag.pairs), "length": round(drag.length, 3),
+        "arrows": [[round(v, 3) for v in p.to_json()] for p in drag.pairs],
+    }  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """The computer and the code's version."""
+    cores = os.cpu_count() or 1
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        try:
+            done = subprocess.run(  # noqa: S603
+                ["git", "-C", str(root), *words],  # noqa: S607
+                capture_output=True, text=True, check=True, timeout=20,
+            )  # fmt: skip
+        except (OSError, subprocess.SubprocessError):
+            return ""  # an installation need not be a clone
+        return done.stdout.strip()
+
+    return {
+        "git": git("rev-parse", "HEAD") or "unknown",
+        "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "machine": f"{platform.system()} {platform.machine()}, {cores} cores, {processor()}",
+    }
+
+
+def _with(request: EditRequest, method: str) -> EditRequest:
+    return dataclasses.replace(request, drag=DragConfig.preset(method))
+
+
+def _times(row: dict[str, Any], wall: float, cpu: float) -> None:
+    row["wall"] = round(time.perf_counter() - wall, 3)
+    row["cpu"] = round(time.process_time() - cpu, 3)

@@ -1,0 +1,5 @@
+"""`python -m training scenes|train|evaluate`: the demo commands without the main program."""
+
+from training.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,190 @@
+"""The figures of the model card: what the shipped files can do, measured on held-out scenes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from training.bank import held_out_bank
+from training.card import hardware, read_card, write_card
+from training.classifier import adherence, train_classifier
+from training.config import HELD_OUT_SEED
+from training.device import pick_device
+from training.unet_train import denoising_losses
+from training.vae_train import held_out, psnr, reconstruct
+from workbench.core.errors import BadInput
+from workbench.diffusion.registry.loading import quiet_libraries
+
+log = logging.getLogger(__name__)
+
+PROMPT_SEED = HELD_OUT_SEED + 50_000  # captions to be drawn: other held-out scenes than the PSNR's
+
+
+def load_pipeline(folder: Path, device: torch.device) -> Any:
+    """The diffusers pipeline of a folder, float32, quiet.
+
+    Raises:
+        BadInput: there is no pipeline in the folder.
+    """
+    if not (folder / "model_index.json").exists():
+        raise BadInput(
+            f"There is no model in {folder}; run `python -m workbench demo train` first."
+        )
+    with quiet_libraries():
+        from diffusers import StableDiffusionPipeline
+
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def draw_samples(
+    pipeline: Any,
+    prompts: list[str],
+    *,
+    steps: int = 40,
+    guidance: float = 5.0,
+    seed: int = 0,
+    batch: int = 24,
+) -> Tensor:
+    """One sample per prompt, [N,3,256,256] in [0,1]; the noise is drawn on the CPU.
+
+    Args:
+        pipeline: what `load_pipeline` gave.
+        prompts: captions.
+        steps: DDIM steps.
+        guidance: classifier-free guidance scale.
+        seed: of the first latent noise.
+        batch: pictures at a time.
+    """
+    generator = Generator("cpu").manual_seed(seed)
+    parts = []
+    for start in range(0, len(prompts), batch):
+        began = time.monotonic()
+        made = pipeline(
+            prompts[start : start + batch],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+            output_type="pt",
+        ).images
+        parts.append(made.float())
+        log.info(
+            "samples: %d of %d (%.1f s)",
+            start + len(made), len(prompts), time.monotonic() - began,
+        )  # fmt: skip
+    return torch.cat(parts)
+
+
+def contact_sheet(pictures: Tensor, columns: int = 8, gap: int = 4) -> Any:
+    """Pictures [N,3,H,W] in [0,1] as one Pillow image, row by row, white between them."""
+    from PIL import Image
+
+    count, _, height, width = pictures.shape
+    rows = math.ceil(count / columns)
+    sheet = Image.new(
+        "RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), (255, 255, 255)
+    )
+    pixels = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    for index, picture in enumerate(pixels):
+        row, column = divmod(index, columns)
+        sheet.paste(
+            Image.fromarray(picture), (gap + column * (width + gap), gap + row * (height + gap))
+        )
+    return sheet
+
+
+def evaluate(
+    folder: Path,
+    *,
+    device: str = "auto",
+    scenes_count: int = 200,
+    samples: int = 120,
+    steps: int = 40,
+    guidance: float = 5.0,
+    classifier_seconds: float | None = None,
+    seed: int = 0,
+    sheet: Path | None = None,
+) -> dict[str, Any]:
+    """Measure the model in `folder` and write the figures into its card.
+
+    Args:
+        folder: a diffusers folder.
+        device: auto, cpu or cuda.
+        scenes_count: held-out scenes for PSNR and denoising loss.
+        samples: pictures drawn from captions for the prompt adherence.
+        steps: DDIM steps of a sample.
+        guidance: classifier-free guidance scale of a sample.
+        classifier_seconds: training time of the judging classifier; None: 60 on a GPU, else 300.
+        seed: of the samples' noise and of the classifier.
+        sheet: where to write a PNG of the first 48 samples and one of reconstructions.
+
+    Returns:
+        The card's `evaluation` part.
+
+    Raises:
+        BadInput: there is no model in the folder, or a count is below 1.
+    """
+    from training import scenes
+
+    if scenes_count < 1 or samples < 1:
+        raise BadInput(
+            f"Cannot evaluate {scenes_count} scenes and {samples} samples; give 1 or more."
+        )
+    where = pick_device(device)
+    cuda = where.type == "cuda"
+    pipeline = load_pipeline(folder, where)
+    vae = pipeline.vae.eval()
+
+    batch, true = held_out(scenes_count, where)
+    made = reconstruct(vae, true)
+    decibels = psnr(made, true).cpu()
+    per_kind = {
+        kind: round(float(decibels[torch.tensor([s.kind == kind for s in batch])].mean()), 2)
+        for kind in scenes.KINDS
+        if any(s.kind == kind for s in batch)
+    }
+    log.info("autoencoder: %.2f dB; %s", float(decibels.mean()), per_kind)
+
+    bank = held_out_bank(scenes_count, vae, pipeline.tokenizer, where)
+    losses = denoising_losses(pipeline.unet, pipeline.text_encoder, bank)
+    log.info("denoising loss by timestep: %s", losses)
+
+    seconds = classifier_seconds or (60 if cuda else 300)
+    judge, judge_facts = train_classifier(vae, where, seconds, seed, scenes_count)
+    asked = scenes.sample_batch(samples, PROMPT_SEED)
+    drawn = draw_samples(
+        pipeline, [s.caption for s in asked], steps=steps, guidance=guidance, seed=seed,
+        batch=60 if cuda else 12,
+    )  # fmt: skip
+    share = adherence(judge, drawn, asked)
+    log.info("prompt adherence: %s", share)
+    if sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(drawn[:48]).save(sheet)
+        pairs = torch.stack([true[:24], made[:24]], 1).flatten(0, 1)
+        contact_sheet(pairs).save(sheet.with_name(sheet.stem + "-reconstructed.png"))
+
+    figures = {
+        "scenes_version": scenes.SCENES_VERSION,
+        "hardware": hardware(str(where)),
+        "psnr_db": {
+            "mean": round(float(decibels.mean()), 2),
+            "worst": round(float(decibels.min()), 2),
+            "scenes": scenes_count,
+            "per_kind": per_kind,
+        },
+        "denoising_loss": {"scenes": scenes_count, "by_timestep": losses},
+        "prompt_adherence": {
+            **share, "samples": samples, "ddim_steps": steps, "guidance": guidance, "seed": seed,
+            "classifier": judge_facts,
+        },
+    }  # fmt: skip
+    write_card(folder, {**read_card(folder), "evaluation": figures})
+    return figures

@@ -1,0 +1,180 @@
+"""`storybook` from nothing to a diffusers folder: autoencoder, latent bank, U-Net, export.
+
+    train(TrainOptions(vae_minutes=6, bank_minutes=2, unet_minutes=8))
+
+Each stage leaves its state in `options.work`, so that stages can be run in separate commands and
+go on where they were stopped. What ships is written to `options.out` by the stage `export` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training import config
+from training.bank import (
+    Bank,
+    ensure_tokenizer,
+    make_bank,
+    vae_folder,
+)
+from training.card import hardware, read_card, write_card
+from training.config import TrainOptions
+from training.device import pick_device
+from training.loop import averaged_weights, read_tensors
+from training.tokenizer import save_tokenizer
+from training.unet_train import CHECKPOINT, train_unet
+from training.vae_train import export_vae, train_vae
+from workbench.core.errors import BadInput
+
+log = logging.getLogger(__name__)
+
+
+def train(options: TrainOptions) -> dict[str, Any]:
+    """Run the stages in their order; returns what each did, as it goes into the model card.
+
+    Raises:
+        BadInput: the U-Net is to be trained or exported, and no autoencoder is there.
+        ModelError: a checkpoint is of another model, or the loss is not finite from the start.
+    """
+    device = pick_device(options.device)
+    torch.backends.cudnn.benchmark = True
+    options.work.mkdir(parents=True, exist_ok=True)
+    log.info("training %s on %s", ", ".join(options.stages), hardware(str(device)))
+    report: dict[str, Any] = {}
+    bank: Bank | None = None
+    start = time.monotonic()
+    if "vae" in options.stages:
+        report["vae"] = {
+            **train_vae(options, device),
+            "seed": options.seed,
+            "hardware": hardware(str(device)),
+        }
+        export_vae(options, device, report["vae"])
+        _release(device)
+    try:
+        if "bank" in options.stages:
+            bank = make_bank(options, device)
+        if "unet" in options.stages:
+            report["unet"] = {
+                **train_unet(options, device, bank),
+                "seed": options.seed,
+                "hardware": hardware(str(device)),
+            }
+            (options.work / "unet.json").write_text(json.dumps(report["unet"], indent=1))
+        if "export" in options.stages:
+            export(options)
+    except FileNotFoundError as error:
+        raise BadInput(f"{error}.") from error
+    log.info("training took %.1f minutes in all", (time.monotonic() - start) / 60)
+    return report
+
+
+def _release(device: torch.device) -> None:
+    """Give the stage's memory back before the next one allocates in other sizes."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def export(options: TrainOptions) -> Path:
+    """Write the pipeline's folder from `work`: averaged weights in float16, tokenizer, card.
+
+    Everything is written beside `out` first and moved in at the end, so that an interrupted export
+    leaves the old model whole. Returns `out`.
+
+    Raises:
+        FileNotFoundError: a stage has not been run yet.
+        BadInput: the weights are larger than the repository's limit.
+    """
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+    checkpoint = options.work / CHECKPOINT
+    if not checkpoint.exists():
+        raise FileNotFoundError("no trained U-Net; run the stage 'unet' first")
+    tokenizer = ensure_tokenizer(_resumed(options))
+    unet = config.build_unet()
+    unet.load_state_dict(averaged_weights(checkpoint, "unet"))
+    text_encoder = config.build_text_encoder(
+        len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id
+    )
+    text_encoder.load_state_dict(averaged_weights(checkpoint, "text_encoder"))
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(vae_folder(options)),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=config.build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(torch.float16)
+    fresh = options.out.with_name(options.out.name + ".partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipeline.save_pretrained(fresh, safe_serialization=True)
+    save_tokenizer(tokenizer, fresh / "tokenizer")
+    size = sum(path.stat().st_size for path in fresh.rglob("*.safetensors"))
+    if size > config.WEIGHT_LIMIT:
+        raise BadInput(
+            f"The weights take {size / 1e6:.1f} MB, more than the {config.WEIGHT_LIMIT / 1e6:.0f} "
+            "MB that the repository allows; make the model smaller."
+        )
+    for path in fresh.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes for its owner only
+    write_card(fresh, _card(options))
+    options.out.mkdir(parents=True, exist_ok=True)
+    for item in fresh.iterdir():
+        target = options.out / item.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        item.replace(target)
+    fresh.rmdir()
+    log.info("wrote %.1f MB of weights to %s", size / 1e6, options.out.name)
+    return options.out
+
+
+def _resumed(options: TrainOptions) -> TrainOptions:
+    """The same options, reading the tokenizer that the training used."""
+    from dataclasses import replace
+
+    return replace(options, resume=True, source=None)
+
+
+def _card(options: TrainOptions) -> dict[str, Any]:
+    """The card's part that training knows: configuration and what each stage did.
+
+    A run that started from shipped weights adds to what their card counted.
+    """
+    from training import scenes
+
+    before = read_card(options.source) if options.source is not None else {}
+    training: dict[str, Any] = {}
+    vae_report = vae_folder(options) / "training.json"
+    if vae_report.exists():
+        training["vae"] = json.loads(vae_report.read_text())
+    elif "vae" in before.get("training", {}):
+        training["vae"] = before["training"]["vae"]
+    unet_report = options.work / "unet.json"
+    if unet_report.exists():
+        training["unet"] = json.loads(unet_report.read_text())
+    else:  # the run was cut off after a checkpoint: its counters are in the header
+        _, training["unet"] = read_tensors(options.work / CHECKPOINT)
+    if before:
+        training["started_from"] = before.get("training", {})
+    return {
+        "name": config.NAME,
+        "scenes_version": scenes.SCENES_VERSION,
+        "kinds": list(scenes.KINDS),
+        "config": {
+            "vae": config.VAE,
+            "unet": config.UNET,
+            "text_encoder": config.TEXT,
+            "scheduler": config.SCHEDULER,
+        },
+        "training": training,
+    }

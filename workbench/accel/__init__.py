@@ -1,0 +1,1 @@
+"""Faster execution of the same arithmetic: CUDA graphs, layouts, kernels, CPU attention."""

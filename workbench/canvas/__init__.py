@@ -1,0 +1,1 @@
+"""What the user draws: arrows, mask, checklist, instant preview, overlays."""

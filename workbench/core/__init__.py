@@ -1,0 +1,1 @@
+"""Data types, settings and keys; standard library only."""

@@ -1,0 +1,206 @@
+"""The settings of an edit: how the LoRA is trained, the picture inverted, the latent dragged.
+
+Each field describes itself (range, unit, effect); `--help` and the pages are built from that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.core.errors import BadInput
+from workbench.core.options import check, option
+
+METHODS = ("dragdiffusion", "gooddrag", "warp", "auto")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """How the picture's LoRA is trained (ALGORITHM 2.10; defaults are DragDiffusion's)."""
+
+    steps: int = option(
+        80,
+        "Training steps; 0 trains none. More keeps the picture's identity better.",
+        low=0,
+        high=2000,
+    )
+    learning_rate: float = option(
+        5e-4, "Step size of AdamW on the LoRA weights.", low=1e-6, high=1e-1
+    )
+    rank: int = option(16, "LoRA rank: capacity of the adapter.", low=1, high=128)
+    batch_size: int = option(4, "Noised copies of the picture per step.", low=1, high=64)
+    accumulation: int = option(
+        1, "Gradient accumulation: batches per optimiser step.", low=1, high=64, advanced=True
+    )
+    resolution: int = option(
+        0,
+        "Training crop (short side); 0 takes the working size.",
+        low=0,
+        high=2048,
+        unit="px",
+        advanced=True,
+    )
+    weight_decay: float = option(1e-2, "AdamW weight decay.", low=0.0, high=1.0, advanced=True)
+
+    def __post_init__(self) -> None:
+        """Check all ranges."""
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InversionConfig:
+    """How the picture becomes a noisy latent (DDIM inversion, ALGORITHM 2.3)."""
+
+    steps: int = option(50, "DDIM steps of the whole schedule.", low=2, high=500)
+    strength: float = option(
+        0.7,
+        "How deep the picture is inverted (share of the steps): deeper moves more, keeps less.",
+        low=0.02,
+        high=1.0,
+    )
+    guidance: float = option(
+        1.0,
+        "Classifier-free guidance; above 1 only for generated pictures.",
+        low=1.0,
+        high=30.0,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Check all ranges."""
+        check(self)
+
+    @property
+    def inverted_steps(self) -> int:
+        """Number of steps that are inverted (Python's round-half-even, at least 1)."""
+        return max(1, min(self.steps, round(self.strength * self.steps)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DragConfig:
+    """How the latent is dragged. Radii and shifts are in feature-lattice pixels (half the image).
+
+    Use `DragConfig.preset(method, strength)`: each method has its own defaults.
+    """
+
+    method: str = option("dragdiffusion", "Drag method.", choices=METHODS)
+    steps: int = option(
+        80,
+        "Most motion-supervision steps (n_pix_steps); lower it if things moved too far.",
+        low=0,
+        high=2000,
+    )
+    learning_rate: float = option(0.01, "Step size of Adam on the latent.", low=1e-5, high=1.0)
+    mask_weight: float = option(
+        0.1, "Lambda: how strongly the unpainted part is held.", low=0.0, high=100.0
+    )
+    patch_radius: int = option(
+        1,
+        "Motion-supervision patch: (2r+1) x (2r+1) lattice pixels.",
+        low=0,
+        high=32,
+        advanced=True,
+    )
+    track_radius: int = option(
+        3, "Point-tracking window: (2r+1) x (2r+1) lattice pixels.", low=1, high=64, advanced=True
+    )
+    max_shift: float = option(
+        1.0,
+        "Longest shift of the patch per step (lattice pixels).",
+        low=0.1,
+        high=32.0,
+        advanced=True,
+    )
+    stop_distance: float = option(
+        2.0,
+        "A handle closer than this to its target has arrived (lattice pixels).",
+        low=0.0,
+        high=64.0,
+        advanced=True,
+    )
+    feature_block: int = option(
+        3, "Feature after up block (index - 1): 3 is up_blocks[2].", low=1, high=4, advanced=True
+    )
+    drag_rounds: int = option(
+        7,
+        "gooddrag: denoise steps that are preceded by a drag round.",
+        low=1,
+        high=200,
+        advanced=True,
+    )
+    trackings_per_round: int = option(
+        10, "gooddrag: point trackings per round.", low=1, high=200, advanced=True
+    )
+    updates_per_tracking: int = option(
+        3, "gooddrag: gradient steps between two trackings.", low=1, high=100, advanced=True
+    )
+    no_change_limit: int = option(
+        10,
+        "gooddrag: stop after so many trackings without motion.",
+        low=1,
+        high=1000,
+        advanced=True,
+    )
+    sharing_start_layer: int = option(
+        10,
+        "First of SD's 16 self-attentions that reads the original picture's keys and values.",
+        low=0,
+        high=16,
+        advanced=True,
+    )
+    sharing_start_step: int = option(
+        0, "First denoise step with shared attention.", low=0, high=500, advanced=True
+    )
+    composite: bool = option(True, "Put the untouched picture back outside the mask, exactly.")
+    feather: float = option(
+        3.0,
+        "Width of the blend inside the mask's edge.",
+        low=0.0,
+        high=64.0,
+        unit="px",
+        advanced=True,
+    )
+    parity: bool = option(
+        False,
+        "The reference's arithmetic to the letter (ties, empty mask, no compositing).",
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Check all ranges."""
+        check(self)
+
+    @classmethod
+    def preset(cls, method: str = "dragdiffusion", strength: str = "normal") -> DragConfig:
+        """The method's own defaults; `strength` is gentle, normal or strong.
+
+        Raises:
+            BadInput: for a name that is not known.
+        """
+        if method not in METHODS:
+            raise BadInput(
+                f"There is no drag method {method!r}; choose one of: {', '.join(METHODS)}."
+            )
+        if strength not in STRENGTHS:
+            raise BadInput(
+                f"There is no preset {strength!r}; choose one of: {', '.join(STRENGTHS)}."
+            )
+        values = dict(_METHOD_DEFAULTS[method])
+        base = cls(method=method, **values)
+        return dataclasses.replace(base, steps=max(1, round(base.steps * STRENGTHS[strength])))
+
+
+STRENGTHS = {"gentle": 0.5, "normal": 1.0, "strong": 2.5}
+
+_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "dragdiffusion": {},
+    "gooddrag": {
+        "steps": 210, "learning_rate": 0.02, "mask_weight": 0.2, "patch_radius": 4,
+        "track_radius": 12, "max_shift": 4.0,
+    },
+    "warp": {"steps": 0},
+    "auto": {
+        "steps": 30, "learning_rate": 0.04, "patch_radius": 4, "track_radius": 12, "max_shift": 4.0,
+    },
+}  # fmt: skip

@@ -1,0 +1,195 @@
+"""What a run reports and leaves behind: steps, job states, results, records. Stdlib only."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from workbench.core.errors import BadInput
+from workbench.core.request import EditRequest, Point
+
+RECORD_FORMAT = 1
+
+
+class Stop(enum.Enum):
+    """Why a drag ended; the value is the sentence that the user reads."""
+
+    REACHED = "All points reached their targets."
+    STEP_LIMIT = "The step limit was reached before all points arrived; raise it or run on."
+    LOST = "A point was lost: its feature could no longer be found; try a smaller drag."
+    STUCK = "The points stopped moving; try a stronger preset or a larger mask."
+    NO_MOTION = "There was nothing to move: every arrow is shorter than the stop distance."
+    ONE_STEP = "The picture was moved in one step, without optimisation."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInfo:
+    """One step of progress. `stage` is load, encode, lora, invert, drag, denoise, decode or save."""
+
+    stage: str
+    step: int  # steps finished, 0..total
+    total: int
+    loss: float | None = None
+    points: tuple[Point, ...] | None = None  # handle points now, image pixels
+    distances: tuple[float, ...] | None = None  # handle to target, image pixels
+    preview: bytes | None = None  # JPEG of the predicted clean picture
+    cached: bool = False  # the stage came from the cache
+    waiting: bool = False  # another thread or process computes the very same; its result is taken
+
+
+OnStep = Callable[[StepInfo], None]
+"""Called after each step; raises `Cancelled` to stop the work."""
+
+
+def ignore_steps(_info: StepInfo) -> None:
+    """The `OnStep` that does nothing."""
+
+
+class JobState(enum.StrEnum):
+    """Life of a job: queued -> running -> one of the four ends."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def ended(self) -> bool:
+        """True once the job will not change any more."""
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditResult:
+    """What one finished edit came to; pictures are blob ids in the store."""
+
+    image: str  # PNG of the result, at the image's own size
+    trajectory: tuple[tuple[Point, ...], ...] = ()  # [tracking][pair], image pixels, start first
+    distances: tuple[float, ...] = ()  # left to go per pair, image pixels
+    change_outside_mask: float = 0.0  # largest absolute change outside the mask, 0..255
+    iterations: int = 0
+    losses: tuple[float, ...] = ()
+    stop: str = Stop.STEP_LIMIT.name
+    seconds: Mapping[str, float] = field(default_factory=dict)  # per stage
+    cached: tuple[str, ...] = ()  # stages that came from the cache
+    notices: tuple[str, ...] = ()  # sentences for the user (prompt cut, mask proposed, ...)
+    strip: str | None = None  # PNG: source with mask and arrows | result
+    frames: tuple[str, ...] = ()  # JPEGs of the predicted clean picture during the drag
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        data = dataclasses.asdict(self)
+        data["trajectory"] = [[[p.x, p.y] for p in row] for row in self.trajectory]
+        data["seconds"] = dict(self.seconds)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Any) -> EditResult:
+        """Read what `to_json` wrote; unknown keys are dropped.
+
+        Raises:
+            BadInput: when `image` is missing or a part has the wrong shape.
+        """
+        if not isinstance(data, Mapping) or not isinstance(data.get("image"), str):
+            raise BadInput("An edit result needs at least 'image'.")
+        names = {f.name for f in dataclasses.fields(cls)}
+        parts = {k: v for k, v in data.items() if k in names}
+        try:
+            rows = parts.get("trajectory", ())
+            parts["trajectory"] = tuple(tuple(Point(x, y) for x, y in row) for row in rows)
+            for name in ("distances", "losses"):
+                parts[name] = tuple(_number(v) for v in parts.get(name, ()))
+            for name in ("cached", "notices", "frames"):
+                parts[name] = tuple(_text(v) for v in parts.get(name, ()))
+            seconds = dict(parts.get("seconds", {})).items()
+            parts["seconds"] = {_text(k): _number(v) for k, v in seconds}
+            parts["iterations"] = int(_number(parts.get("iterations", 0)))
+            parts["change_outside_mask"] = _number(parts.get("change_outside_mask", 0.0))
+            parts["stop"] = _text(parts.get("stop", Stop.STEP_LIMIT.name))
+            if parts.get("strip") is not None:
+                _text(parts["strip"])
+        except (TypeError, ValueError) as exc:
+            raise BadInput(f"The edit result is damaged: {exc}.") from exc
+        return cls(**parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditRecord:
+    """One edit in the history: what was asked, what came out, with what."""
+
+    id: str  # ULID: sorts by time
+    request: EditRequest
+    status: JobState
+    result: EditResult | None = None
+    error: str | None = None
+    started: str = ""  # ISO 8601, UTC
+    finished: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    format: int = RECORD_FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {
+            "format": self.format,
+            "id": self.id,
+            "status": self.status.value,
+            "request": self.request.to_json(),
+            "result": self.result.to_json() if self.result else None,
+            "error": self.error,
+            "started": self.started,
+            "finished": self.finished,
+            "environment": dict(self.environment),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> EditRecord:
+        """Read a record of the current format (store.py migrates older ones first).
+
+        Raises:
+            BadInput: naming what is wrong.
+        """
+        if not isinstance(data, Mapping):
+            raise BadInput("An edit record must be a JSON object.")
+        if data.get("format") != RECORD_FORMAT:
+            raise BadInput(
+                f"The edit record has format {data.get('format')!r}; this version reads "
+                f"{RECORD_FORMAT}. Use a newer workbench."
+            )
+        try:
+            result = data.get("result")
+            return cls(
+                id=str(data["id"]),
+                status=JobState(data["status"]),
+                request=EditRequest.from_json(data["request"], strict=False),
+                result=EditResult.from_json(result) if result is not None else None,
+                error=None if data.get("error") is None else _text(data["error"]),
+                started=str(data.get("started", "")),
+                finished=str(data.get("finished", "")),
+                environment={
+                    _text(k): _text(v) for k, v in dict(data.get("environment", {})).items()
+                },
+            )
+        except (KeyError, ValueError, TypeError) as exc:
+            raise BadInput(f"The edit record is damaged: {exc}.") from exc
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value
+
+
+def _number(value: Any) -> float:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not abs(value) <= sys.float_info.max
+    ):
+        raise TypeError(f"{value!r:.40} is no finite number")
+    return value

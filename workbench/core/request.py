@@ -1,0 +1,263 @@
+"""The data that flows through the workbench: frozen, range-checked, JSON in and out. Stdlib only.
+
+Coordinates are image pixels, x right, y down, the centre of the top-left pixel is (0, 0).
+A mask is painted where the picture may change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+from workbench.core.config import (
+    METHODS,
+    STRENGTHS,
+    DragConfig,
+    InversionConfig,
+    LoraConfig,
+)
+from workbench.core.errors import BadInput
+from workbench.core.generation_config import GenerationConfig, LoraRef
+from workbench.core.options import from_mapping
+
+__all__ = [
+    "METHODS", "STRENGTHS", "DragConfig", "EditRequest", "GenerationConfig", "ImageAsset",
+    "InversionConfig", "LoraConfig", "LoraRef", "MaskAsset", "ModelRef", "Point", "PointPair",
+]  # fmt: skip
+
+MAX_PAIRS = 64
+MAX_PROMPT = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A position in image pixels, x right, y down; (0, 0) is the centre of the top-left pixel."""
+
+    x: float
+    y: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is no finite number."""
+        if type(self.x) is float and type(self.y) is float and isfinite(self.x + self.y):
+            return  # a history holds hundreds of thousands of points: first the usual case
+        for name in ("x", "y"):
+            v = getattr(self, name)
+            if (
+                isinstance(v, bool)
+                or not isinstance(v, (int, float))
+                or not abs(v) <= sys.float_info.max
+            ):
+                raise BadInput(f"Point.{name} is {v!r}; it must be a finite number of pixels.")
+            object.__setattr__(self, name, float(v))
+
+    def distance(self, other: Point) -> float:
+        """Euclidean distance in pixels."""
+        return math.hypot(self.x - other.x, self.y - other.y)
+
+
+@dataclass(frozen=True, slots=True)
+class PointPair:
+    """One arrow: the feature at `handle` is to arrive at `target` (both image pixels)."""
+
+    handle: Point
+    target: Point
+
+    @property
+    def length(self) -> float:
+        """Length of the arrow in pixels."""
+        return self.handle.distance(self.target)
+
+    def to_json(self) -> list[float]:
+        """`[handle x, handle y, target x, target y]`."""
+        return [self.handle.x, self.handle.y, self.target.x, self.target.y]
+
+    @classmethod
+    def from_json(cls, data: Any) -> PointPair:
+        """Read `[hx, hy, tx, ty]`.
+
+        Raises:
+            BadInput: when it is not four finite numbers.
+        """
+        if not isinstance(data, Sequence) or isinstance(data, str) or len(data) != 4:
+            raise BadInput(f"A pair is four numbers [hx, hy, tx, ty], not {data!r:.80}.")
+        return cls(Point(data[0], data[1]), Point(data[2], data[3]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageAsset:
+    """A stored picture: `id` is the hash of its upright RGB pixels; pixels are fetched by id."""
+
+    id: str
+    width: int
+    height: int
+    name: str = "picture"
+    alpha: str | None = None  # id of its alpha channel, where it has one (PNG blob, 8 bit)
+
+    def __post_init__(self) -> None:
+        """Check the types; the pixels themselves are checked by the store."""
+        _check_asset(self, "image")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskAsset:
+    """A stored mask of the picture's size (painted = may change)."""
+
+    id: str
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        """Check the types; the pixels themselves are checked by the store."""
+        _check_asset(self, "mask")
+
+
+def _check_asset(asset: ImageAsset | MaskAsset, what: str) -> None:
+    for name in ("id", "name"):
+        if not isinstance(getattr(asset, name, ""), str):
+            raise BadInput(f"The {what}'s {name} must be text.")
+    if not isinstance(getattr(asset, "alpha", None), (str, type(None))):
+        raise BadInput(f"The {what}'s alpha must be the id of a file.")
+    for name in ("width", "height"):
+        size = getattr(asset, name)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise BadInput(f"The {what}'s {name} is {size!r:.40}; it must be at least 1 px.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """Which model: registry name or folder, and the fingerprint of its weights once known."""
+
+    name: str = "storybook"
+    revision: str = ""
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the types."""
+        for name in ("name", "revision", "fingerprint"):
+            if not isinstance(getattr(self, name), str):
+                raise BadInput(f"The model's {name} must be text.")
+
+
+def _px(value: float) -> str:
+    return f"{value:.1f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditRequest:
+    """Everything that one edit depends on. `keys.edit_key` hashes what affects pixels."""
+
+    image: ImageAsset
+    pairs: tuple[PointPair, ...]
+    mask: MaskAsset | None = None
+    prompt: str = ""
+    model: ModelRef = field(default_factory=ModelRef)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    drag: DragConfig = field(default_factory=DragConfig)
+    seed: int = 0
+    working_size: int = 0  # longest side in px during the edit; 0 = the model's native size
+    crop: bool = True  # edit a big picture on a crop around its mask, at the model's native size
+    lora_file: LoraRef | None = None  # takes the place of the LoRA that would be trained
+    style: LoraRef | None = None  # stacked under the picture's LoRA
+    generation: GenerationConfig | None = None  # the picture was made so: its latents are used
+    parent: str | None = None  # id of the edit whose result is this request's picture
+
+    def __post_init__(self) -> None:
+        """Check pairs, prompt and seed against the picture.
+
+        Raises:
+            BadInput: naming the pair, the value and the limit.
+        """
+        object.__setattr__(self, "pairs", tuple(self.pairs))
+        if len(self.pairs) > MAX_PAIRS:
+            raise BadInput(f"There are {len(self.pairs)} arrows; at most {MAX_PAIRS} are possible.")
+        w, h = self.image.width, self.image.height
+        for i, pair in enumerate(self.pairs, 1):
+            for what, p in (("handle", pair.handle), ("target", pair.target)):
+                if not (-0.5 <= p.x <= w - 0.5 and -0.5 <= p.y <= h - 0.5):
+                    raise BadInput(
+                        f"Point {i} {what} ({_px(p.x)}, {_px(p.y)}) is outside the {w}x{h} image; "
+                        "move it inside."
+                    )
+        if self.mask is not None and (self.mask.width, self.mask.height) != (w, h):
+            raise BadInput(
+                f"The mask is {self.mask.width}x{self.mask.height} but the image is {w}x{h}; "
+                "they must have the same size."
+            )
+        if not isinstance(self.prompt, str):
+            raise BadInput("The prompt must be text.")
+        if self.parent is not None and not isinstance(self.parent, str):
+            raise BadInput("The parent must be the id of an edit.")
+        if len(self.prompt) > MAX_PROMPT:
+            raise BadInput(
+                f"The prompt has {len(self.prompt)} characters; the limit is {MAX_PROMPT}."
+            )
+        if (
+            isinstance(self.seed, bool)
+            or not isinstance(self.seed, int)
+            or not 0 <= self.seed < 2**63
+        ):
+            raise BadInput(
+                f"The seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1."
+            )
+        if not isinstance(self.crop, bool):
+            raise BadInput(f"The crop is {self.crop!r:.40}; it must be true or false.")
+        size = self.working_size
+        if (
+            isinstance(size, bool)
+            or not isinstance(size, int)
+            or not (size == 0 or 64 <= size <= 4096)
+        ):
+            raise BadInput(
+                f"The working size is {size!r}; it must be 0 (automatic) or 64 to 4096 px."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; `from_json` restores an equal request."""
+        data = dataclasses.asdict(self)
+        data["pairs"] = [p.to_json() for p in self.pairs]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Any, *, strict: bool = True) -> EditRequest:
+        """Read what `to_json` wrote; unknown keys are refused unless `strict` is False.
+
+        Raises:
+            BadInput: naming what is missing or out of range.
+        """
+        if not isinstance(data, Mapping):
+            raise BadInput(f"An edit request must be a JSON object, not {type(data).__name__}.")
+        parts: dict[str, Any] = dict(data)
+        for name in ("image", "pairs"):
+            if name not in parts:
+                raise BadInput(f"The edit request lacks {name!r}.")
+        for name, kind in _PARTS.items():
+            if name in parts and not (name in _OPTIONAL and parts[name] is None):
+                try:
+                    parts[name] = from_mapping(kind, parts[name], strict=strict)
+                except TypeError as exc:
+                    raise BadInput(f"The edit request's {name!r} is incomplete: {exc}.") from exc
+        pairs = parts["pairs"]
+        if not isinstance(pairs, Sequence) or isinstance(pairs, str):
+            raise BadInput("The edit request's 'pairs' must be a list of [hx, hy, tx, ty].")
+        parts["pairs"] = tuple(PointPair.from_json(p) for p in pairs)
+        return from_mapping(cls, parts, strict=strict)
+
+
+_PARTS: dict[str, type[Any]] = {
+    "image": ImageAsset,
+    "mask": MaskAsset,
+    "model": ModelRef,
+    "lora": LoraConfig,
+    "inversion": InversionConfig,
+    "drag": DragConfig,
+    "lora_file": LoraRef,
+    "style": LoraRef,
+    "generation": GenerationConfig,
+}
+_OPTIONAL = ("mask", "lora_file", "style", "generation")

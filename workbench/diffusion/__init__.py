@@ -1,0 +1,1 @@
+"""The diffusion model: U-Net, DDIM, attention, LoRA, loading."""

@@ -1,0 +1,157 @@
+"""What all methods share: the original's pass through the U-Net, and denoising the edited latent."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+
+from workbench.diffusion.attention import ReferenceKV, Sharing, sharing
+from workbench.diffusion.ddim import CLEAN
+from workbench.diffusion.unet import Denoiser
+from workbench.drag.problem import (
+    DragProblem,
+    DragStep,
+    OnDragStep,
+    Reference,
+    ignore,
+)
+
+Tensor = torch.Tensor
+
+FEATURES_KEPT = 7  # timesteps whose feature a reference holds: GoodDrag drags at so many
+KV_LIMIT = 640 << 20  # bytes; Stable Diffusion 1.5 at 512 x 512 in float16 needs 413 MB
+
+
+@torch.no_grad()
+def reference_of(
+    problem: DragProblem, on_step: OnDragStep = ignore, *, kv_limit: int = KV_LIMIT
+) -> Reference:
+    """Denoise the original once and keep what drags will ask for (arrows and mask play no part).
+
+    Args:
+        problem: picture, prompt and settings.
+        on_step: progress, stage "reference".
+        kv_limit: most bytes that the attention states may take; above it they are not kept.
+    """
+    denoiser = problem.denoiser()
+    timesteps = problem.timesteps
+    z = problem.start.to(denoiser.device)
+    latents = [z]
+    features: dict[int, Tensor] = {}
+    kv: ReferenceKV | None = ReferenceKV()
+    with (
+        sharing(problem.unet, problem.config.sharing_start_layer, kv) as board,
+        denoiser.sharing(board),
+    ):
+        board.mode = "record" if kv_limit else "off"
+        for i, t in enumerate(timesteps):
+            board.t = t
+            if i < FEATURES_KEPT:
+                features[t], eps = denoiser.both(z, t)
+            else:
+                eps = denoiser.eps(z, t)
+            z = problem.schedule.step(z, eps, t)
+            latents.append(z)
+            if kv is not None and board.kv.bytes / (i + 1) * len(timesteps) > kv_limit:
+                board.mode, kv = "off", None
+                board.kv.states.clear()
+            on_step(DragStep(stage="reference", step=i + 1, total=len(timesteps)))
+    block, layer = Reference.facts(problem.config)
+    kept = kv if kv is not None and kv.states else None
+    return Reference(torch.stack(latents), features, kept, block, layer)
+
+
+def reference_for(problem: DragProblem, on_step: OnDragStep) -> Reference:
+    """The problem's own reference if it fits its settings, else a new one."""
+    given = problem.reference
+    if given is not None and given.fits(problem.config):
+        return given
+    return reference_of(problem, on_step)
+
+
+@torch.no_grad()
+def denoise(
+    problem: DragProblem,
+    denoiser: Denoiser,
+    reference: Reference,
+    edited: Tensor,
+    timesteps: Sequence[int],
+    on_step: OnDragStep = ignore,
+    *,
+    share_from: int | None = None,
+) -> Tensor:
+    """DDIM from the edited latent at timesteps[0] to a clean one, reading the original's attention.
+
+    Args:
+        problem: settings.
+        denoiser: U-Net under the problem's conditions.
+        reference: of the original; its kept states are replayed, or, where there are none (or in
+            parity mode), the original's row runs beside the edited one.
+        edited: latent [1,C,h,w] at timesteps[0].
+        timesteps: falling, each one of the problem's; none where GoodDrag's rounds took all of them,
+            which leaves a latent that is clean already.
+        on_step: progress, stage "denoise".
+        share_from: index of the first of the problem's timesteps with shared attention;
+            `sharing_start_step` of the settings when None.
+
+    Returns:
+        [1,C,h,w], float32.
+    """
+    config = problem.config
+    if not timesteps:
+        return edited
+    first = config.sharing_start_step if share_from is None else share_from
+    replay = reference.kv is not None and not config.parity
+    z = edited
+    indices = [problem.timesteps.index(t) for t in timesteps]
+    ends = [*timesteps[1:], CLEAN]
+    with (
+        sharing(problem.unet, config.sharing_start_layer, reference.kv) as board,
+        denoiser.sharing(board),
+    ):
+        for done, (i, (t, to)) in enumerate(
+            zip(indices, zip(timesteps, ends, strict=True), strict=True), 1
+        ):
+            eps = _shared_eps(denoiser, board, reference, z, t, i, first, replay)
+            z = problem.schedule.step(z, eps, t, to)
+            on_step(_step(problem, z, eps, t, done, len(timesteps)))
+    return z
+
+
+def _shared_eps(
+    denoiser: Denoiser,
+    board: Sharing,
+    reference: Reference,
+    z: Tensor,
+    t: int,
+    i: int,
+    first: int,
+    replay: bool,
+) -> Tensor:
+    board.t = t
+    if i < first:
+        board.mode = "off"
+        return denoiser.eps(z, t)
+    if replay:
+        board.mode = "replay"
+        return denoiser.eps(z, t)
+    board.mode = "pairs"
+    original = reference.latents[i].to(z)
+    return denoiser.eps(torch.cat([original, z]), t)[1:]
+
+
+def _step(problem: DragProblem, z: Tensor, eps: Tensor, t: int, done: int, total: int) -> DragStep:
+    return DragStep(
+        stage="denoise", step=done, total=total, latent=z,
+        clean=lambda: z if done == total else problem.schedule.clean(z, eps, t),
+    )  # fmt: skip
+
+
+def stuck(trajectory: Sequence[Tensor], arrived: Tensor, turns: int = 20) -> bool:
+    """Whether no point that is still on its way moved in the last `turns` trackings."""
+    last = list(trajectory[-turns - 1 :])
+    if len(last) <= turns or bool(arrived.all()):
+        return False
+    return not any(bool((b != a)[~arrived].any()) for a, b in itertools.pairwise(last))

@@ -1,0 +1,220 @@
+"""What goes into a drag method and what comes out: one shape for all methods.
+
+Positions are (row, col) on the lattice (half the working image), float32, on the CPU. Latents are
+float32 in the U-Net's scale, on the U-Net's device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from workbench.accel.cuda_graphs import Recorder
+from workbench.core.record import Stop
+from workbench.core.request import DragConfig
+from workbench.diffusion.attention import ReferenceKV
+from workbench.diffusion.ddim import Schedule
+from workbench.diffusion.unet import Denoiser
+from workbench.drag.optimizer import AdamState
+from workbench.drag.options import AutoOptions, WarpOptions
+from workbench.drag.tracking import Size
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DragStep:
+    """One step of progress; `points` and `distances` belong to the latent after `step` updates."""
+
+    stage: str  # reference, drag or denoise
+    step: int  # 0..total
+    total: int
+    loss: float | None = None  # of the update before
+    points: Tensor | None = None  # [P,2] lattice
+    distances: Tensor | None = None  # [P] handle to target, lattice pixels
+    latent: Tensor | None = None  # [1,C,h,w] now
+    clean: Callable[[], Tensor] | None = None  # predicted clean latent [1,C,h,w]; costs when called
+
+
+OnDragStep = Callable[[DragStep], None]
+"""Called after each step; raises `Cancelled` to stop the work."""
+
+
+def ignore(_step: DragStep) -> None:
+    """The `OnDragStep` that does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a drag needs to know of the original, and what no arrow changes: cache it per picture.
+
+    It depends on picture, model, LoRA, prompt, inversion, guidance and on the two numbers that
+    `facts` gives.
+    """
+
+    latents: Tensor  # [n+1,1,C,h,w]: plain DDIM from the start latent, at tail(n) and clean
+    features: dict[int, Tensor]  # timestep -> native feature [1,C',fh,fw]
+    kv: ReferenceKV | None  # None where it would have been too big: rows run in pairs then
+    block: int  # feature block of `features`
+    start_layer: int  # first layer of `kv`
+
+    @staticmethod
+    def facts(config: DragConfig) -> tuple[int, int]:
+        """The settings of a drag that a reference depends on; part of its cache key."""
+        return config.feature_block, config.sharing_start_layer
+
+    def fits(self, config: DragConfig) -> bool:
+        """Whether it was made for these settings."""
+        return (self.block, self.start_layer) == self.facts(config)
+
+    def feature(self, denoiser: Denoiser, t: int, index: int) -> Tensor:
+        """The original's feature at timestep t = tail[index]; computed when it was not kept."""
+        if t in self.features:
+            return self.features[t].to(denoiser.device, denoiser.dtype)
+        with torch.no_grad():
+            return denoiser.feature(self.latents[index].to(denoiser.device), t)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Named tensors, fit for safetensors."""
+        out = {"latents": self.latents, "facts": torch.tensor([self.block, self.start_layer])}
+        out |= {f"feature.{t}": f for t, f in self.features.items()}
+        return out | (self.kv.to_tensors() if self.kv is not None else {})
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Reference:
+        """Read what `to_tensors` named."""
+        features = {
+            int(k.removeprefix("feature.")): v
+            for k, v in tensors.items()
+            if k.startswith("feature.")
+        }
+        kv = ReferenceKV.from_tensors(tensors)
+        block, layer = (int(v) for v in tensors["facts"])
+        return cls(tensors["latents"], features, kv if kv.states else None, block, layer)
+
+    def without_kv(self) -> Reference:
+        """The small part: latents and features, for a cache that is short of space."""
+        return dataclasses.replace(self, kv=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DragState:
+    """Where a drag stands, so that it can run on: `DragProblem.resume`."""
+
+    latent: Tensor  # [1,C,h,w] being dragged
+    t: int  # its timestep
+    points: Tensor  # [P,2] now
+    trajectory: tuple[Tensor, ...]
+    losses: tuple[float, ...]
+    updates: int
+    adam: AdamState | None = None
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Named tensors, fit for safetensors."""
+        out = {
+            "latent": self.latent,
+            "points": self.points,
+            "trajectory": torch.stack(self.trajectory),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "counts": torch.tensor([self.t, self.updates, self.adam.step if self.adam else 0]),
+        }
+        if self.adam is not None:
+            out |= {"exp_avg": self.adam.exp_avg, "exp_avg_sq": self.adam.exp_avg_sq}
+        return {k: v.detach().cpu().contiguous() for k, v in out.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> DragState:
+        """Read what `to_tensors` named."""
+        t, updates, step = (int(v) for v in tensors["counts"])
+        moments = tensors.get("exp_avg"), tensors.get("exp_avg_sq")
+        adam = None
+        if moments[0] is not None and moments[1] is not None:
+            adam = AdamState(moments[0], moments[1], step)
+        return cls(
+            latent=tensors["latent"], t=t, points=tensors["points"],
+            trajectory=tuple(tensors["trajectory"]), losses=tuple(tensors["losses"].tolist()),
+            updates=updates, adam=adam,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pixels:
+    """The working picture itself, for methods that move pixels; positions are its pixels (row, col)."""
+
+    picture: Tensor  # [1,3,H,W] in [-1,1]
+    mask: Tensor | None  # [H,W], 1 = may change; None: everything may
+    handles: Tensor  # [P,2], not rounded to the lattice
+    targets: Tensor
+    encode: Callable[[Tensor], Tensor]  # picture -> clean latent [1,C,h,w] in the U-Net's scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DragProblem:
+    """One drag on a prepared picture."""
+
+    unet: Any  # diffusers U-Net, LoRA merged or active
+    schedule: Schedule
+    text: Tensor  # prompt embedding [1,L,C]
+    trail: Tensor  # [n+1,1,C,h,w] from the clean latent to the start of the drag
+    handles: Tensor  # [P,2]; not changed
+    targets: Tensor  # [P,2]
+    lattice: Size  # (H // 2, W // 2) of the working image
+    config: DragConfig
+    mask: Tensor | None = None  # [1,1,h,w], 1 = may change; None or all 0: no mask term
+    uncond: Tensor | None = None  # [1,L,C]; with guidance above 1
+    guidance: float = 1.0
+    added: Mapping[str, Tensor] | None = None  # SDXL: text_embeds, time_ids
+    uncond_added: Mapping[str, Tensor] | None = None
+    reference: Reference | None = None  # computed when missing or made for other settings
+    resume: DragState | None = None
+    graphs: Recorder | None = None  # records what is repeated; None records nothing
+    pixels: Pixels | None = None  # without them, `warp` and `auto` move the latent instead
+    auto: AutoOptions = field(default_factory=AutoOptions)
+    warp: WarpOptions = field(default_factory=WarpOptions)
+
+    @property
+    def inverted(self) -> int:
+        """n: number of denoising steps from the start latent to the picture."""
+        return len(self.trail) - 1
+
+    @property
+    def start(self) -> Tensor:
+        """The noisy latent [1,C,h,w] at which the drag begins."""
+        return self.trail[-1].float()
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """The n timesteps from the drag down to the picture."""
+        return self.schedule.tail(self.inverted)
+
+    def denoiser(self) -> Denoiser:
+        """The U-Net under this problem's conditions."""
+        return Denoiser(
+            self.unet, self.schedule, self.text, uncond=self.uncond, guidance=self.guidance,
+            added=self.added, uncond_added=self.uncond_added, block=self.config.feature_block,
+            graphs=self.graphs,
+        )  # fmt: skip
+
+    def used_mask(self) -> Tensor | None:
+        """The mask on the U-Net's device, float32; None when nothing is painted."""
+        if self.mask is None or not bool(self.mask.any()):
+            return None
+        return self.mask.to(self.trail.device, torch.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DragOutcome:
+    """What a method did."""
+
+    latent: Tensor  # [1,C,h,w] clean, edited; decode it
+    trajectory: tuple[Tensor, ...]  # [P,2] per tracking, the start first, the end last
+    distances: tuple[float, ...]  # to the target after a last tracking, lattice pixels
+    losses: tuple[float, ...]
+    iterations: int  # gradient steps
+    stop: Stop
+    state: DragState | None = None  # to run on with; None where there is nothing to continue
+    costs: tuple[float, ...] = ()  # per point: mean |feature - template| where it was found last

@@ -1,0 +1,1 @@
+"""Moving pixels and latents by geometry alone."""

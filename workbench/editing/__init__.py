@@ -1,0 +1,1 @@
+"""The stages around the drag: preparation, crop, memory, previews, text to image."""

@@ -1,0 +1,137 @@
+"""The LoRA library: named files in `<cache>/loras/` that are kept until a person removes them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.core.errors import BadInput, StoreError
+from workbench.core.generation_config import LoraRef
+from workbench.storage.files import write_atomic
+from workbench.storage.history import Store
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[\w][\w .()+-]{0,63}", re.UNICODE)
+_MOST_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class LoraEntry:
+    """One file of the library."""
+
+    name: str
+    path: Path
+    bytes: int
+    changed: float  # seconds since 1970
+
+
+class LoraLibrary:
+    """LoRA files by name. A request names the file by content, so a later change does not count."""
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        """Keep files in `folder`; what an edit uses is also kept in the history's blobs."""
+        self.folder = folder
+        self._store = store
+
+    def entries(self) -> list[LoraEntry]:
+        """All files, by name."""
+        found = []
+        for path in sorted(self.folder.glob("*.safetensors")):
+            stat = path.stat()
+            found.append(LoraEntry(path.stem, path, stat.st_size, stat.st_mtime))
+        return found
+
+    def path(self, name: str) -> Path:
+        """Where a name's file lies.
+
+        Raises:
+            BadInput: when the name could not be a file's.
+        """
+        if not _NAME.fullmatch(name) or name.endswith("."):
+            raise BadInput(
+                f"{name[:80]!r} is no name for a LoRA; use letters, digits, spaces and . ( ) + - _ ."
+            )
+        return self.folder / f"{name}.safetensors"
+
+    def get(self, name: str) -> bytes:
+        """The bytes of a library entry, or of a file that is given by its path.
+
+        Raises:
+            BadInput: when there is neither.
+        """
+        own = self.folder / f"{name}.safetensors"
+        path = own if _NAME.fullmatch(name) and own.is_file() else Path(name).expanduser()
+        if path.suffix.lower() != ".safetensors" or not path.is_file():
+            if path.is_file():
+                raise BadInput(
+                    f"{path.name} is no .safetensors file, and no other kind of LoRA file is opened."
+                )
+            have = ", ".join(e.name for e in self.entries()[:10]) or "none yet"
+            raise BadInput(
+                f"There is no LoRA {name[:80]!r}: give a name of the library ({have}) or a "
+                ".safetensors file."
+            )
+        if path.stat().st_size > _MOST_BYTES:
+            raise BadInput(f"{path.name} has more than 2 GB; that is no LoRA.")
+        try:
+            return path.read_bytes()
+        except OSError as exc:
+            raise BadInput(f"{path.name} cannot be read ({exc.strerror}).") from exc
+
+    def put(self, name: str, raw: bytes, *, replace: bool = False) -> Path:
+        """Keep a file under a name.
+
+        Raises:
+            BadInput: when the name is taken (and not to be replaced) or impossible.
+            StoreError: when the disk refuses.
+        """
+        path = self.path(name)
+        if not write_atomic(path, raw, temp=self.folder, overwrite=replace):
+            raise BadInput(f"There is a LoRA {name!r} already; choose another name or replace it.")
+        return path
+
+    def rename(self, name: str, to: str) -> None:
+        """Give a file of the library another name.
+
+        Raises:
+            BadInput: when there is none of this name, or the new one is taken or impossible.
+            StoreError: when the disk refuses.
+        """
+        if name == to:
+            return
+        if not self.path(name).is_file():
+            raise BadInput(f"There is no LoRA {name[:80]!r} in the library.")
+        self.put(to, self.get(name))  # first the new one: whatever happens, one of both is there
+        self.remove(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a file from the library; edits that used it keep theirs.
+
+        Raises:
+            BadInput: when there is none.
+            StoreError: when the disk refuses.
+        """
+        path = self.path(name)
+        try:
+            path.unlink()
+        except FileNotFoundError as exc:
+            raise BadInput(f"There is no LoRA {name[:80]!r} in the library.") from exc
+        except OSError as exc:
+            raise StoreError(f"{path.name} cannot be removed ({exc.strerror}).") from exc
+
+    def reference(self, name: str, weight: float = 1.0) -> LoraRef:
+        """A LoRA as a request names it: its bytes are kept in the history, for replay and export.
+
+        Raises:
+            BadInput: when there is none of this name or path, or it is no LoRA.
+            StoreError: when the disk refuses.
+        """
+        from workbench.diffusion.lora_files import read
+
+        raw = self.get(name)
+        label = Path(name).stem
+        read(raw, Path(name).name)  # says so now if it is none
+        return LoraRef(id=self._store.put_blob(raw, "safetensors"), name=label, weight=weight)

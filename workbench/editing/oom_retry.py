@@ -1,0 +1,123 @@
+"""Doing work on a model so that its end is known: memory that runs out, errors in words, circumstances."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import platform
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from workbench import __version__
+from workbench.core import keys
+from workbench.core.errors import ModelError, OutOfMemory, WorkbenchError
+from workbench.core.request import EditRequest
+from workbench.diffusion import device
+
+if TYPE_CHECKING:
+    from workbench.diffusion.model import Runtime
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def with_memory(
+    work: Callable[[bool], T], runtime: Runtime, request: EditRequest, low_memory: bool
+) -> T:
+    """Do the work; when memory runs out, free what is kept and try once more in low-memory mode.
+
+    Raises:
+        OutOfMemory: when that was not enough either; names a smaller setting.
+    """
+    try:
+        try:
+            return work(low_memory)
+        except RuntimeError as exc:
+            if not device.lenient(exc):
+                raise
+        return work(low_memory)
+    except Exception as exc:
+        if not device.is_out_of_memory(exc):
+            raise
+        log.warning("out of memory on %s: %s", runtime.device, str(exc)[:200])
+    # Outside the handler, so that the traceback no longer holds the tensors of the first attempt.
+    runtime.forget()
+    device.release()
+    if not low_memory:
+        try:
+            return work(True)
+        except Exception as exc:
+            if not device.is_out_of_memory(exc):
+                raise
+            log.warning("out of memory in low-memory mode, too: %s", str(exc)[:200])
+        runtime.forget()
+        device.release()
+    raise OutOfMemory(_smaller(runtime, request))
+
+
+def _smaller(runtime: Runtime, request: EditRequest) -> str:
+    """What to do when memory was not enough."""
+    now = request.working_size or runtime.native_size
+    size = max(64, now * 3 // 4 // 64 * 64)
+    wishes = [f"a working size of {size} px (now {now})"]
+    if request.lora.batch_size > 1:
+        wishes.append(f"a LoRA batch size of 1 (now {request.lora.batch_size})")
+    if runtime.dtype_name == "fp32" and runtime.device.type != "cpu":
+        wishes.append("the precision fp16")
+    found = device.memory(str(runtime.device))
+    return (
+        f"The device {runtime.device} ran out of memory ({found.free / 1e9:.1f} of "
+        f"{found.total / 1e9:.1f} GB are free now), in the low-memory mode, too; choose "
+        f"{' or '.join(wishes)}."
+    )
+
+
+def with_fingerprint(request: EditRequest, runtime: Runtime) -> EditRequest:
+    """The request with the loaded model's own reference.
+
+    Raises:
+        ModelError: when it was made for other files of that model.
+    """
+    wanted = request.model.fingerprint
+    if wanted and wanted != runtime.fingerprint:
+        raise ModelError(
+            f"The files of the model {request.model.name!r} are not those that the request was made "
+            "for; choose the model anew."
+        )
+    return dataclasses.replace(request, model=runtime.ref)
+
+
+def environment(runtime: Runtime) -> dict[str, str]:
+    """With what an edit was made; recorded, not keyed."""
+    from importlib.metadata import version
+
+    names = ("torch", "diffusers", "transformers", "peft")
+    made = {name: version(name) for name in names}
+    made |= {
+        "workbench": __version__,
+        "arithmetic": keys.arithmetic(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": str(runtime.device),
+        "dtype": runtime.dtype_name,
+        "threads": str(torch.get_num_threads()),
+    }
+    if runtime.device.type == "cuda":
+        made["gpu"] = torch.cuda.get_device_name(runtime.device)
+    return made
+
+
+def sentence(exc: BaseException) -> str:
+    """An error as one sentence for the record."""
+    if isinstance(exc, WorkbenchError):
+        return str(exc)
+    text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+    return f"The edit failed in a way that was not foreseen ({' '.join(text.split()):.300})."
+
+
+def now() -> str:
+    """This moment, ISO 8601 in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

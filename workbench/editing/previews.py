@@ -1,0 +1,94 @@
+"""Previews of the picture while it is dragged: paced, so that looking never takes much of the time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from workbench.core.record import OnStep, StepInfo
+from workbench.drag import DragStep
+from workbench.editing.text_to_image import to_rgb
+from workbench.imaging import decode
+
+if TYPE_CHECKING:
+    from workbench.diffusion.model import Runtime
+    from workbench.editing.working_image import Workpiece
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.1  # of the time, for previews
+MOST = 40  # frames that are kept
+QUALITY = 85
+
+
+class Film:
+    """Turns the steps of a method into progress with points and, now and then, a preview."""
+
+    def __init__(
+        self, piece: Workpiece, runtime: Runtime, on_step: OnStep, *, previews: bool = True
+    ) -> None:
+        """Nothing is shown yet."""
+        self._previews = previews
+        self.frames: list[bytes] = []
+        self._piece = piece
+        self._runtime = runtime
+        self._on_step = on_step
+        self._due = 0.0  # when the next preview may be made
+        self._screen = piece.screen()
+        self._begun: dict[str, float] = {}  # when each stage was first heard of
+
+    def drag_step(self, step: DragStep) -> None:
+        """Report one step of a method.
+
+        Raises:
+            Cancelled: when the job was asked to stop.
+        """
+        self._begun.setdefault(step.stage, time.perf_counter())
+        points = self._piece.points(step.points) if step.points is not None else None
+        distances = None
+        if step.distances is not None:
+            distances = self._piece.distances(step.distances.tolist())
+        self._on_step(
+            StepInfo(
+                stage=step.stage,
+                step=step.step,
+                total=step.total,
+                loss=step.loss,
+                points=points,
+                distances=distances,
+                preview=self._preview(step),
+            )
+        )
+
+    def denoising(self) -> float:
+        """Seconds since denoising began; 0 where it did not."""
+        begun = self._begun.get("denoise")
+        return 0.0 if begun is None else time.perf_counter() - begun
+
+    def _preview(self, step: DragStep) -> bytes | None:
+        """A JPEG of the predicted clean picture, if one is due."""
+        now = time.perf_counter()
+        if step.clean is None or now < self._due or not self._shown():
+            return None
+        with torch.no_grad():
+            latent = step.clean()
+            if not bool(torch.isfinite(latent).all()):
+                return None
+            rgb = to_rgb(self._runtime.decode(latent))
+        raw = decode.encode_jpeg(self._screen.show(rgb), QUALITY)
+        self._keep(raw)
+        done = time.perf_counter()
+        self._due = done + (done - now) * (1 - SHARE) / SHARE
+        return raw
+
+    def _shown(self) -> bool:
+        return self._previews and not self._runtime.saving_memory
+
+    def _keep(self, raw: bytes) -> None:
+        """Keep a frame; when there are too many, every other one goes."""
+        if len(self.frames) >= MOST:
+            self.frames = self.frames[::2]
+        self.frames.append(raw)

@@ -1,0 +1,1 @@
+"""Pictures: decoding, color, coordinates, cropping, resampling. numpy and Pillow."""

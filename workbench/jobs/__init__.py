@@ -1,0 +1,1 @@
+"""Queue, workers and progress of jobs."""

@@ -1,0 +1,209 @@
+"""What each kind of job does; imported by workers only (it brings torch)."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.core.errors import BadInput, Cancelled
+from workbench.core.record import (
+    EditRecord,
+    JobState,
+    OnStep,
+    StepInfo,
+)
+from workbench.core.request import EditRequest
+from workbench.core.tasks import GenerateTask, SweepTask, TrainTask
+from workbench.diffusion.lora_files import read
+from workbench.edit import prepare, run_edit
+from workbench.editing.oom_retry import sentence
+from workbench.editing.text_to_image import generate
+
+if TYPE_CHECKING:
+    from workbench.app import App
+
+log = logging.getLogger(__name__)
+
+
+def perform(
+    app: App, kind: str, payload: Any, *, on_step: OnStep, owner: str = "", device: str = ""
+) -> Any:
+    """Do a job of a kind; the result is plain JSON data.
+
+    Raises:
+        BadInput: for an unknown kind.
+        WorkbenchError: whatever the work raises.
+    """
+    if kind not in _KINDS:
+        raise BadInput(f"There is no kind of job {kind!r}; known are: {', '.join(_KINDS)}.")
+    return _KINDS[kind](app, payload, on_step, owner, device)
+
+
+def _edit(app: App, request: EditRequest, on_step: OnStep, owner: str, device: str) -> str:
+    return edit(app, request, on_step=on_step, owner=owner, device=device).id
+
+
+def edit(
+    app: App,
+    request: EditRequest,
+    *,
+    on_step: OnStep,
+    owner: str = "",
+    device: str = "",
+    fresh: bool = False,
+) -> EditRecord:
+    """One edit on the app's runtime, cache and history; see `pipeline.run_edit`."""
+    runtime = app.runtime(request.model.name, device=device, on_step=on_step)
+    sparing = app.settings.low_memory or not app.need(request, str(runtime.device)).fits
+    return run_edit(
+        request,
+        runtime=runtime,
+        cache=app.cache,
+        store=app.store,
+        on_step=on_step,
+        owner=owner,
+        fresh=fresh,
+        low_memory=sparing,
+    )
+
+
+def _train(app: App, task: TrainTask, on_step: OnStep, _owner: str, device: str) -> dict[str, Any]:
+    runtime = app.runtime(task.request.model.name, device=device, on_step=on_step)
+    sparing = app.settings.low_memory or not app.need(task.request, str(runtime.device)).fits
+    made = prepare(
+        task,
+        runtime=runtime,
+        cache=app.cache,
+        store=app.store,
+        on_step=on_step,
+        low_memory=sparing,
+    )
+    if task.name:
+        lora = made["lora_file"]
+        raw = app.store.blob(lora["id"]) if lora else app.cache.get(made["lora"] or "")
+        if raw is None:
+            raise BadInput("No LoRA was trained, so there is none to keep by name.")
+        app.loras.put(task.name, raw, replace=True)
+        made["library"] = task.name
+    return made
+
+
+def _generate(
+    app: App, task: GenerateTask, on_step: OnStep, _owner: str, device: str
+) -> dict[str, Any]:
+    runtime = app.runtime(task.model.name, device=device, on_step=on_step)
+    return generate(task, runtime=runtime, cache=app.cache, store=app.store, on_step=on_step)
+
+
+def _sweep(app: App, task: SweepTask, on_step: OnStep, owner: str, device: str) -> dict[str, Any]:
+    edits: list[str | None] = []
+    errors: dict[str, str] = {}
+    total = len(task.requests)
+    for i, request in enumerate(task.requests):
+        on_step(StepInfo(stage=f"edit {i + 1} of {total}", step=i, total=total))
+        try:
+            edits.append(edit(app, request, on_step=on_step, owner=owner, device=device).id)
+        except Cancelled:
+            raise
+        except Exception as exc:  # the others may still be fine
+            log.warning("edit %d of a sweep failed", i + 1, exc_info=True)
+            edits.append(None)
+            errors[str(i)] = sentence(exc)
+    return {"edits": edits, "errors": errors, "label": task.label}
+
+
+def _download(
+    app: App, payload: dict[str, Any], on_step: OnStep, _owner: str, _device: str
+) -> dict[str, Any]:
+    from workbench.diffusion.registry.download import download, plan
+
+    spec = app.registry.resolve(str(payload["model"]))
+    chosen = plan(spec, full=bool(payload.get("full")))
+    return {"model": spec.name, "folder": str(download(chosen, on_step)), "bytes": chosen.bytes}
+
+
+def _replay(
+    app: App, payload: dict[str, Any], on_step: OnStep, owner: str, device: str
+) -> dict[str, Any]:
+    return replay(app, str(payload["edit"]), on_step=on_step, owner=owner, device=device)
+
+
+def replay(
+    app: App, edit_id: str, *, on_step: OnStep, owner: str = "", device: str = ""
+) -> dict[str, Any]:
+    """Recompute an edit from its record and compare the pictures.
+
+    The new edit is a record of its own. Returns `edit`, `replayed` (ids), `identical`, `max` and
+    `mean` absolute difference (0..255), and `environment` (what differs: old, new).
+
+    Raises:
+        BadInput: when there is no such edit, or it has no result.
+        ModelError: when its model is not here.
+    """
+    record = app.store.record(edit_id)
+    if record.result is None or record.status is not JobState.DONE:
+        raise BadInput(f"The edit {edit_id} is {record.status.value}; only a finished one can be "
+                       "replayed.")  # fmt: skip
+    request = record.request
+    here = app.model_ref(request.model.name)
+    notices = []
+    if here.fingerprint != request.model.fingerprint:
+        notices.append(
+            f"The files of the model {request.model.name!r} here are not those of the edit; expect "
+            "another picture."
+        )
+        request = dataclasses.replace(request, model=here)
+    _adopt_lora(app, edit_id, request)
+    again = edit(app, request, on_step=on_step, owner=owner, device=device, fresh=True)
+    assert again.result is not None
+    before, after = app.store.image(record.result.image), app.store.image(again.result.image)
+    difference = np.abs(before.astype(np.int16) - after)
+    return {
+        "edit": edit_id,
+        "replayed": again.id,
+        "identical": bool(again.result.image == record.result.image),
+        "max": int(difference.max()),
+        "mean": round(float(difference.mean()), 6),
+        "notices": notices,
+        "environment": {
+            name: [record.environment.get(name, ""), again.environment.get(name, "")]
+            for name in sorted({*record.environment, *again.environment})
+            if record.environment.get(name) != again.environment.get(name)
+        },
+    }
+
+
+def _adopt_lora(app: App, edit_id: str, request: EditRequest) -> None:
+    """Put the LoRA that was imported with an edit where its replay looks for it.
+
+    Training again on another machine gives slightly other numbers. A file whose card names another
+    model, picture, prompt or recipe is left alone.
+    """
+    name = app.store.notes(edit_id).lora
+    key = app.stage_names(request).adapter
+    if not name or key is None or request.lora_file is not None or app.cache.has(key):
+        return
+    raw = app.store.blob(name)
+    try:
+        card = read(raw, "The imported LoRA").card
+    except BadInput as exc:
+        log.warning("the LoRA that came with edit %s is not used: %s", edit_id, exc)
+        return
+    mine = (request.model.fingerprint, request.image.id, request.prompt, request.seed)
+    recipe = dataclasses.asdict(request.lora)
+    if (card.model, card.image, card.prompt, card.seed) == mine and dict(card.config) == recipe:
+        app.cache.put(key, raw, kind="lora", label=request.image.name)
+
+
+_KINDS: dict[str, Callable[[Any, Any, OnStep, str, str], Any]] = {
+    "edit": _edit,
+    "train": _train,
+    "generate": _generate,
+    "sweep": _sweep,
+    "download": _download,
+    "replay": _replay,
+}

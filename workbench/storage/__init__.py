@@ -1,0 +1,1 @@
+"""Files, locks, cache, settings, history and archive."""

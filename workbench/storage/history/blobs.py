@@ -1,0 +1,210 @@
+"""Pixels and files named by their content, checked each time they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from workbench.core.errors import BadInput, StoreError
+from workbench.core.keys import TAG, digest
+from workbench.core.request import ImageAsset, MaskAsset
+from workbench.imaging.decode import (
+    encode_mask_png,
+    encode_png,
+    image_id,
+    mask_id,
+)
+from workbench.storage.files import write_atomic
+
+Kind = Literal["images", "masks", "blobs"]
+KINDS: tuple[Kind, ...] = ("images", "masks", "blobs")
+SUFFIXES = ("png", "jpg", "gif", "webp", "mp4", "json", "txt", "safetensors")  # never a pickle
+MOST_PIXELS = 64_000_000
+# What Pillow raises for bytes that are no picture, or one that is far too large.
+UNDECODABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+_HEX = re.compile(r"[0-9a-f]{32}")
+_FILE = re.compile(rf"wb1-([0-9a-f]{{32}})\.({'|'.join(SUFFIXES)})")
+
+
+class Blobs:
+    """`<kind>/<two digits>/wb1-<hash>.<suffix>`; equal content is stored once."""
+
+    def __init__(self, folder: Path, temp: Path) -> None:
+        """Keep files below `folder`; `temp` lies on the same file system."""
+        self.folder = folder
+        self._temp = temp
+
+    def put_image(self, rgb: NDArray[np.uint8], name: str = "picture") -> ImageAsset:
+        """Store a picture, uint8 [H,W,3]; its id is the hash of its pixels.
+
+        Raises:
+            BadInput: for an array of another shape or type.
+            StoreError: when the disk refuses.
+        """
+        if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or not rgb.size:
+            raise BadInput(f"A picture is uint8 [H,W,3], not {rgb.dtype} {list(rgb.shape)}.")
+        height, width = rgb.shape[:2]
+        name_id = image_id(rgb)
+        # level 3: of a photograph no larger than 6 would be, in two fifths of the time
+        self._put("images", name_id, "png", lambda: encode_png(rgb, level=3))
+        return ImageAsset(id=name_id, width=width, height=height, name=name)
+
+    def put_mask(self, mask: NDArray[np.bool_]) -> MaskAsset:
+        """Store a mask, bool [H,W], True = may change.
+
+        Raises:
+            BadInput: for an array of another shape or type.
+            StoreError: when the disk refuses.
+        """
+        if mask.ndim != 2 or mask.dtype != np.bool_ or not mask.size:
+            raise BadInput(f"A mask is bool [H,W], not {mask.dtype} {list(mask.shape)}.")
+        height, width = mask.shape
+        name_id = mask_id(mask)
+        self._put("masks", name_id, "png", lambda: encode_mask_png(mask))
+        return MaskAsset(id=name_id, width=width, height=height)
+
+    def put_blob(self, raw: bytes, suffix: str) -> str:
+        """Store a file as it is; its id is the hash of its bytes.
+
+        Raises:
+            BadInput: for a suffix that is not one of `SUFFIXES`.
+            StoreError: when the disk refuses.
+        """
+        suffix = suffix.lower().lstrip(".")
+        if suffix not in SUFFIXES:
+            raise BadInput(f"A .{suffix} file is not kept; possible are: {', '.join(SUFFIXES)}.")
+        name_id = digest(raw)
+        self._put("blobs", name_id, suffix, lambda: raw)
+        return name_id
+
+    def image(self, name_id: str) -> NDArray[np.uint8]:
+        """Pixels of a picture, uint8 [H,W,3], as they were stored.
+
+        Raises:
+            StoreError: when it is missing or its pixels are not those that were stored.
+        """
+        rgb = decode_png(self._read("images", name_id), "RGB")
+        if image_id(rgb) != name_id:
+            raise StoreError(f"The picture {name_id} was changed on disk; restore it or redo it.")
+        return rgb
+
+    def mask(self, name_id: str) -> NDArray[np.bool_]:
+        """A mask, bool [H,W], as it was stored.
+
+        Raises:
+            StoreError: when it is missing or is not what was stored.
+        """
+        mask = decode_png(self._read("masks", name_id), "L") > 127
+        if mask_id(mask) != name_id:
+            raise StoreError(f"The mask {name_id} was changed on disk; restore it or redo it.")
+        return mask
+
+    def blob(self, name_id: str) -> bytes:
+        """Bytes of a file, as they were stored.
+
+        Raises:
+            StoreError: when it is missing or its hash is wrong.
+        """
+        raw = self._read("blobs", name_id)
+        if digest(raw) != name_id:
+            raise StoreError(f"The file {name_id} was changed on disk; restore it or redo it.")
+        return raw
+
+    @staticmethod
+    def id_of(raw: bytes) -> str:
+        """The id that `put_blob` would give to these bytes."""
+        return digest(raw)
+
+    def find(self, name_id: str, *kinds: Kind) -> Path | None:
+        """Path of an id's file, or None."""
+        if not is_id(name_id):
+            return None
+        token = name_id.removeprefix(TAG)
+        for kind in kinds or KINDS:
+            for suffix in SUFFIXES if kind == "blobs" else ("png",):
+                path = self.folder / kind / token[:2] / f"wb1-{token}.{suffix}"
+                if path.is_file():
+                    return path
+        return None
+
+    def kind_of(self, name_id: str) -> Kind | None:
+        """What an id stands for here, or None."""
+        return next((kind for kind in KINDS if self.find(name_id, kind)), None)
+
+    def has(self, name_id: str) -> bool:
+        """True when a file of this id is there (its content is checked on reading)."""
+        return self.find(name_id) is not None
+
+    def files(self) -> Iterator[tuple[Kind, str, Path]]:
+        """All files: kind, id, path."""
+        for kind in KINDS:
+            for path in sorted((self.folder / kind).glob("??/wb1-*")):
+                match = _FILE.fullmatch(path.name)
+                if match:
+                    yield kind, TAG + match[1], path
+
+    def check(self, kind: Kind, name_id: str) -> str | None:
+        """What is wrong with a stored file, or None."""
+        try:
+            {"images": self.image, "masks": self.mask, "blobs": self.blob}[kind](name_id)
+        except StoreError as exc:
+            return str(exc)
+        return None
+
+    def _read(self, kind: Kind, name_id: str) -> bytes:
+        path = self.find(name_id, kind)
+        if path is None:
+            raise StoreError(f"{name_id:.60} is not in the history's {kind}; import it again.")
+        try:
+            return path.read_bytes()
+        except OSError as exc:
+            raise StoreError(f"{path.name} cannot be read ({exc.strerror}).") from exc
+
+    def _put(self, kind: Kind, name_id: str, suffix: str, make: Callable[[], bytes]) -> None:
+        known = self.find(name_id, kind)
+        if known is not None and self.check(kind, name_id) is None:
+            with contextlib.suppress(OSError):
+                os.utime(known)  # young files are safe from the bin's clearing
+            return
+        token = name_id.removeprefix(TAG)
+        path = known or self.folder / kind / token[:2] / f"wb1-{token}.{suffix}"
+        write_atomic(path, make(), temp=self._temp)
+
+
+def is_id(text: object) -> bool:
+    """True for text in the form of a content id; nothing else becomes part of a path."""
+    return (
+        isinstance(text, str)
+        and text.startswith(TAG)
+        and _HEX.fullmatch(text.removeprefix(TAG)) is not None
+    )
+
+
+def decode_png(raw: bytes, mode: str) -> NDArray[np.uint8]:
+    """Pixels of a PNG that the store wrote: [H,W,3] for RGB, [H,W] for L.
+
+    Raises:
+        StoreError: when it is no such PNG.
+    """
+    try:
+        with Image.open(io.BytesIO(raw), formats=("PNG",)) as image:
+            if image.width * image.height > MOST_PIXELS or image.mode != mode:
+                raise StoreError(f"A stored {mode} PNG is {image.size} {image.mode}.")
+            return np.array(image, dtype=np.uint8)
+    except UNDECODABLE as exc:
+        raise StoreError(f"A stored PNG cannot be decoded ({exc}).") from exc

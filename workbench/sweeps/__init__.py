@@ -1,0 +1,1 @@
+"""One drag over a grid of methods and parameters."""

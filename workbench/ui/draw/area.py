@@ -1,0 +1,98 @@
+"""Which part of the picture may change: what is painted, else a proposal from the arrows, else all.
+
+No Streamlit. The proposal takes the place of the paint everywhere, on the canvas, in the preview, the
+checklist and the run, so that what is seen is what will be done. It is never written into the drawing
+unless somebody wants to go on painting on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.canvas.automask import propose
+from workbench.canvas.drawing import Shape
+from workbench.canvas.fabric import Check, Drawing, rasterise
+from workbench.core.request import PointPair
+from workbench.storage.history import Store
+from workbench.ui.draw import trace
+from workbench.ui.shell.workspace import Workspace
+
+UNPAINTED = {"propose": "Around the arrows", "whole": "Whole picture"}
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """What may change: `mask`, bool [H,W], empty for everything; not to be written into."""
+
+    mask: NDArray[np.bool_]
+    proposed: bool = False
+
+
+class Areas:
+    """Finds the area of a drawing; the last ones are remembered."""
+
+    def __init__(self, store: Store) -> None:
+        """Read the pictures from `store`."""
+        self._store = store
+        self._painted = lru_cache(maxsize=8)(self._rasterise)
+        self._proposed = lru_cache(maxsize=8)(self._propose)
+
+    def painted(self, drawing: Drawing, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """What is painted, bool [H,W], on a picture of `size` (width, height)."""
+        return self._painted(drawing.shapes, drawing.invert, *size)
+
+    def of(self, space: Workspace, drawing: Drawing) -> Area:
+        """What may change when this drawing is run."""
+        mask = self.painted(drawing, (space.image.width, space.image.height))
+        if mask.any() or unpainted(space) == "whole":
+            return Area(mask)
+        moving = tuple(p for p in drawing.pairs if p.length > 0)
+        if not moving:
+            return Area(mask)
+        proposal = self._proposed(space.image.id, moving)
+        return Area(proposal, proposed=True) if proposal.any() else Area(mask)
+
+    def _rasterise(
+        self, shapes: tuple[Shape, ...], invert: bool, width: int, height: int
+    ) -> NDArray[np.bool_]:
+        return rasterise(Drawing(shapes=shapes, invert=invert), width, height)
+
+    def _propose(self, image: str, pairs: tuple[PointPair, ...]) -> NDArray[np.bool_]:
+        return propose(self._store.image(image), pairs)
+
+
+def unpainted(space: Workspace) -> str:
+    """What a drawing without paint means in this project: "propose" or "whole"."""
+    chosen = str(space.get("unpainted", "propose"))
+    return chosen if chosen in UNPAINTED else "propose"
+
+
+def adopt(drawing: Drawing, area: Area) -> Drawing:
+    """The drawing with the proposal painted, so that brush and eraser can change it.
+
+    Raises:
+        BadInput: when the outline has too many corners to be drawn on.
+    """
+    return dataclasses.replace(drawing, shapes=trace.polygons(area.mask), invert=False)
+
+
+def told(checks: list[Check], area: Area, *, waiting: bool = False) -> list[Check]:
+    """The checklist, with a word that the area was proposed and not painted.
+
+    `waiting`: there is no arrow yet, and with the first one an area will be proposed.
+    """
+    if waiting:
+        return [c for c in checks if not c.text.startswith("Nothing is painted")]
+    if not area.proposed:
+        return checks
+    share = f"{area.mask.mean():.0%}" if area.mask.mean() >= 0.01 else "less than 1%"
+    said = (
+        f"Nothing is painted; the lit area around the arrows may change ({share} of the picture)."
+    )
+    kept = [c for c in checks if not c.text.endswith("of the picture may change.")]
+    return [*kept, Check("ok", said)]

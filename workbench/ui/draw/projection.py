@@ -1,0 +1,194 @@
+"""Between the drawing and the canvas that shows it: generations, inversion, view. No Streamlit.
+
+The canvas is a projection of the drawing on disk. When Python changes the drawing (undo, a number
+in the table, another zoom), the canvas is told to load a new projection, and whatever the browser
+still sends of the old one must not be taken for a change. So each projection carries its generation
+number in an invisible object far outside the picture; Fabric hands it back with every drawing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.canvas.fabric import (
+    Colours,
+    Drawing,
+    Rect,
+    Stroke,
+    from_canvas_json,
+    to_canvas_json,
+)
+from workbench.core.errors import BadInput
+from workbench.core.request import Point
+from workbench.imaging.coords import Viewport
+
+ERASER = "#010203"  # opaque and used for nothing else: the browser cuts such strokes out
+MASK_COLOURS = {
+    "Magenta": "#e0218a",
+    "Cyan": "#00a7c7",
+    "Lime": "#5fae00",
+    "Orange": "#f08000",
+    "White": "#f4f4f4",
+}
+TOOLS = {
+    "Arrow": "line",
+    "Brush": "freedraw",
+    "Eraser": "freedraw",
+    "Rectangle": "rect",
+    "Polygon": "polygon",
+    "Adjust": "line",
+}
+TOOL_HINTS = {
+    "Arrow": "Press on the part that shall move, release where it shall go.",
+    "Rectangle": "Press in one corner, release in the other.",
+    "Polygon": "Click corner after corner, then the first one again.",
+    "Adjust": "Move, turn, delete; a second click on an arrow shows its ends.",
+}
+TOOL_HELP = (
+    "**Arrow**: press on the part that shall move, release where it shall go.\n\n"
+    "**Brush** and **Eraser**: paint what may change, or protect it again. The keys `[` and `]` "
+    "change the brush's size.\n\n"
+    "**Rectangle**, **Polygon**: paint an area; a polygon ends with a click on its first corner.\n\n"
+    "**Adjust**: move, turn or delete what is drawn (Delete key); a second click on an arrow "
+    "shows its two ends.\n\n"
+    "Ctrl + mouse wheel zooms. Ctrl + Z takes back, Ctrl + Shift + Z does it again."
+)
+ZOOMS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+_FAR = -100_000.0
+
+
+def colours(mask_colour: str) -> Colours:
+    """The canvas's colours; paint is opaque there, the page makes the whole layer translucent."""
+    known = MASK_COLOURS.get(mask_colour, mask_colour)
+    return Colours(brush=known, eraser=ERASER, arrow="#ffffff", off="#b8b8b8", arrow_width=3.0)
+
+
+def projection(drawing: Drawing, view: Viewport, paint: Colours, generation: int) -> dict[str, Any]:
+    """What the canvas is to load: the drawing in a view, marked with its generation."""
+    made = to_canvas_json(drawing, view, colours=paint)
+    marker = {
+        "type": "Rect", "originX": "left", "originY": "top", "left": _FAR - generation,
+        "top": _FAR, "width": 1, "height": 1, "strokeWidth": 0, "opacity": 0,
+    }  # fmt: skip
+    return {**made, "objects": [marker, *made["objects"]]}
+
+
+def received(raw: Any, view: Viewport, paint: Colours, generation: int) -> Drawing | None:
+    """The drawing that the browser sent, or None when it belongs to an older projection.
+
+    Raises:
+        BadInput: when it is not what the canvas's own tools produce.
+    """
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("objects"), list):
+        return None
+    kept, found = [], None
+    for item in raw["objects"]:
+        number = _generation(item)
+        if number is None:
+            kept.append(item)
+        else:
+            found = number
+    if found != generation:
+        return None
+    return from_canvas_json({**raw, "objects": kept}, view, colours=paint)
+
+
+def _generation(item: Any) -> int | None:
+    if not isinstance(item, Mapping) or item.get("type") != "Rect":
+        return None
+    left, top = item.get("left"), item.get("top")
+    if not isinstance(left, (int, float)) or not isinstance(top, (int, float)):
+        return None
+    if item.get("originX") == "center":  # Fabric may hand it back by its centre
+        left, top = left - 0.5, top - 0.5
+    return round(_FAR - left) if abs(top - _FAR) < 1 and left <= _FAR + 1 else None
+
+
+def settle(before: Drawing, after: Drawing, tolerance: float) -> Drawing:
+    """`after`, with everything that only went round through the browser as it was `before`.
+
+    Fabric rounds what it hands back; without this, each stroke would shift all the others by a
+    thousandth of a pixel, and every look at the canvas would be a change. `tolerance`: image px.
+    """
+
+    def near(a: Any, b: Any) -> bool:
+        return len(a) == len(b) and all(abs(x - y) <= tolerance for x, y in zip(a, b, strict=True))
+
+    arrows = list(after.arrows)
+    for n, (old, new) in enumerate(zip(before.arrows, arrows, strict=False)):
+        if old.on == new.on and near(old.pair.to_json(), new.pair.to_json()):
+            arrows[n] = old
+    shapes = list(after.shapes)
+    for n, (was, now) in enumerate(zip(before.shapes, shapes, strict=False)):
+        if type(was) is type(now) and was.erase == now.erase and near(_flat(was), _flat(now)):
+            shapes[n] = was
+    return dataclasses.replace(after, arrows=tuple(arrows), shapes=tuple(shapes))
+
+
+def _flat(shape: Any) -> list[float]:
+    if isinstance(shape, Rect):
+        return [shape.x0, shape.y0, shape.x1, shape.y1, shape.border]
+    thick = shape.width if isinstance(shape, Stroke) else shape.border
+    return [thick, *(v for p in shape.points for v in (p.x, p.y))]
+
+
+def complement(drawing: Drawing, width: int, height: int) -> Drawing:
+    """Painted and unpainted exchanged, as shapes that one can go on painting on.
+
+    The complement of "paint and erase in this order" is "paint everything, then erase and paint in
+    this order". `Drawing.invert` would do the same to the mask, but a brush would then take away.
+    """
+    everything = Rect(-0.5, -0.5, width - 0.5, height - 0.5)
+    shapes = [dataclasses.replace(s, erase=not s.erase) for s in drawing.shapes]
+    if drawing.shapes and drawing.shapes[0] == everything:
+        return dataclasses.replace(drawing, shapes=tuple(shapes[1:]), invert=False)
+    return dataclasses.replace(drawing, shapes=(everything, *shapes), invert=False)
+
+
+def whole(drawing: Drawing, width: int, height: int) -> Drawing:
+    """Everything painted."""
+    everything = Rect(-0.5, -0.5, width - 0.5, height - 0.5)
+    return dataclasses.replace(drawing, shapes=(everything,), invert=False)
+
+
+def stored(data: Mapping[str, Any]) -> Drawing:
+    """The drawing of a project record; an empty record is an empty drawing.
+
+    Raises:
+        BadInput: when it is damaged.
+    """
+    return Drawing.from_json(data) if data else Drawing()
+
+
+def canvas_size(
+    image_width: int, image_height: int, room: int, tallest: int = 640
+) -> tuple[int, int]:
+    """Width and height of the canvas, CSS px: as wide as there is room, as tall as is seen at once.
+
+    Raises:
+        BadInput: when the picture has no size.
+    """
+    if image_width < 1 or image_height < 1:
+        raise BadInput("The picture's size is not known; open it again on the first page.")
+    width = max(160, min(room, round(tallest * image_width / image_height)))
+    return width, max(1, round(image_height * width / image_width))
+
+
+def zoom_step(now: float, by: int) -> float:
+    """The next larger (1) or smaller (-1) of the zooms."""
+    if by > 0:
+        return next((z for z in ZOOMS if z > now + 1e-6), ZOOMS[-1])
+    return next((z for z in reversed(ZOOMS) if z < now - 1e-6), ZOOMS[0])
+
+
+def viewport(
+    image: tuple[int, int], canvas: tuple[int, int], zoom: float, centre: tuple[float, float] | None
+) -> Viewport:
+    """What the canvas shows at a zoom round a centre (image px; None: the middle)."""
+    whole_view = Viewport.fit(*image, *canvas)
+    if zoom <= 1.0:
+        return whole_view
+    x, y = centre or ((image[0] - 1) / 2, (image[1] - 1) / 2)
+    return whole_view.zoomed(zoom, Point(x, y), *image)

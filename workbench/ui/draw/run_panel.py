@@ -1,0 +1,261 @@
+"""What is happening now: phase, step, time left, cancel, the picture as it changes, the curves.
+
+A fragment polls the executor while a job lives, so that the page around it stays usable; when the
+job ends, the page runs once as a whole and the polling stops. Nothing here works, it only looks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import streamlit as st
+
+from workbench.canvas.preview import overlay
+from workbench.core.errors import BadInput
+from workbench.core.record import JobState
+from workbench.core.request import EditRequest
+from workbench.core.tasks import TrainTask
+from workbench.imaging.coords import Frame
+from workbench.jobs.queue import Job
+from workbench.ui import components
+from workbench.ui.results import figures
+from workbench.ui.shell import router
+from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.shell import guard
+from workbench.ui.shell.text import count, inert, seconds
+
+POLL = 0.5  # seconds between two looks
+QUEUE_POLL = 2.0  # the same for the jobs beside the one at hand
+TOO_SOON = 0.25  # seconds after a run within which its end may not have reached the browser
+_EDITED = "edited_beside_a_job"
+STAGES = {
+    "load": "Loading the model",
+    "encode": "Reading the picture",
+    "lora": "Learning the picture (LoRA)",
+    "invert": "Inverting the picture",
+    "reference": "Following the original",
+    "generate": "Making pictures",
+    "drag": "Dragging",
+    "denoise": "Painting the result",
+    "decode": "Decoding",
+    "save": "Saving",
+    "download": "Downloading (in MB)",
+}
+
+
+def stage_words(stage: str) -> str:
+    """A stage's name in words."""
+    return STAGES.get(stage, stage.capitalize())
+
+
+def edited() -> None:
+    """Say that the fragment round a job's panel ran by itself, for the panel's next look.
+
+    A look that follows at once makes Streamlit tell the browser that the run before was cut short, and
+    the browser then keeps what that run no longer has (an old form beside the new one). Only a run
+    of the whole page is never taken for cut short, so such a look asks for one.
+    """
+    st.session_state[_EDITED] = time.monotonic()
+
+
+def job_panel(backend: Backend, job_id: str, *, key: str, poll: float = POLL) -> JobState | None:
+    """Show one job until it has ended, and what it came to; returns its state on entry.
+
+    Args:
+        backend: where the job lives.
+        job_id: which one; an unknown id is said so and forgotten.
+        key: unique key of the panel.
+        poll: seconds between two looks.
+    """
+    try:
+        at_entry = backend.job(job_id).state
+    except BadInput:
+        router.remember("job", None)
+        st.info("The job in this address is not known here any more; its result is in the history.")
+        return None
+    live = not at_entry.ended
+
+    inline = [True]  # the first run is part of another's, whose clicks a rerun would swallow
+
+    def panel() -> None:
+        edited_at = st.session_state.pop(_EDITED, -TOO_SOON)
+        if not inline and time.monotonic() - edited_at < TOO_SOON:
+            st.rerun()
+        inline.clear()
+        with guard(), st.container(key=f"run_{key}"):
+            job = backend.job(job_id)
+            if job.state.ended and live:
+                st.rerun()  # once, as a whole: results, checklist and links follow
+            _head(backend, job, key)
+            _stages(job)
+            _curves(job, key)
+
+    st.fragment(panel, run_every=poll if live else None)()
+    return at_entry
+
+
+def _head(backend: Backend, job: Job, key: str) -> None:
+    """One line that says how things stand, the bar, and cancel."""
+    words, share = describe(job)
+    icon = {
+        JobState.DONE: ":material/check_circle:",
+        JobState.FAILED: ":material/error:",
+        JobState.CANCELLED: ":material/do_not_disturb_on:",
+        JobState.INTERRUPTED: ":material/power_off:",
+    }.get(job.state, ":material/hourglass_top:")
+    with st.container(key=f"runbar_{key}", horizontal=True, vertical_alignment="center"):
+        st.markdown(f"{icon} **{inert(words)}**")
+        st.space("stretch")
+        if not job.state.ended:
+            label = "Stopping …" if job.cancelling else "Cancel"
+            if st.button(label, key=f"cancel_{key}", disabled=job.cancelling, shortcut="Esc"):
+                backend.cancel(job.id)
+                st.rerun(scope="fragment")
+    if not job.state.ended:
+        st.progress(share)
+    if job.error and job.state in (JobState.FAILED, JobState.INTERRUPTED):
+        st.error(inert(job.error))
+
+
+def describe(job: Job) -> tuple[str, float]:
+    """A job in one line, and how far its present stage is (0..1)."""
+    if job.state is JobState.QUEUED:
+        ahead = job.position or 0
+        words = "Next in the queue" if not ahead else f"Waiting: {count(ahead, 'job')} ahead"
+        return words, 0.0
+    if job.state is JobState.RUNNING:
+        step = job.progress
+        if step is None:
+            return "Starting", 0.0
+        words = stage_words(step.stage)
+        if job.kind == "generate" and step.stage == "generate" and step.total:
+            words += (
+                f" · picture {min(step.step, step.total - 1) // 100 + 1} of {step.total // 100}"
+            )
+            if job.eta is not None and step.step < step.total:
+                words += f" · about {seconds(job.eta)} left"
+        elif step.waiting:
+            words += " · another run is at the same, its result is taken"
+        elif step.total > 1:
+            words += f" · step {step.step} of {step.total}"
+            if job.eta and step.step < step.total:
+                words += f" · {_pace((step.total - step.step) / job.eta)}"
+            if job.eta is not None and step.step < step.total:
+                words += f" · about {seconds(job.eta)} left"
+        return words, min(1.0, step.step / step.total) if step.total else 0.0
+    took = f" in {seconds(job.finished - job.started)}" if job.started and job.finished else ""
+    ends = {
+        JobState.DONE: f"Done{took}",
+        JobState.FAILED: "Failed",
+        JobState.CANCELLED: "Cancelled",
+        JobState.INTERRUPTED: "Interrupted",
+    }
+    return ends[job.state], 1.0
+
+
+def _pace(per_second: float) -> str:
+    """How fast it goes: steps per second, or seconds per step when that reads better."""
+    return f"{per_second:.2g} steps/s" if per_second >= 1 else f"{1 / per_second:.2g} s/step"
+
+
+def _stages(job: Job) -> None:
+    """What was done so far, how long it took, and what the cache saved."""
+    parts = []
+    for done in job.stages:
+        took = "from the cache" if done.cached else seconds(done.seconds)
+        parts.append(f"{stage_words(done.stage)}: {took}")
+    if parts:
+        st.caption(" · ".join(parts))
+
+
+def _curves(job: Job, key: str) -> None:
+    """Picture with moving handles beside the distance of each; the loss while it trains."""
+    request = job.payload if isinstance(job.payload, EditRequest) else None
+    show_loss = len(job.losses) > 1 and (job.kind != "edit" or not job.tracks)
+    if not (job.preview or len(job.tracks) > 1 or show_loss):
+        return
+    left, right = st.columns([2, 3], gap="medium")
+    if job.preview:
+        with left:
+            components.viewer(
+                [("The picture as it changes", live_picture(job, request))],
+                mode="single",
+                key=f"live_{key}",
+                max_height=320,
+            )
+    with right if job.preview else st.container():
+        if len(job.tracks) > 1:
+            pairs = len(job.tracks[-1][1])
+            series = {f"Arrow {n + 1}": [(s, d[n]) for s, d in job.tracks] for n in range(pairs)}
+            total = request.drag.steps if request else 0
+            components.chart(
+                series,
+                key=f"distance_{key}",
+                label="Distance of each handle from its target, in pixels, over the steps",
+                y_label="px",
+                total=min(total, 4 * job.tracks[-1][0]),
+            )
+        elif show_loss:
+            total = job.payload.request.lora.steps if isinstance(job.payload, TrainTask) else 0
+            components.chart(
+                {"Loss": smooth(job.losses)},
+                key=f"loss_{key}",
+                label="Training loss over the steps",
+                total=total,
+            )
+
+
+def live_picture(job: Job, request: EditRequest | None) -> bytes:
+    """The last preview with the handles' ways drawn on it, JPEG or WebP bytes."""
+    if request is None or not job.trail:
+        return job.preview or b""
+    rgb = figures.decode(job.preview or b"")
+    image = request.image
+    to = Frame.whole(image.width, image.height, rgb.shape[1], rgb.shape[0])
+    rows = figures.fit_rows([points for _, points in job.trail], to)
+    return figures.encode(overlay(rgb, None, figures.fit_pairs(request.pairs, to), trail=rows))
+
+
+def smooth(points: Sequence[tuple[int, float]], keep: float = 0.8) -> list[tuple[int, float]]:
+    """A noisy curve's running mean with exponential weights (each value counts from the first)."""
+    out: list[tuple[int, float]] = []
+    mean = 0.0
+    weight = 0.0
+    for step, value in points:
+        mean = keep * mean + (1 - keep) * value
+        weight = keep * weight + (1 - keep)
+        out.append((step, mean / weight))
+    return out
+
+
+def queue_panel(backend: Backend, *, key: str, but: str | None = None) -> None:
+    """The other jobs that run or wait, how far each is, and its cancel; looked at again meanwhile."""
+
+    def panel() -> None:
+        others = [j for j in backend.queue() if j.id != but]
+        if not others:
+            return
+        runs = any(j.state is JobState.RUNNING for j in others)
+        with st.expander("Also in the queue", expanded=runs):
+            for job in others:
+                with st.container(
+                    key=f"runbar_{key}_{job.id}", horizontal=True, vertical_alignment="center"
+                ):
+                    st.markdown(f"{inert(job.label or job.kind, 60)} — {inert(describe(job)[0])}")
+                    st.space("stretch")
+                    st.button(
+                        "Cancel",
+                        key=f"{key}_{job.id}",
+                        help=f"Cancel {inert(job.label or job.kind, 60)}",
+                        on_click=_cancel_one(backend, job.id),
+                    )
+
+    st.fragment(panel, run_every=QUEUE_POLL if backend.queue() else None)()
+
+
+def _cancel_one(backend: Backend, job_id: str) -> Callable[[], None]:
+    def act() -> None:
+        backend.cancel(job_id)
+
+    return act

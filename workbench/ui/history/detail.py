@@ -1,0 +1,325 @@
+"""One edit of the history, large: pictures, words and figures about it, and what one does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import lru_cache
+from typing import Any, ParamSpec
+
+import streamlit as st
+
+from workbench.canvas import preview
+from workbench.core.record import EditRecord, JobState
+from workbench.core.request import EditRequest
+from workbench.jobs.queue import Job
+from workbench.storage.history import Notes, Store, empty_bin
+from workbench.ui import components
+from workbench.ui.draw import run_panel
+from workbench.ui.history import files, ticks
+from workbench.ui.history.tree import Forest, Row
+from workbench.ui.history.words import SIGNS, STATUS_WORDS, title_of
+from workbench.ui.results import figures, open_edit
+from workbench.ui.results.edits import EditView, parameters, picture_of
+from workbench.ui.shell import router
+from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.facts import facts_list
+from workbench.ui.shell.shell import guard
+from workbench.ui.shell.text import (
+    count,
+    inert,
+    plain,
+    seconds,
+    size,
+    when,
+)
+from workbench.ui.shell.workspace import Workspace, settings_of
+
+SHOWN = 768  # longest side of the large picture, px
+LONGEST_TITLE, LONGEST_NOTE = 120, 4000
+_MENU = "history_more"  # key of the menu; its value is whether it is open
+P = ParamSpec("P")
+
+
+def detail(
+    backend: Backend, space: Workspace | None, forest: Forest, row: Row, *, binned: bool
+) -> None:
+    """The right half of the page."""
+    record = row.record
+    with guard():
+        _pictures(backend.store, record)
+    _how(record)
+    _actions(backend, space, record, binned=binned)
+    with guard():
+        replay_panel(backend, forest.records, record)
+    notes, facts, options, made = st.tabs(["Notes", "Facts", "All parameters", "Made with"])
+    with notes:
+        _notes(backend, row)
+    with facts, guard():
+        facts_list(_facts(forest, row))
+    with options:
+        facts_list(parameters(record.request))
+    with made:
+        facts_list(dict(sorted(record.environment.items())) or {"Versions": "not recorded"})
+
+
+def _pictures(store: Store, record: EditRecord) -> None:
+    """Before and after with a divider; what was drawn, where nothing came out."""
+    if record.result is not None and record.status is JobState.DONE:
+        two = [("Before", picture_of(store, record.id, "before"))]
+        two.append(("After", picture_of(store, record.id, "after")))
+        components.viewer(two, key="history_viewer", max_height=380)
+    else:
+        with st.container(key="history_drawn", horizontal_alignment="center"):
+            st.image(_drawn(store, record.request), width="stretch", alt="What was drawn")
+
+
+@lru_cache(maxsize=16)
+def _drawn(store: Store, request: EditRequest) -> bytes:
+    """The picture with mask and arrows, WebP bytes at display size."""
+    image = request.image
+    to = figures.frame(image.width, image.height, SHOWN)
+    mask = store.mask(request.mask.id) if request.mask else None
+    if mask is not None:
+        mask = figures.fit_mask(mask, to.out_width, to.out_height)
+    rgb = figures.shown(store.image(image.id), SHOWN)
+    return figures.encode(preview.overlay(rgb, mask, figures.fit_pairs(request.pairs, to)))
+
+
+def _how(record: EditRecord) -> None:
+    """How it ended."""
+    if record.status is not JobState.DONE or record.result is None:
+        icon, colour = SIGNS.get(record.status, (":material/help:", "gray"))
+        st.markdown(f":{colour}[{icon}] **{STATUS_WORDS.get(record.status, record.status.value)}**")
+        if record.error:
+            st.caption(inert(record.error, 400))
+
+
+def _actions(
+    backend: Backend, space: Workspace | None, record: EditRecord, *, binned: bool
+) -> None:
+    if binned:
+        _bin_actions(backend, record)
+        return
+    done = record.result is not None and record.status is JobState.DONE
+    with st.container(key="history_actions", horizontal=True, gap="xsmall"):
+        if done and st.button(
+            "Open in Results", key="to_results", type="primary", icon=":material/open_in_full:"
+        ):
+            with guard():
+                open_edit.enter(open_edit.home_of(backend, record), edit=record.id)
+                router.go("results")
+        if done and st.button(
+            "Continue from here",
+            key="branch",
+            icon=":material/forward:",
+            help="The result becomes the next picture, with a fresh mask and arrows.",
+        ):
+            with guard():
+                open_edit.enter(open_edit.continued(backend, record))
+                router.go("drag")
+        if st.button(
+            "Use these settings",
+            key="reuse",
+            icon=":material/tune:",
+            help="The same picture, mask, arrows and options, as new work of its own.",
+        ):
+            with guard():
+                open_edit.enter(backend.project_of(record.request))
+                router.go("drag")
+        with st.popover("More", key=_MENU, on_change="rerun"):
+            _more(backend, space, record, done)
+
+
+def _more(backend: Backend, space: Workspace | None, record: EditRecord, done: bool) -> None:
+    """Download, replay, settings for another picture, delete."""
+    lora = files.lora_switch("history_one_lora")
+    files.download(
+        backend,
+        "Download this edit",
+        [record.id],
+        name=f"{record.request.image.name} {record.id[-6:]}",
+        key="zip_one",
+        with_lora=lora,
+    )
+    if done:
+        st.button(
+            "Recompute and compare",
+            key="replay",
+            icon=":material/replay:",
+            help="Runs the edit again from its record and says how far the two pictures differ. "
+            "On the machine that made it they are the same to the last bit.",
+            on_click=_and_close(start_replay),
+            args=(backend, record.id),
+        )
+    if space is not None and space.image.id != record.request.image.id:
+        st.button(
+            f"Settings for {inert(space.title, 24)}",
+            key="settings_only",
+            icon=":material/input:",
+            help="Takes method, options and LoRA settings over to the picture that is open; its "
+            "mask and arrows stay.",
+            on_click=_and_close(_take_settings),
+            args=(space, record.request),
+        )
+    st.button(
+        "Delete",
+        key="delete_one",
+        icon=":material/delete:",
+        help="To the bin; it can be taken out again.",
+        on_click=_and_close(_move),
+        args=(backend, record.id, True),
+    )
+
+
+def _and_close(act: Callable[P, None]) -> Callable[P, None]:
+    """Does it and shuts the menu: left open it would stand there for the edit that comes next."""
+
+    def both(*args: P.args, **kwargs: P.kwargs) -> None:
+        st.session_state[_MENU] = False
+        act(*args, **kwargs)
+
+    return both
+
+
+def _bin_actions(backend: Backend, record: EditRecord) -> None:
+    with st.container(horizontal=True, gap="small"):
+        st.button(
+            "Restore",
+            key="restore_one",
+            type="primary",
+            icon=":material/restore_from_trash:",
+            on_click=_move,
+            args=(backend, record.id, False),
+        )
+        with st.popover("Remove for good", icon=":material/delete_forever:"):
+            st.caption("This cannot be undone.")
+            if st.button("Remove this edit", key="remove_one", type="primary"):
+                with guard():
+                    _, freed = empty_bin(backend.store, [record.id])
+                    st.toast(f"Removed, {size(freed)} freed.")
+                    st.rerun()
+
+
+def _move(backend: Backend, name: str, to_bin: bool) -> None:
+    with guard():
+        ticks.move(backend, [name], to_bin)
+
+
+def _take_settings(space: Workspace, request: EditRequest) -> None:
+    with guard():
+        form = int(space.get("drag_form", 0)) + 1
+        space.set(**settings_of(request), drag_form=form, lora_form=form)
+        st.toast(f"{inert(space.title, 40)} has these settings now.", icon=":material/check:")
+
+
+# --- recomputing --------------------------------------------------------------------------------------
+
+
+def start_replay(backend: Backend, name: str) -> None:
+    """Queue the recomputing of an edit, for `on_click`."""
+    with guard():
+        backend.app.submit_replay(name)
+
+
+def replay_panel(backend: Backend, known: Collection[str], record: EditRecord) -> None:
+    """The recomputing of this edit, while it runs and what it found; `known`: ids one can go to."""
+    job = _replay_job(backend, record.id)
+    if job is None:
+        return
+    with st.container(key="card_replay"):
+        if job.state is not JobState.DONE:
+            run_panel.job_panel(backend, job.id, key=f"replay_{job.id}")
+            return
+        st.markdown(inert(verdict(job.result)))
+        for notice in job.result.get("notices", ()):
+            st.caption(f":material/info: {inert(str(notice))}")
+        for name, (then, now) in job.result.get("environment", {}).items():
+            was, is_now = (inert(str(v)) or "not recorded" for v in (then, now))
+            st.caption(f"{inert(name)}: {was} then, {is_now} now")
+        again = str(job.result["replayed"])
+        if again in known:
+            st.button(
+                "See the new one",
+                key="see_replayed",
+                icon=":material/arrow_forward:",
+                on_click=router.remember,
+                args=("edit", again),
+            )
+
+
+def _replay_job(backend: Backend, name: str) -> Job | None:
+    """The newest job that recomputed (or recomputes) an edit."""
+    for job in backend.app.executor.recent():
+        payload = job.payload if job.kind == "replay" else None
+        if isinstance(payload, dict) and payload.get("edit") == name:
+            return job
+    return None
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """What a recomputing found, as a sentence."""
+    if found["identical"]:
+        return "Recomputed: the picture is the same to the last bit."
+    return (
+        f"Recomputed: the pictures differ by at most {found['max']} of 255, by "
+        f"{found['mean']:.4f} in the mean."
+    )
+
+
+# --- words and figures --------------------------------------------------------------------------------
+
+
+def _notes(backend: Backend, row: Row) -> None:
+    """Title and note, saved as they are written."""
+    name = row.record.id
+    title, note = f"title_{name}", f"note_{name}"
+
+    def save(field: str, key: str) -> None:
+        with guard():
+            backend.store.annotate(name, **{field: str(st.session_state.get(key) or "")})
+
+    st.text_input(
+        "Title",
+        value=row.notes.title,
+        max_chars=LONGEST_TITLE,
+        key=title,
+        placeholder=title_of(row.record, row.notes),
+        on_change=save,
+        args=("title", title),
+    )
+    st.text_area(
+        "Note",
+        value=row.notes.note,
+        max_chars=LONGEST_NOTE,
+        key=note,
+        height=80,
+        placeholder="What worked, what to try next …",
+        on_change=save,
+        args=("note", note),
+    )
+
+
+def _facts(forest: Forest, row: Row) -> dict[str, str]:
+    """When, with what, how far."""
+    record, request = row.record, row.record.request
+    rows = {
+        "Picture": f"{plain(request.image.name, 60)}, {request.image.width} × "
+        f"{request.image.height} px",
+        "Prompt": plain(request.prompt, 300) or "(none)",
+        "Made": when(record.finished or record.started),
+    }
+    if record.result is not None:
+        view = EditView(forest.store, record)
+        ways = (f"{max(0.0, a.share):.0%} of {a.length:.0f} px" for a in view.arrivals())
+        cached = count(len(record.result.cached), "stage")
+        rows["Outcome"] = view.outcome()
+        rows["Arrows"] = "; ".join(ways)
+        rows["Took"] = f"{seconds(view.total())}, {cached} from the cache"
+    rows["Method"] = f"{request.drag.method}, {request.drag.steps} steps at most"
+    rows["Model"] = request.model.name
+    parent = forest.records.get(request.parent or "")
+    if parent is not None:
+        rows["Began with"] = title_of(parent, forest.notes.get(parent.id, Notes()))
+    if row.notes.imported:
+        rows["Imported from"] = plain(row.notes.imported, 80)
+    return rows

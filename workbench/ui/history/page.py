@@ -1,0 +1,212 @@
+"""The history page: search and filters, the tree of edits, and what one does with several."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import streamlit as st
+
+from workbench.storage.history import empty_bin
+from workbench.ui import components
+from workbench.ui.history import (
+    detail as history_detail,
+)
+from workbench.ui.history import (
+    files,
+    ticks,
+)
+from workbench.ui.history import (
+    list as history_list,
+)
+from workbench.ui.history.tree import (
+    Family,
+    Filter,
+    Forest,
+    Row,
+)
+from workbench.ui.history.words import STATUS_WORDS
+from workbench.ui.shell import router
+from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.shell import guard
+from workbench.ui.shell.text import (
+    count,
+    inert,
+    plain,
+    size,
+)
+from workbench.ui.shell.workspace import Workspace
+
+NARROW = 880  # CSS px; below it the chosen edit opens under its row
+_HERE = Path(__file__).parent
+
+
+def body(backend: Backend, space: Workspace | None) -> None:
+    """The whole page below the heading."""
+    st.html(_style())
+    unreadable(backend)
+    forest = Forest(backend.store)
+    wanted = _filters(forest)
+    rows = forest.rows(wanted)
+    _tools(backend, forest, wanted, rows)
+    if not rows:
+        _empty(forest, wanted)
+        return
+    chosen = _chosen(rows)
+
+    def detail() -> None:
+        with guard():
+            history_detail.detail(backend, space, forest, chosen, binned=wanted.binned)
+
+    with st.container(key="history_room"):
+        room = components.width(key="history_width")
+    if 0 < room < NARROW:
+        ticks.bar(backend, forest, wanted)
+        history_list.tree(backend, forest, rows, chosen, below=detail)
+        return
+    left, right = st.columns([6, 5], gap="large")
+    with left:
+        ticks.bar(backend, forest, wanted)
+        history_list.tree(backend, forest, rows, chosen)
+    with right, st.container(key="history_detail"):
+        detail()
+
+
+@cache
+def _style() -> str:
+    return f"<style>{(_HERE / 'history.css').read_text(encoding='utf-8')}</style>"
+
+
+def unreadable(backend: Backend) -> None:
+    """Files that are there and cannot be read: said, and otherwise left alone."""
+    found = backend.store.unreadable()
+    if not found:
+        return
+    label = f"{count(len(found), 'file')} of the history cannot be read"
+    with st.expander(f":orange[:material/warning:] {label}"):
+        st.caption("Nothing was deleted. Everything else of the history is unharmed.")
+        for item in found:
+            st.markdown(f"**{inert(item.name)}** — {inert(item.reason, 300)}")
+
+
+# --- filters and tools ------------------------------------------------------------------------------
+
+
+def _filters(forest: Forest) -> Filter:
+    pictures = forest.families
+    # Not by `bind`: every other parameter that a page writes would take a bound one out again.
+    st.session_state.setdefault("search", router.current("search") or "")
+    with st.container(key="history_filters", horizontal=True, vertical_alignment="center"):
+        words = st.text_input(
+            "Search",
+            key="search",
+            type="search",
+            placeholder="Prompt, title, note, method …",
+            live=True,
+            max_chars=64,
+            label_visibility="collapsed",
+            width=340,
+        )
+        router.remember("search", plain(words) or None)
+        options = ["", *pictures]
+        if st.session_state.get("picture", "") not in options:
+            st.session_state["picture"] = ""
+        picture = st.selectbox(
+            "Picture",
+            options,
+            key="picture",
+            format_func=lambda image: _picture_name(pictures.get(image)),
+            label_visibility="collapsed",
+            width=240,
+        )
+        status = st.pills(
+            "Status",
+            list(STATUS_WORDS),
+            selection_mode="multi",
+            format_func=lambda s: STATUS_WORDS[s],
+            key="status",
+            label_visibility="collapsed",
+        )
+        stars = st.toggle("Favourites", key="favourites")
+        st.space("stretch")
+        binned = st.toggle(f"Bin ({len(forest.binned)})", key="bin")
+    return Filter(
+        words=str(words or ""),
+        favourites=bool(stars),
+        picture=str(picture or ""),
+        status=frozenset(status or ()),
+        binned=bool(binned),
+    )
+
+
+def _picture_name(family: Family | None) -> str:
+    if family is None:
+        return "All pictures"
+    return f"{plain(family.image.name, 40)} ({family.edits})"
+
+
+def _tools(backend: Backend, forest: Forest, wanted: Filter, rows: list[Row]) -> None:
+    """How much there is, and what one does with all of it: download, import, empty the bin."""
+    with st.container(key="history_tools", horizontal=True, vertical_alignment="center"):
+        st.caption(_how_many(forest, wanted, rows))
+        st.space("stretch")
+        if wanted.binned:
+            with st.popover("Empty the bin", icon=":material/delete_forever:", disabled=not rows):
+                _emptying(backend, len(forest.binned))
+            return
+        with st.popover("Download", icon=":material/download:", disabled=not forest.records):
+            lora = files.lora_switch("history_all_lora")
+            if wanted.narrows and rows:
+                names = [r.record.id for r in rows]
+                words = f"What is shown ({len(names)})"
+                files.download(
+                    backend, words, names, name="history-part", key="zip_shown", with_lora=lora
+                )
+            files.download(
+                backend, "Everything", None, name="history", key="zip_all", with_lora=lora,
+                disabled=len(forest.binned) == len(forest.records),
+            )  # fmt: skip
+            st.caption("A zip with pictures, masks, arrows, settings and a page that shows them.")
+        with st.popover("Import", icon=":material/upload:"):
+            files.importer(backend)
+
+
+def _how_many(forest: Forest, wanted: Filter, rows: list[Row]) -> str:
+    here = forest.binned if wanted.binned else forest.records.keys() - forest.binned
+    where = " in the bin" if wanted.binned else ""
+    if len(rows) == len(here):
+        return f"{count(len(rows), 'edit')}{where}"
+    return f"{len(rows)} of {count(len(here), 'edit')}{where}"
+
+
+def _emptying(backend: Backend, number: int) -> None:
+    st.markdown(f"Remove **{count(number, 'edit')}** for good?")
+    st.caption("Pictures that no other edit needs go, too. This cannot be undone.")
+    if st.button("Remove for good", type="primary", key="empty_bin_really"):
+        with guard():
+            removed, freed = empty_bin(backend.store)
+            ticks.tick_none()
+            st.toast(f"{count(removed, 'edit')} removed, {size(freed)} freed.")
+            st.rerun()
+
+
+def _empty(forest: Forest, wanted: Filter) -> None:
+    with st.container(key="card_empty"):
+        if wanted.narrows:
+            st.markdown("**Nothing fits.** Take a filter or a word away.")
+        elif wanted.binned:
+            st.markdown("**The bin is empty.** Deleted edits wait here until you remove them.")
+        else:
+            st.markdown("**No edits yet.** Every run is kept here, whatever came of it.")
+            router.link("train", "Upload & train", icon=":material/arrow_forward:")
+
+
+def _chosen(rows: list[Row]) -> Row:
+    """The edit of the address if it is shown, else the first one.
+
+    It is put into the address, so that a newer edit does not take its place while one looks.
+    """
+    name = router.current("edit")
+    found = next((r for r in rows if r.record.id == name), rows[0])
+    router.remember("edit", found.record.id)
+    return found

@@ -1,0 +1,71 @@
+"""How the history speaks of an edit: its name, how it ended, its place among the others. No Streamlit."""
+
+from __future__ import annotations
+
+from workbench.core.convergence import left_of
+from workbench.core.record import EditRecord, JobState
+from workbench.storage.history import Notes
+from workbench.ui.history.tree import Row
+from workbench.ui.shell.text import (
+    count,
+    inert,
+    plain,
+    seconds,
+    when,
+)
+
+INDENT, DEEPEST = 26, 7  # CSS px per level; deeper ones are not indented any further
+METHODS = {
+    "dragdiffusion": "DragDiffusion",
+    "gooddrag": "GoodDrag",
+    "warp": "Warp",
+    "auto": "Auto",
+}
+STATUS_WORDS = {
+    JobState.DONE: "Finished",
+    JobState.FAILED: "Failed",
+    JobState.CANCELLED: "Cancelled",
+    JobState.INTERRUPTED: "Interrupted",
+}
+SIGNS = {
+    JobState.FAILED: (":material/error:", "red"),
+    JobState.CANCELLED: (":material/do_not_disturb_on:", "gray"),
+    JobState.INTERRUPTED: (":material/power_off:", "orange"),
+}
+
+
+def title_of(record: EditRecord, notes: Notes) -> str:
+    """What an edit is called: its title, or how it was made."""
+    if notes.title.strip():
+        return plain(notes.title, 60)
+    method = record.request.drag.method
+    words = METHODS.get(method, method)
+    return f"{words}, {count(len(record.request.pairs), 'arrow')}"
+
+
+def line_of(row: Row) -> str:
+    """When, how it ended, how far it got, as Markdown."""
+    record = row.record
+    parts = [when(record.finished)]
+    if record.status is JobState.DONE and record.result is not None:
+        parts.append(seconds(sum(record.result.seconds.values())))
+        if record.result.distances:
+            left = max(left_of(record.request.pairs, record.result), default=0.0)
+            parts.append(f"{left:.1f} px left")
+    if row.notes.note.strip():
+        parts.append(f":material/sticky_note_2: {inert(row.notes.note, 40)}")
+    words = f":gray[:small[{' · '.join(p for p in parts if p)}]]"
+    if record.status is JobState.DONE:
+        return words
+    icon, colour = SIGNS.get(record.status, (":material/help:", "gray"))
+    return f":{colour}-badge[{icon} {STATUS_WORDS.get(record.status, record.status.value)}] {words}"
+
+
+def branch_of(row: Row) -> str:
+    """The lines that join an edit to the one whose result it began with."""
+    guides = row.guides[-DEEPEST:]
+    lines = [f'<i style="left:{n * INDENT + 12}px"></i>' for n, on in enumerate(guides[:-1]) if on]
+    last = (len(guides) - 1) * INDENT + 12
+    kind = "tee" if guides[-1] else "end"
+    lines.append(f'<b class="{kind}" style="left:{last}px"></b>')
+    return f'<div class="wb-branch" style="width:{len(guides) * INDENT}px">{"".join(lines)}</div>'

@@ -1,0 +1,256 @@
+"""One edit of the history as the pages show it: pictures, figures and words about it. No Streamlit.
+
+Shared by results, compare and history. Pictures are made at display size and remembered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from workbench.canvas import preview
+from workbench.core.convergence import Converged, convergence
+from workbench.core.errors import BadInput
+from workbench.core.options import options_of
+from workbench.core.record import (
+    EditRecord,
+    EditResult,
+    JobState,
+    Stop,
+)
+from workbench.core.request import (
+    DragConfig,
+    EditRequest,
+    InversionConfig,
+    LoraConfig,
+    Point,
+)
+from workbench.imaging.coords import Frame
+from workbench.storage import archive
+from workbench.storage.archive import png_metadata
+from workbench.storage.history import Store
+from workbench.ui.results import figures
+from workbench.ui.shell.text import (
+    count,
+    field_label,
+    plain,
+    seconds,
+)
+
+FILM = 512  # longest side of an animation, px
+
+
+class EditView:
+    """A finished edit, ready to be looked at."""
+
+    def __init__(self, store: Store, record: EditRecord, *, near: bool = False) -> None:
+        """Wrap a record that has a result; `near` looks at the changed part of a big picture.
+
+        Raises:
+            BadInput: when it has none.
+        """
+        if record.result is None:
+            raise BadInput(f"This edit has no picture: it is {record.status.value}.")
+        self.store = store
+        self.record = record
+        self.request: EditRequest = record.request
+        self.result: EditResult = record.result
+        image = record.request.image
+        self.frame = figures.frame(image.width, image.height)
+        if near:
+            self.frame = self.close_up() or self.frame
+
+    def close_up(self) -> Frame | None:
+        """The part of a big picture that was edited; None where the whole is as good."""
+        image, mask = self.request.image, self.request.mask
+        painted = self.store.mask(mask.id) if mask else None
+        return figures.close_up((image.width, image.height), painted, self.request.pairs)
+
+    # --- pictures ---------------------------------------------------------------------------------
+
+    def before(self) -> figures.U8:
+        """The original at display size, uint8 [h,w,3]."""
+        return figures.seen(self.store.image(self.request.image.id), self.frame)
+
+    def after(self) -> figures.U8:
+        """The result at display size, uint8 [h,w,3]."""
+        return figures.seen(self.store.image(self.result.image), self.frame)
+
+    def heat(self) -> figures.U8:
+        """Where and how much it changed, uint8 [h,w,3]."""
+        return preview.heatmap(self.before(), self.after())
+
+    def marked(self) -> figures.U8:
+        """The original with mask and arrows, uint8 [h,w,3]."""
+        mask = self.store.mask(self.request.mask.id) if self.request.mask else None
+        if mask is not None:
+            to = self.frame
+            part = mask[to.y0 : to.y0 + to.height, to.x0 : to.x0 + to.width]
+            mask = figures.fit_mask(part, to.out_width, to.out_height)
+        pairs = figures.fit_pairs(self.request.pairs, self.frame)
+        return preview.overlay(self.before(), mask, pairs)
+
+    def paths(self) -> figures.U8:
+        """The result with each handle's way, uint8 [h,w,3]."""
+        pairs = figures.fit_pairs(self.request.pairs, self.frame)
+        rows = figures.fit_rows(self.rows(), self.frame)
+        return preview.overlay(self.after(), None, pairs, trail=rows)
+
+    def rows(self) -> list[list[Point]]:
+        """Positions of the handles [tracking][pair], image px; at least the start."""
+        kept = [list(row) for row in self.result.trajectory]
+        return kept or [[p.handle for p in self.request.pairs]]
+
+    def frames(self) -> list[figures.U8]:
+        """The original, the pictures on the way, the result: one size, display size."""
+        first, last = self.before(), self.after()
+        height, width = first.shape[:2]
+        way = [figures.decode(self.store.blob(name)) for name in self.result.frames]
+        return [first, *(figures.fit(f, width, height) for f in way), last]
+
+    def gif(self) -> bytes:
+        """The drag as an endless GIF."""
+        pairs = figures.fit_pairs(self.request.pairs, self.frame)
+        rows = figures.fit_rows(self.rows(), self.frame)
+        frames = self.frames()
+        pace = max(60, min(400, 2000 // len(frames)))
+        return preview.animation(frames, pairs, rows, longest=FILM, milliseconds=pace)
+
+    def mp4(self) -> bytes | None:
+        """The drag as an MP4, or None where no encoder is installed."""
+        pairs = figures.fit_pairs(self.request.pairs, self.frame)
+        rows = figures.fit_rows(self.rows(), self.frame)
+        made = preview.animation_frames(self.frames(), pairs, rows, longest=FILM)
+        return figures.mp4([*made, *[made[-1]] * 12], max(4, min(24, len(made) // 2)))
+
+    # --- files to take away -----------------------------------------------------------------------
+
+    def name(self, suffix: str) -> str:
+        """A file name that says what it is."""
+        words = "".join(c if c.isalnum() else "-" for c in plain(self.request.image.name, 40))
+        return f"{words.strip('-').lower() or 'picture'}-{self.record.id[-6:].lower()}.{suffix}"
+
+    def png(self, with_card: bool = True) -> bytes:
+        """The result at full size as PNG, with its settings inside if wanted."""
+        return png_metadata.result_png(self.record, self.store, with_card=with_card)
+
+    def strip(self) -> bytes:
+        """Source with mask and arrows beside the result, PNG."""
+        if self.result.strip:
+            return self.store.blob(self.result.strip)
+        return figures.encode(preview.strip(self.marked(), None, (), self.after()), "PNG")
+
+    def zip(self) -> bytes:
+        """The whole edit: pictures, mask, arrows, parameters, and a page that shows it."""
+        return archive.export_zip(self.store, [self.record.id])
+
+    # --- words and figures ------------------------------------------------------------------------
+
+    def arrivals(self) -> list[Converged]:
+        """What became of each arrow."""
+        return convergence(self.request.pairs, self.result, self.request.drag, self._per_cell())
+
+    def _per_cell(self) -> float:
+        """Image px per feature-lattice px, roughly: the lattice is half the working picture."""
+        image = self.request.image
+        working = self.request.working_size or max(image.width, image.height)
+        return 2 * max(image.width, image.height) / max(1, working)
+
+    def outcome(self) -> str:
+        """Why the drag ended, as a sentence."""
+        try:
+            return Stop[self.result.stop].value
+        except KeyError:
+            return plain(self.result.stop, 200)
+
+    def advice(self) -> list[str]:
+        """What to try next, from what was measured."""
+        tips = []
+        late = [a for a in self.arrivals() if not a.arrived]
+        if late and self.result.stop == Stop.STEP_LIMIT.name:
+            other = " or the method Auto" if self.request.drag.method == "dragdiffusion" else ""
+            tips.append(f"Press “Run on” for more steps, or take the preset strong{other}.")
+        if any(a.share < 0.2 for a in late):
+            tips.append(
+                "An arrow hardly moved: put its handle on something with structure (an edge, a "
+                "corner), and leave paint around it."
+            )
+        tips += [a.sentence for a in self.arrivals() if a.sentence]
+        if self.request.mask is None:
+            tips.append("No mask was painted; painting one keeps the rest as it is.")
+        if self.result.change_outside_mask > 0 and self.request.drag.composite:
+            tips.append("The rest of the picture changed a little outside the mask.")
+        return tips
+
+    def timings(self) -> list[tuple[str, float, bool]]:
+        """(stage, seconds, from the cache) in the order in which they ran."""
+        cached = set(self.result.cached)
+        named = [(s, float(t), s in cached) for s, t in self.result.seconds.items()]
+        return named + [(s, 0.0, True) for s in self.result.cached if s not in self.result.seconds]
+
+    def total(self) -> float:
+        """Seconds of all stages together."""
+        return sum(float(t) for t in self.result.seconds.values())
+
+
+def parameters(request: EditRequest) -> dict[str, str]:
+    """Everything that an edit was asked for, label -> value, in a fixed order."""
+    rows: dict[str, str] = {
+        "Model": request.model.name,
+        "Method": request.drag.method,
+        "Prompt": plain(request.prompt, 300) or "(none)",
+        "Arrows": str(len(request.pairs)),
+        "Mask": "painted" if request.mask else "none (everything may change)",
+        "Seed": str(request.seed),
+        "Working size": f"{request.working_size} px" if request.working_size else "the model's own",
+    }
+    for head, cls, config in (
+        ("Drag", DragConfig, request.drag),
+        ("LoRA", LoraConfig, request.lora),
+        ("Inversion", InversionConfig, request.inversion),
+    ):
+        values: Mapping[str, Any] = dataclasses.asdict(config)
+        for name, (_kind, _default, opt) in options_of(cls).items():
+            if name != "method":
+                unit = f" {opt.unit}" if opt.unit else ""
+                rows[f"{head}: {field_label(name).lower()}"] = f"{_shown(values[name])}{unit}"
+    return rows
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def one_line(record: EditRecord) -> str:
+    """An edit in a few words, for lists."""
+    request = record.request
+    words = f"{request.drag.method}, {count(len(request.pairs), 'arrow')}"
+    if record.status is not JobState.DONE or record.result is None:
+        return f"{words}, {record.status.value}"
+    return f"{words}, {seconds(sum(record.result.seconds.values()))}"
+
+
+@lru_cache(maxsize=64)
+def _encoded(store: Store, edit: str, what: str, near: bool) -> bytes:
+    view = EditView(store, store.record(edit), near=near)
+    if what == "gif":
+        return view.gif()
+    if what == "mp4":
+        return view.mp4() or b""
+    return figures.encode(getattr(view, what)(), quality=93)
+
+
+def picture_of(store: Store, edit: str, what: str, *, near: bool = False) -> bytes:
+    """An edit's picture for the page: before, after, heat, marked, paths (WebP), gif or mp4.
+
+    `near`: only the part of a big picture that was edited (not for films).
+
+    Raises:
+        BadInput: for an edit without a result.
+        StoreError: when its files are missing or damaged.
+    """
+    return _encoded(store, edit, what, near and what not in ("gif", "mp4"))

@@ -1,0 +1,315 @@
+"""The third page: what came out, how far it got, and where to go from there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import streamlit as st
+
+from workbench.core.errors import BadInput
+from workbench.core.record import EditRecord, JobState, Stop
+from workbench.ui import components
+from workbench.ui.compare import page
+from workbench.ui.draw import run_panel
+from workbench.ui.history.detail import replay_panel, start_replay
+from workbench.ui.results import figures
+from workbench.ui.results.edits import (
+    EditView,
+    one_line,
+    parameters,
+    picture_of,
+)
+from workbench.ui.shell import router
+from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.shell import guard
+from workbench.ui.shell.text import (
+    count,
+    inert,
+    seconds,
+    when,
+)
+from workbench.ui.shell.workspace import Workspace, settings_of
+
+VIEWS = {
+    "Before / after": "slider",
+    "Side by side": "side",
+    "Flicker": "flicker",
+    "What changed": "heat",
+    "Paths": "paths",
+    "Animation": "gif",
+}
+MOST_SHOWN = 12
+
+
+def body(backend: Backend, space: Workspace) -> None:
+    """The whole page below the heading."""
+    records = backend.store.records(image=space.image.id)
+    if not records:
+        st.info("Nothing was run on this picture yet.")
+        router.link("drag", "Mask & points", icon=":material/arrow_forward:")
+        return
+    record = _chosen(backend, records)
+    _shelf(backend, records, record)
+    if record.result is None or record.status is not JobState.DONE:
+        _without_picture(record)
+        return
+    view = EditView(backend.store, record)
+    with st.container(key="halves_results"):
+        left, right = st.columns([3, 2], gap="large")
+    with left:
+        _picture(view)
+    with right:
+        _outcome(view)
+        _onwards(backend, space, view)
+        with guard():
+            replay_panel(backend, [r.id for r in records], record)
+        _downloads(view)
+    _details(view)
+
+
+def _chosen(backend: Backend, records: list[EditRecord]) -> EditRecord:
+    """The edit of the address, if it belongs to this picture; else the newest with a result."""
+    name = router.current("edit")
+    found = next((r for r in records if r.id == name), None)
+    if found is None:
+        found = next((r for r in records if r.status is JobState.DONE), records[0])
+        router.remember("edit", found.id)
+    return found
+
+
+def _shelf(backend: Backend, records: list[EditRecord], chosen: EditRecord) -> None:
+    """The edits of this picture, newest first; a click shows one."""
+    if len(records) < 2:
+        return
+    shown = records[:MOST_SHOWN]
+    with st.container(horizontal=True, gap="small", key="shelf"):
+        for record in shown:
+            here = record.id == chosen.id
+            with st.container(key=f"tile_{'on_' if here else ''}{record.id}", width=92, gap=None):
+                picture = record.result.image if record.result else record.request.image.id
+                st.image(backend.thumbnail(picture, 160), width=92, alt=one_line(record))
+                st.button(
+                    when(record.finished) or "edit",
+                    key=f"shelf_{record.id}",
+                    help=inert(one_line(record), 90),
+                    type="tertiary",
+                    width="stretch",
+                    on_click=router.remember,
+                    args=("edit", record.id),
+                )
+
+
+def _without_picture(record: EditRecord) -> None:
+    words = {
+        JobState.FAILED: "This edit failed.",
+        JobState.CANCELLED: "This edit was cancelled.",
+        JobState.INTERRUPTED: "This edit was interrupted.",
+    }
+    said = words.get(record.status, "This edit has no picture.")
+    st.warning(f"{said} {inert(record.error or '')}")
+    router.link("drag", "Back to mask & points", icon=":material/arrow_back:")
+
+
+def _picture(view: EditView) -> None:
+    """The result in one of six ways."""
+    store, edit = view.store, view.record.id
+    with st.container(horizontal=True, vertical_alignment="center", key="result_bar"):
+        chosen = st.segmented_control(
+            "View",
+            list(VIEWS),
+            default="Before / after",
+            required=True,
+            key="result_view",
+            label_visibility="collapsed",
+        )
+        mode = VIEWS.get(str(chosen), "slider")
+        near = False
+        if mode != "gif" and view.close_up() is not None:
+            near = st.toggle(
+                "Close-up",
+                value=True,
+                key="result_near",
+                help="Shows the part of this big picture that was edited. Off: all of it.",
+            )
+    with st.spinner("Drawing …", show_time=False):
+        if mode in ("slider", "side", "flicker"):
+            two = [("Before", picture_of(store, edit, "before", near=near))]
+            two.append(("After", picture_of(store, edit, "after", near=near)))
+            components.viewer(two, mode=mode, key=f"result_{mode}")
+        elif mode == "gif":
+            st.image(picture_of(store, edit, "gif"), width="stretch", alt="The drag as animation")
+        else:
+            label = "Change per pixel, dark: none, bright: strong" if mode == "heat" else "Paths"
+            one = [(label, picture_of(store, edit, mode, near=near))]
+            components.viewer(one, mode="side", key=f"result_{mode}")
+
+
+def _outcome(view: EditView) -> None:
+    """Why it ended, how far each arrow got, and what that suggests."""
+    with st.container(key="card_outcome"):
+        st.markdown(f"**{inert(view.outcome())}**")
+        rows = []
+        for a in view.arrivals():
+            sign = ":green[:material/check_circle:]" if a.arrived else ":orange[:material/pending:]"
+            rows.append(
+                f"{sign} Arrow {a.number}: {max(0.0, a.share):.0%} of {a.length:.0f} px, "
+                f"{a.left:.1f} px left"
+            )
+        st.markdown("  \n".join(rows))
+        for tip in view.advice():
+            st.caption(f":material/lightbulb: {inert(tip)}")
+        for notice in view.result.notices:
+            st.caption(f":material/info: {inert(notice)}")
+        cached = sum(1 for _s, _t, c in view.timings() if c)
+        saved = f", {count(cached, 'stage')} from the cache" if cached else ""
+        steps = f"{count(view.result.iterations, 'step')} in " if view.result.iterations else ""
+        st.caption(f"{steps}{seconds(view.total())}{saved}")
+
+
+def _onwards(backend: Backend, space: Workspace, view: EditView) -> None:
+    """Continue from here, run on, use these settings."""
+    with st.container(horizontal=True, gap="small"):
+        if st.button(
+            "Continue from here",
+            type="primary",
+            icon=":material/forward:",
+            help="The result becomes the next picture, with a fresh mask and arrows.",
+        ):
+            _continue(backend, space, view)
+        there = view.result.stop == Stop.REACHED.name  # more steps would end at the same place
+        if view.request.drag.method != "warp" and st.button(
+            "Run on",
+            icon=":material/fast_forward:",
+            disabled=there,
+            help="Every point is where it was sent: there is nothing to run on to."
+            if there
+            else "The same drag with as many steps again, from where it stopped.",
+        ):
+            _run_on(backend, space, view)
+        if st.button(
+            "Use these settings",
+            icon=":material/tune:",
+            help="Takes this edit's mask, arrows and options to the drawing page.",
+        ):
+            _reuse(backend, space, view)
+        if st.button(
+            "Compare",
+            key="compare_this",
+            icon=":material/compare:",
+            help="Puts this edit beside others of this picture, or of any.",
+        ):
+            page.open_with(backend, view.record)
+        st.button(
+            "Replay",
+            key="replay",
+            icon=":material/replay:",
+            help="Runs the edit again from its record and says how far the two pictures differ. "
+            "On the machine that made it they are the same to the last bit.",
+            on_click=start_replay,
+            args=(backend, view.record.id),
+        )
+
+
+def _continue(backend: Backend, space: Workspace, view: EditView) -> None:
+    asset = view.store.put_image(view.store.image(view.result.image), view.request.image.name)
+    asset = dataclasses.replace(asset, alpha=view.request.image.alpha)
+    made = Workspace.create(
+        backend.store,
+        asset,
+        title=f"{space.title} →",
+        prompt=view.request.prompt,
+        parent=view.record.id,
+        settings=settings_of(view.request),
+    )
+    for name, value in (("project", made.id), ("job", None), ("edit", None)):
+        router.remember(name, value)
+    router.go("drag")
+
+
+def _run_on(backend: Backend, space: Workspace, view: EditView) -> None:
+    request = view.request
+    most = 2000
+    steps = min(most, request.drag.steps + max(request.drag.steps, 20))
+    if steps <= request.drag.steps:
+        raise BadInput(f"The drag has {request.drag.steps} steps already; the limit is {most}.")
+    longer = dataclasses.replace(request, drag=dataclasses.replace(request.drag, steps=steps))
+    job = backend.submit_edit(longer)
+    space.add_job(job)
+    router.remember("job", job)
+    router.remember("edit", None)
+    router.go("drag")
+
+
+def _reuse(backend: Backend, space: Workspace, view: EditView) -> None:
+    drawing = backend.drawing_of(view.request)
+    space.change(prompt=view.request.prompt, drawing=drawing.to_json())
+    form = int(space.get("drag_form", 0)) + 1
+    space.set(**settings_of(view.request), drag_form=form, lora_form=form)
+    router.remember("job", None)
+    router.go("drag")
+
+
+def _downloads(view: EditView) -> None:
+    """Picture, strip, animation, everything; made when they are asked for."""
+    with st.container(key="card_downloads"):
+        st.markdown("**Take it away**")
+        card = st.toggle(
+            "Settings inside the picture",
+            value=True,
+            key="with_card",
+            help="The PNG then carries mask, arrows and options: dropped on the first page, it "
+            "opens with all of them. Off: nothing but pixels.",
+        )
+        with st.container(horizontal=True, gap="small"):
+            _download("Picture", lambda: view.png(bool(card)), view.name("png"), "image/png")
+            _download("Strip", view.strip, f"strip-{view.name('png')}", "image/png")
+            _download("Animation", view.gif, view.name("gif"), "image/gif")
+            if figures.video_encoder():
+                _download("Film", lambda: view.mp4() or b"", view.name("mp4"), "video/mp4")
+            _download("Everything", view.zip, view.name("zip"), "application/zip")
+
+
+def _download(label: str, make: Callable[[], bytes], name: str, mime: str) -> None:
+    st.download_button(
+        label,
+        data=make,
+        file_name=name,
+        mime=mime,
+        key=f"download_{label}",
+        on_click="ignore",
+        icon=":material/download:",
+    )
+
+
+def _details(view: EditView) -> None:
+    """Convergence, timings, parameters."""
+    with guard():
+        pairs = range(len(view.request.pairs))
+        rows = view.rows()
+        if len(rows) > 1:
+            st.subheader("How the points moved", anchor=False)
+            series = {
+                f"Arrow {n + 1}": [
+                    (t, row[n].distance(view.request.pairs[n].target)) for t, row in enumerate(rows)
+                ]
+                for n in pairs
+            }
+            components.chart(
+                series,
+                key="convergence",
+                label="Distance of each handle from its target, in pixels, after each tracking",
+                y_label="px",
+                height=220,
+            )
+        left, right = st.columns(2, gap="large")
+        with left, st.expander("Time and cache"):
+            lines = [
+                f"| {run_panel.stage_words(s)} | {'from the cache' if c else seconds(t)} |"
+                for s, t, c in view.timings()
+            ]
+            st.markdown("\n".join(["| Stage | Time |", "|:--|--:|", *lines]))
+        with right, st.expander("All parameters"):
+            shown = parameters(view.request)
+            table = [f"| {inert(k)} | {inert(v)} |" for k, v in shown.items()]
+            st.markdown("\n".join(["| | |", "|:--|:--|", *table]))

@@ -1,0 +1,145 @@
+"""With what new pictures begin, and the colours of the canvas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from workbench.canvas.preview import overlay
+from workbench.core.request import (
+    METHODS,
+    STRENGTHS,
+    Point,
+    PointPair,
+)
+from workbench.ui.draw.drag_form import METHOD_WORDS
+from workbench.ui.results import figures
+from workbench.ui.settings.device import overruled
+from workbench.ui.shell import colors
+from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.shell import guard
+from workbench.ui.upload.auto_train import TRAIN_ON_UPLOAD
+
+_SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "robot-784.png"
+
+
+def show(backend: Backend) -> None:
+    """The whole part."""
+    with st.container(key="halves_defaults"):
+        left, right = st.columns(2, gap="large")
+    with left, st.container(key="card_defaults"):
+        st.subheader("New pictures begin with", anchor=False)
+        _defaults(backend)
+    with right, st.container(key="card_colours"):
+        st.subheader("Colours of the canvas", anchor=False)
+        _colours(backend)
+
+
+def _defaults(backend: Backend) -> None:
+    settings = backend.app.settings
+    models = {m.name: m.shown for m in backend.models()}
+    names = list(dict.fromkeys([*models, settings.model]))
+    _choice(backend, "model", "Model", names, {**{n: n for n in names}, **models})
+    methods = {name: "{} — {}".format(*METHOD_WORDS[name]) for name in METHODS}
+    _choice(backend, "method", "Method", list(METHODS), methods)
+    presets = list(STRENGTHS)
+    _choice(backend, "preset", "Preset", presets, {p: p.capitalize() for p in presets})
+    overruled(("model", "method"))
+    st.toggle(
+        "Train as soon as a picture is opened",
+        value=bool(settings.ui.get(TRAIN_ON_UPLOAD)),
+        key="setting_train",
+        on_change=lambda: _keep(backend, TRAIN_ON_UPLOAD, bool(st.session_state["setting_train"])),
+        help="The model begins to learn the picture while you draw. The prompt can then only be "
+        "changed by training again.",
+    )
+    st.caption("Pictures that are open already keep what they have.")
+
+
+def _choice(
+    backend: Backend, name: str, label: str, options: list[str], words: dict[str, str]
+) -> None:
+    key = f"setting_{name}"
+
+    def save() -> None:
+        with guard():
+            backend.app.change(**{name: st.session_state[key]})
+
+    now = getattr(backend.app.settings, name)
+    st.selectbox(
+        label,
+        options,
+        index=options.index(now) if now in options else 0,
+        key=key,
+        format_func=lambda option: words.get(option, option),
+        on_change=save,
+    )
+
+
+def _keep(backend: Backend, name: str, value: Any) -> None:
+    """Write one of the pages' own settings."""
+    with guard():
+        backend.app.change(ui={**backend.app.settings.ui, name: value})
+
+
+def _colours(backend: Backend) -> None:
+    now = colors.chosen(backend.app.settings.ui)
+    theme = colors.theme_of(now)
+    options = [*colors.THEMES, *(["Custom"] if theme == "Custom" else [])]
+    key = f"colour_theme_{theme}"
+
+    def choose() -> None:
+        wanted = str(st.session_state[key])
+        if wanted in colors.THEMES:
+            _keep(backend, colors.ENTRY, colors.THEMES[wanted])
+
+    st.selectbox(
+        "Theme",
+        options,
+        index=options.index(theme),
+        key=key,
+        on_change=choose,
+        label_visibility="collapsed",
+    )
+    st.image(_sample(now), width="stretch", alt="A picture with mask and arrow in these colours")
+    form = "_".join(str(v) for v in now.values())
+    places = st.columns(3)
+    for place, (name, label) in zip(
+        places, {"handle": "Handle", "target": "Target", "arrow": "Arrow"}.items(), strict=True
+    ):
+        place.color_picker(
+            label,
+            now[name],
+            key=f"colour_{name}_{form}",
+            on_change=_recolour,
+            args=(backend, now, name, f"colour_{name}_{form}"),
+        )
+    low, high = colors.LIGHT
+    st.slider(
+        "Brightness of what is protected",
+        low,
+        high,
+        float(now["dim"]),
+        0.01,
+        key=f"colour_dim_{form}",
+        on_change=_recolour,
+        args=(backend, now, "dim", f"colour_dim_{form}"),
+    )
+
+
+def _recolour(backend: Backend, now: dict[str, Any], name: str, key: str) -> None:
+    _keep(backend, colors.ENTRY, {**now, name: st.session_state[key]})
+
+
+def _sample(now: dict[str, Any]) -> bytes:
+    """An example picture with a mask and an arrow, WebP bytes."""
+    rgb = figures.fit(figures.decode(_SAMPLE.read_bytes()), 640, 640)[60:500]
+    height, width = rgb.shape[:2]
+    y, x = np.mgrid[0:height, 0:width]
+    mask = ((x / width - 0.36) / 0.24) ** 2 + ((y / height - 0.5) / 0.4) ** 2 < 1
+    pair = PointPair(Point(0.3 * width, 0.4 * height), Point(0.27 * width, 0.18 * height))
+    made = overlay(rgb, mask, [pair], style=colors.style({colors.ENTRY: now}))
+    return figures.encode(made)

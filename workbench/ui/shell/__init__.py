@@ -1,0 +1,1 @@
+"""What every page shares: layout, routing, state, backend."""

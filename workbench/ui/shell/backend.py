@@ -1,0 +1,362 @@
+"""The pages' one door to the workbench: what they may ask for, in their own words.
+
+Everything behind it is shared by all sessions of the process. If the engine's interface changes,
+this file changes and the pages do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from workbench.app import App, get_app
+from workbench.canvas.fabric import (
+    Arrow,
+    Drawing,
+    History,
+    Viewport,
+)
+from workbench.canvas.piecewarp import sketch
+from workbench.canvas.preview import canvas_background
+from workbench.core.errors import BadInput
+from workbench.core.record import JobState
+from workbench.core.request import (
+    DragConfig,
+    EditRequest,
+    LoraRef,
+    MaskAsset,
+)
+from workbench.core.tasks import SweepTask, TrainTask
+from workbench.diffusion.registry import ModelSpec
+from workbench.imaging import decode as images
+from workbench.imaging.crop import Crop
+from workbench.jobs.queue import Job
+from workbench.storage.archive import png_metadata
+from workbench.storage.history import Store
+from workbench.ui.draw import trace
+from workbench.ui.draw.area import Areas
+from workbench.ui.results import figures
+from workbench.ui.shell import colors, router
+from workbench.ui.shell.workspace import Workspace, settings_of
+from workbench.ui.upload import prepared
+from workbench.ui.upload.prepared import Facts, ModelFacts
+
+
+class Undo(OrderedDict[str, History]):
+    """Undo and redo of the last projects that were worked on, shared by all sessions."""
+
+    KEPT = 64
+
+    def __setitem__(self, name: str, history: History) -> None:
+        """Keep a project's history; the one untouched for longest goes."""
+        super().__setitem__(name, history)
+        self.move_to_end(name)
+        while len(self) > self.KEPT:
+            self.popitem(last=False)
+
+
+class Backend:
+    """The engine as the pages see it."""
+
+    def __init__(self, app: App) -> None:
+        """Wrap the process's `App`."""
+        self.app = app
+        self.store: Store = app.store
+        self.thumbnail = self.store.thumbnail
+        self._pixels = lru_cache(maxsize=8)(self.store.image)
+        self._shown = lru_cache(maxsize=64)(self._encode_shown)
+        self.areas = Areas(self.store)
+        self._warming = threading.Lock()
+        self._warm = False
+        self._generations = itertools.count(1)
+        self.undo = Undo()
+        self.facts = Facts(app)
+
+    # --- pictures ---------------------------------------------------------------------------------
+
+    def decode(self, raw: bytes, name: str) -> images.Decoded:
+        """Read an upload; `BadInput` in one sentence when it is no usable picture."""
+        return images.decode(raw, name)
+
+    def restored(self, decoded: images.Decoded) -> Workspace | None:
+        """The project that a picture of ours brings along (mask, arrows, settings), or None."""
+        if decoded.edit is None:
+            return None
+        found = png_metadata.restore(decoded.edit, decoded.rgb, self.store)
+        return self.project_of(found.request, notices=found.notices)
+
+    def project_of(
+        self, request: EditRequest, *, title: str = "", notices: tuple[str, ...] = ()
+    ) -> Workspace:
+        """A new project that stands where an edit began: its picture, mask, arrows, settings."""
+        drawing = self.drawing_of(request)
+        space = Workspace.create(
+            self.store,
+            request.image,
+            title=title or request.image.name,
+            prompt=request.prompt,
+            parent=request.parent,
+            settings=settings_of(request),
+            drawing=drawing.to_json(),
+        )
+        space.set(notices=list(notices))
+        return space
+
+    def drawing_of(self, request: EditRequest) -> Drawing:
+        """Mask and arrows of a request as a drawing that one can go on with.
+
+        Raises:
+            BadInput: when the mask is too ragged to be drawn on.
+        """
+        shapes = trace.polygons(self.store.mask(request.mask.id)) if request.mask else ()
+        return Drawing(tuple(Arrow(p) for p in request.pairs), shapes)
+
+    def pixels(self, image_id: str) -> NDArray[np.uint8]:
+        """A stored picture, uint8 [H,W,3]; do not write into it."""
+        return self._pixels(image_id)
+
+    def shown(self, image_id: str, longest: int = figures.SHOWN) -> bytes:
+        """A stored picture small enough for a page, WebP bytes."""
+        return self._shown(image_id, longest)
+
+    def shown_part(self, image_id: str, box: Sequence[int] | None, longest: int) -> bytes:
+        """The part [x0, y0, width, height] of a stored picture, all of it when None; WebP bytes."""
+        if box is None:
+            return self.shown(image_id, longest)
+        x0, y0, width, height = box
+        part = self.pixels(image_id)[y0 : y0 + height, x0 : x0 + width]
+        return figures.encode(figures.shown(np.ascontiguousarray(part), longest), quality=92)
+
+    def _encode_shown(self, image_id: str, longest: int) -> bytes:
+        return figures.encode(figures.shown(self.pixels(image_id), longest), quality=92)
+
+    def alpha_blob(self, alpha: NDArray[np.uint8] | None) -> str | None:
+        """Store a picture's transparency, uint8 [H,W]; its id, None for an opaque picture."""
+        if alpha is None:
+            return None
+        out = io.BytesIO()
+        Image.fromarray(alpha).save(out, "PNG")
+        return self.store.put_blob(out.getvalue(), "png")
+
+    # --- drawings ---------------------------------------------------------------------------------
+
+    def next_generation(self) -> int:
+        """A number for a projection of a drawing, never used before in this process."""
+        return next(self._generations)
+
+    def canvas_background(self, space: Workspace, drawing: Drawing, view: Viewport) -> bytes:
+        """What lies behind the canvas: the picture in that view, marked; WebP bytes."""
+        image = space.image
+        mask = self.areas.of(space, drawing).mask
+        style = colors.style(self.app.settings.ui)
+        return canvas_background(self.pixels(image.id), mask, drawing, view, style)
+
+    def warped(self, space: Workspace, drawing: Drawing, longest: int = 640) -> bytes:
+        """What the drag will roughly do, at once; WebP bytes at most `longest` px long.
+
+        Of a big picture only the part in which something happens (`figures.close_up`).
+        """
+        image = space.image
+        mask = self.areas.of(space, drawing).mask
+        near = figures.close_up((image.width, image.height), mask, drawing.pairs, longest)
+        to = near or figures.frame(image.width, image.height, longest)
+        small = figures.seen(self.pixels(image.id), to)
+        rows, cols = slice(to.y0, to.y0 + to.height), slice(to.x0, to.x0 + to.width)
+        cut = figures.fit_mask(mask[rows, cols], to.out_width, to.out_height)
+        made = sketch(small, cut if mask.any() else None, figures.fit_pairs(drawing.pairs, to))
+        return figures.encode(made)
+
+    def mask_asset(self, space: Workspace, drawing: Drawing) -> MaskAsset | None:
+        """The stored mask with which a drawing is run; None where everything may change."""
+        mask = self.areas.of(space, drawing).mask
+        return self.store.put_mask(mask) if mask.any() else None
+
+    # --- projects ---------------------------------------------------------------------------------
+
+    def workspace(self) -> Workspace | None:
+        """The project of this page's address, or None."""
+        name = router.current("project")
+        return Workspace.open(self.store, name) if name else None
+
+    # --- models -----------------------------------------------------------------------------------
+
+    def models(self) -> list[ModelSpec]:
+        """The models that can be chosen."""
+        return self.app.models()
+
+    def default_model(self) -> str:
+        """The model that a new project takes."""
+        return self.app.settings.model
+
+    def defaults(self) -> dict[str, Any]:
+        """The settings with which a new project begins: model, method and preset."""
+        wanted = self.app.settings
+        drag = DragConfig.preset(wanted.method, wanted.preset)
+        return {"model": wanted.model, "drag": dataclasses.asdict(drag)}
+
+    def model_facts(self, space: Workspace) -> ModelFacts:
+        """What is known about a project's model; `problem` says why it cannot be used."""
+        return self.facts.of(space.model.name)
+
+    def piece(self, space: Workspace) -> Crop:
+        """Which part of a project's picture is edited as it is drawn now, and at which size."""
+        drawing = self._drawing(space)
+        mask = self.areas.of(space, drawing).mask
+        return prepared.piece(space.request(drawing.pairs, None), self.model_facts(space), mask)
+
+    def warm_up(self, model: str = "") -> None:
+        """Import torch and load a model behind the first page, once per process."""
+        with self._warming:
+            if not self._warm:
+                self._warm = True
+                self.app.warm_up(model)
+
+    # --- jobs -------------------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> Job:
+        """A job as it stands; `BadInput` for an unknown id."""
+        return self.app.executor.snapshot(job_id)
+
+    def knows(self, job_id: str) -> bool:
+        """Whether a job of this id is known here."""
+        if not job_id:
+            return False
+        try:
+            self.job(job_id)
+        except BadInput:
+            return False
+        return True
+
+    def is_live(self, job_id: str) -> bool:
+        """Whether a job runs or waits."""
+        return self.knows(job_id) and not self.job(job_id).state.ended
+
+    def is_trained(self, space: Workspace) -> bool:
+        """Whether the picture's LoRA with the present settings is in the cache."""
+        request = space.request((), None)
+        known = self._known(space)
+        if space.lora_file is not None:
+            return True
+        key = known.get("lora")
+        if not key and self.piece(space).is_whole(space.image.width, space.image.height):
+            key = prepared.lora_key(request, self.model_facts(space))
+        return bool(key) and self.app.cache.has(str(key))
+
+    def reconstruction(self, space: Workspace) -> dict[str, Any] | None:
+        """What the training of the present settings found out, or None before it was trained.
+
+        `reconstruction` is the id of the picture inverted and denoised again, `psnr` in dB.
+        """
+        known = self._known(space)
+        return known if known.get("reconstruction") else None
+
+    def _known(self, space: Workspace) -> dict[str, Any]:
+        """The result of the last training with the present settings, as the project keeps it."""
+        job_id = str(space.get("train_job") or "")
+        if self.knows(job_id):
+            job = self.job(job_id)
+            if job.state is JobState.DONE and isinstance(job.result, dict):
+                made = EditRequest.from_json(job.result["request"], strict=False)
+                names = ("lora", "reconstruction", "psnr", "notices", "crop")
+                kept = {k: job.result.get(k) for k in names}
+                space.set(prepared={"of": prepared.digest(made), **kept})
+                further = job.result.get("lora_file")
+                if further and space.get("adopted") != job_id:
+                    name = further["name"] or f"Trained further, +{made.lora.steps} steps"
+                    space.set(lora_file={**further, "name": name}, adopted=job_id)
+        known = space.get("prepared") or {}
+        if known.get("of") != prepared.digest(space.request((), None)):
+            return {}
+        now = self.piece(space)
+        place = [now.x0, now.y0, now.width, now.height]
+        return dict(known) if known.get("crop") in (None, place) else {}
+
+    def cancel(self, job_id: str) -> JobState:
+        """Ask a job to stop."""
+        return self.app.executor.cancel(job_id)
+
+    def queue(self) -> list[Job]:
+        """Jobs that run or wait, in their order."""
+        return self.app.executor.queue()
+
+    def edit_of(self, job_id: str) -> str | None:
+        """The id of the edit that a finished job made, or None."""
+        with contextlib.suppress(BadInput):
+            job = self.job(job_id)
+            if job.kind == "edit" and job.state is JobState.DONE and isinstance(job.result, str):
+                return job.result
+        return None
+
+    def submit_edit(self, request: EditRequest) -> str:
+        """Queue an edit; the same request still under way gives the same job."""
+        return self.app.submit_edit(request)
+
+    def submit_sweep(self, requests: Sequence[EditRequest], label: str) -> str:
+        """Queue several edits as one job."""
+        return self.app.submit_sweep(SweepTask(tuple(requests), label))
+
+    def sweeps(self) -> list[Job]:
+        """The sweeps that this process ran or will run, newest first."""
+        return [j for j in self.app.executor.recent() if j.kind == "sweep"]
+
+    def submit_train(self, space: Workspace) -> str:
+        """Queue the training and inversion of a project's picture.
+
+        Of a picture that is larger than the model's own size, the part around the mask is trained,
+        as the edit will take it.
+        """
+        return self.app.submit_train(TrainTask(request=self._training(space), preview=True))
+
+    def submit_further(self, space: Workspace) -> str:
+        """Queue more training steps, from the LoRA that a project's edits use now, at its rank.
+
+        Raises:
+            BadInput: when there is none to go on from.
+        """
+        from workbench.diffusion.lora_files import read
+
+        request = self._training(space)
+        raw = self.app.lora_of(request)
+        if raw is None:
+            raise BadInput("There is no LoRA to go on from; train one first.")
+        start = request.lora_file or LoraRef(id=self.store.put_blob(raw, "safetensors"))
+        rank = read(raw).rank or request.lora.rank
+        lora = dataclasses.replace(request.lora, rank=rank)
+        request = dataclasses.replace(request, lora=lora, lora_file=None)
+        return self.app.submit_train(TrainTask(request=request, start=start, preview=True))
+
+    def _training(self, space: Workspace) -> EditRequest:
+        drawing = self._drawing(space)
+        return space.request(drawing.pairs, self.mask_asset(space, drawing))
+
+    def _drawing(self, space: Workspace) -> Drawing:
+        return Drawing.from_json(space.project.drawing) if space.project.drawing else Drawing()
+
+
+_one = threading.Lock()
+_backend: Backend | None = None
+
+
+def get_backend() -> Backend:
+    """The process's backend; the first call opens history, cache and queue (no torch).
+
+    A plain module variable and not `st.cache_resource`: that one is emptied by "clear cache", and
+    a second `App` would be a second queue.
+    """
+    global _backend
+    app = get_app()
+    with _one:
+        if _backend is None or _backend.app is not app:
+            _backend = Backend(app)
+        return _backend

@@ -1,0 +1,142 @@
+"""The frame of every page: heading, style, the picture at hand, and what becomes of errors."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import streamlit as st
+
+from workbench.core.errors import Cancelled, WorkbenchError
+from workbench.ui.shell import router
+from workbench.ui.shell.backend import Backend, get_backend
+from workbench.ui.shell.text import count, inert
+from workbench.ui.shell.workspace import Workspace
+
+log = logging.getLogger(__name__)
+_HERE = Path(__file__).parent
+
+
+@cache
+def _style() -> str:
+    return f"<style>{(_HERE / 'style.css').read_text(encoding='utf-8')}</style>"
+
+
+Body = Callable[[Backend, Workspace | None], None]
+
+
+def page(title: str, intro: str, body: Body, *, needs_picture: bool = False) -> None:
+    """Show a whole page: frame and heading here, the rest in `body(backend, space)`.
+
+    Leaves legacy mode, restores project and job, and turns errors into one sentence each. Our own
+    errors are that sentence; of any other the reader gets a reference under which the log has the
+    whole story. `needs_picture`: without an open picture the page only says how to open one.
+    """
+    router.ensure_router()
+    router.restore()
+    if st.session_state.pop("go_home", False):
+        router.go("train")
+    st.html(_style())
+    with guard():
+        backend = get_backend()
+        space = _open(backend)
+        _head(backend, title, intro, space)
+        if space is None and needs_picture:
+            need_picture()
+        else:
+            with guard():
+                body(backend, space)
+        backend.warm_up()  # everything is sent: torch may take its seconds now
+
+
+def _open(backend: Backend) -> Workspace | None:
+    """The project of the address; one that cannot be opened is said so and left."""
+    try:
+        return backend.workspace()
+    except WorkbenchError as exc:
+        leave()
+        st.warning(inert(str(exc)))
+        return None
+
+
+def _head(backend: Backend, title: str, intro: str, space: Workspace | None) -> None:
+    """The page's name, which picture one works on, and what else goes on."""
+    with st.container(key="wb_head", horizontal=True, vertical_alignment="center", gap="medium"):
+        if space is not None:
+            st.image(backend.thumbnail(space.image.id, 128), width=60, alt="")
+        with st.container(key="wb_title", gap=None, width="content"):
+            st.title(title, anchor=False)
+            image = space.image if space else None
+            st.caption(
+                f"{inert(space.title, 60)} · {image.width} × {image.height} px"
+                if space and image
+                else intro
+            )
+        st.space("stretch")
+        with st.container(key="wb_under_way", width="content"):
+            _under_way(backend)
+        if space is not None:
+            st.button(
+                "Another picture",
+                key="bar_leave",
+                type="tertiary",
+                icon=":material/swap_horiz:",
+                on_click=_leave_for_home,
+                help=f"Close {inert(space.title, 40)}; it stays in the list of your work.",
+            )
+
+
+def _under_way(backend: Backend) -> None:
+    """How many jobs run or wait, whoever started them; looked at again while there are some."""
+
+    def badge() -> None:
+        waiting = len(backend.queue())
+        if waiting:
+            st.badge(f"{count(waiting, 'job')} under way", icon=":material/hourglass_top:")
+
+    st.fragment(badge, run_every=2.0 if backend.queue() else None)()
+
+
+def leave() -> None:
+    """Close the picture at hand; its project stays in the list."""
+    for name in router.KEPT:
+        router.remember(name, None)
+
+
+def _leave_for_home() -> None:
+    leave()
+    st.session_state["go_home"] = True
+
+
+def need_picture() -> None:
+    """What a page says that cannot do anything without a picture."""
+    with st.container(key="card_empty"):
+        st.markdown("**No picture is open.** Choose one first; everything else follows from it.")
+        router.link("train", "Upload & train", icon=":material/arrow_forward:")
+
+
+@contextlib.contextmanager
+def guard() -> Iterator[None]:
+    """Show an error of the enclosed block in its place; the rest of the page goes on."""
+    try:
+        yield
+    except Cancelled:
+        st.info("Stopped, as you asked.")
+    except WorkbenchError as exc:
+        st.error(inert(str(exc)))
+    except Exception:
+        st.error(unexpected())
+
+
+def unexpected() -> str:
+    """Log the exception at hand with its traceback; return the sentence with its reference."""
+    reference = secrets.token_hex(3)
+    log.exception("unexpected error, reference %s", reference)
+    return (
+        f"Something went wrong that should not have (reference {reference}). Your work is saved; "
+        "try again, and if it happens again, the log has the details under this reference."
+    )

@@ -1,0 +1,395 @@
+"""A picture from a prompt: the form, its job, the candidates, and the one that is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from workbench.core.errors import BadInput
+from workbench.core.generation_config import MAX_NEGATIVE, GenerationConfig
+from workbench.core.record import JobState
+from workbench.core.request import MAX_PROMPT, ImageAsset, ModelRef
+from workbench.core.tasks import GenerateTask
+from workbench.storage.history import Store
+from workbench.ui.draw import run_panel
+from workbench.ui.shell import router
+from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.options_form import option_grid, option_widget
+from workbench.ui.shell.shell import guard
+from workbench.ui.shell.text import count, inert, plain
+from workbench.ui.shell.workspace import Workspace, made_as
+from workbench.ui.upload import ideas
+from workbench.ui.upload.prepared import ModelFacts
+
+MOST = 8  # candidates that the page offers; the command line makes up to 16
+SAMPLERS = {"ddim": "DDIM", "dpm++2m": "DPM++ 2M", "dpm++2m-karras": "DPM++ 2M Karras"}
+SHAPES: dict[str, tuple[int, int] | None] = {
+    "Square": (1, 1),
+    "Landscape 4:3": (4, 3),
+    "Portrait 3:4": (3, 4),
+    "Wide 16:9": (16, 9),
+    "Own size": None,
+}
+# b1, b2, s1, s2 as FreeU's authors advise for each architecture; the mildest for any other model
+FREEU = {
+    "sd15": (1.5, 1.6, 0.9, 0.2),
+    "sd21-base": (1.4, 1.6, 0.9, 0.2),
+    "sd21": (1.4, 1.6, 0.9, 0.2),
+}
+FREEU_ELSE = (1.3, 1.4, 0.9, 0.2)
+FREEU_FIELDS = ("freeu_b1", "freeu_b2", "freeu_s1", "freeu_s2")
+_DRAFT = "generate_draft"
+_JOB = "generate_job"
+
+
+def choose(backend: Backend) -> None:
+    """Form on the left, progress and candidates on the right."""
+    job_id = _job(backend)
+    draft = _draft(backend, job_id)
+    with st.container(key="halves_generate"):
+        left, right = st.columns([2, 3], gap="large")
+    with left, st.container(key="card_generate"):
+        st.subheader("What shall it show?", anchor=False)
+        _form(backend, draft, running=backend.is_live(job_id))
+    with right:
+        if backend.knows(job_id):
+            _progress_and_gallery(backend, job_id)
+        else:
+            with st.container(key="card_gallery_empty"):
+                st.markdown("**The candidates appear here.**")
+                st.caption(
+                    "Take the one you like best: it is dragged from the very noise that it was "
+                    "made of, so nothing has to be trained or inverted."
+                )
+        run_panel.queue_panel(backend, key="generate_queue", but=job_id)
+
+
+def _job(backend: Backend) -> str:
+    """The generation of this address, else the last one of this session; "" for none."""
+    for name in (router.current("job"), st.session_state.get(_JOB)):
+        if name and backend.knows(str(name)) and backend.job(str(name)).kind == "generate":
+            return str(name)
+    return ""
+
+
+# --- the form -----------------------------------------------------------------------------------------
+
+
+def _draft(backend: Backend, job_id: str) -> dict[str, Any]:
+    """What the form holds: this session's, else that of the job at hand, else the defaults."""
+    kept = st.session_state.get(_DRAFT)
+    if isinstance(kept, dict):
+        return kept
+    draft = {
+        "prompt": "", "model": backend.default_model(), "count": 4, "shape": "Square",
+        "config": dataclasses.asdict(GenerationConfig()),
+    }  # fmt: skip
+    task = backend.job(job_id).payload if job_id else None
+    if isinstance(task, GenerateTask):
+        draft |= {"prompt": task.prompt, "model": task.model.name, "count": min(MOST, task.count)}
+        draft |= {"config": dataclasses.asdict(task.config)}
+        draft["shape"] = _shape_of(task.config, backend.facts.of(task.model.name).native)
+    st.session_state[_DRAFT] = draft
+    return draft
+
+
+def _form(backend: Backend, draft: dict[str, Any], *, running: bool) -> None:
+    config: dict[str, Any] = draft["config"]
+    st.session_state.setdefault("gen_prompt", draft["prompt"])
+    draft["prompt"] = st.text_area(
+        "Prompt",
+        max_chars=MAX_PROMPT,
+        key="gen_prompt",
+        height=84,
+        placeholder=ideas.placeholder(draft["model"]),
+        help="What the picture shall show. The same words serve when it is dragged.",
+    )
+    config["negative_prompt"] = st.text_input(
+        "Negative prompt",
+        value=config["negative_prompt"],
+        max_chars=MAX_NEGATIVE,
+        key="gen_negative",
+        placeholder="fog, text",
+        help="What the picture should not show.",
+    )
+    facts = _model(backend, draft)
+    problem = _shape(draft, facts)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        draft["count"] = st.number_input(
+            "Candidates", 1, MOST, draft["count"], key="gen_count", width=120,
+            help="How many pictures are made to choose from, each with the next seed.",
+        )  # fmt: skip
+        config["seed"] = _seed(config)
+    with st.expander("More options"):
+        _sampling(draft, config)
+    words = facts.problem or problem
+    if words:
+        st.error(inert(words))
+    pressed = st.button(
+        "Making pictures …" if running else "Make pictures",
+        key="generate",
+        type="primary",
+        width="stretch",
+        icon=":material/auto_awesome:",
+        disabled=running or bool(words),
+    )
+    if pressed:
+        with guard():
+            _start(backend, draft)
+
+
+def _model(backend: Backend, draft: dict[str, Any]) -> ModelFacts:
+    specs = {m.name: m for m in backend.models()}
+    names = list(specs) if draft["model"] in specs else [*specs, draft["model"]]
+    draft["model"] = st.selectbox(
+        "Model",
+        names,
+        index=names.index(draft["model"]),
+        key="gen_model",
+        format_func=lambda name: specs[name].shown if name in specs else plain(name, 60),
+        help="Which diffusion model draws the picture, and later edits it.",
+    )
+    if draft["model"] == "storybook":
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.caption(
+                "Storybook draws robots, cats, faces, landscapes, flowers and sailboats, best in "
+                "its own words.",
+                width=280,
+            )
+            st.button(
+                "Show me one",
+                key="gen_idea",
+                type="tertiary",
+                icon=":material/lightbulb:",
+                help="Writes an example into the prompt; press again for another.",
+                on_click=_suggest,
+                args=(draft["model"],),
+            )
+    return backend.facts.of(draft["model"])
+
+
+def _suggest(model: str) -> None:
+    now = str(st.session_state.get("gen_prompt", ""))
+    st.session_state["gen_prompt"] = ideas.next_idea(model, now)
+
+
+def _shape(draft: dict[str, Any], facts: ModelFacts) -> str:
+    """Width and height into the draft; why they are impossible, or ""."""
+    config = draft["config"]
+    draft["shape"] = st.selectbox(
+        "Size",
+        list(SHAPES),
+        index=list(SHAPES).index(draft["shape"]),
+        key="gen_shape",
+        format_func=lambda name: _shape_words(name, facts.native),
+        help="Models draw best at the size at which they were trained.",
+    )
+    ratio = SHAPES[draft["shape"]]
+    if ratio is not None:
+        config["width"], config["height"] = shape_size(ratio, facts.native)
+        return ""
+    with st.container(horizontal=True):
+        for name in ("width", "height"):
+            config[name] = st.number_input(
+                f"{name.capitalize()} (px)", 64, 4096, config[name] or facts.native, 8,
+                key=f"gen_{name}", help="A multiple of 8.",
+            )  # fmt: skip
+    sizes = (config["width"], config["height"])
+    if any(side % 8 for side in sizes):
+        return f"The size is {sizes[0]} × {sizes[1]} px; width and height must be multiples of 8."
+    if sizes[0] * sizes[1] > 16 * facts.native**2:
+        return f"{sizes[0]} × {sizes[1]} px is far beyond the model's {facts.native} px; take less."
+    return ""
+
+
+def shape_size(ratio: tuple[int, int], native: int) -> tuple[int, int]:
+    """(width, height) of a shape whose longest side is the model's own size, multiples of 8."""
+    longest = max(ratio)
+    width, height = (max(64, round(native * side / longest / 8) * 8) for side in ratio)
+    return width, height
+
+
+def _shape_of(config: GenerationConfig, native: int) -> str:
+    """The name of a generation's shape."""
+    size = config.width or native, config.height or native
+    named = (n for n, ratio in SHAPES.items() if ratio and shape_size(ratio, native) == size)
+    return next(named, "Own size")
+
+
+def _shape_words(name: str, native: int) -> str:
+    ratio = SHAPES[name]
+    return name if ratio is None else "{} · {} × {} px".format(name, *shape_size(ratio, native))
+
+
+def _seed(config: dict[str, Any]) -> int:
+    def roll() -> None:
+        st.session_state["gen_seed"] = secrets.randbelow(2**31)
+
+    st.session_state.setdefault("gen_seed", min(config["seed"], 2**31 - 1))
+    value = st.number_input(
+        "Seed", 0, 2**31 - 1, step=1, key="gen_seed",
+        help="The same seed and options give the same picture again.",
+    )  # fmt: skip
+    st.button("Another seed", key="gen_roll", icon=":material/casino:", on_click=roll)
+    return int(value)
+
+
+def _sampling(draft: dict[str, Any], config: dict[str, Any]) -> None:
+    option_fields = ("steps", "guidance")
+
+    def nothing() -> None:
+        """The widgets' own values are read below."""
+
+    config |= option_grid(
+        GenerationConfig, option_fields, config, prefix="gen", on_change=nothing, columns=2
+    )
+    config["scheduler"] = st.selectbox(
+        "Scheduler",
+        list(SAMPLERS),
+        index=list(SAMPLERS).index(config["scheduler"]),
+        key="gen_scheduler",
+        format_func=lambda name: SAMPLERS[name],
+        help="How the noise is taken away step by step. DPM++ 2M needs about half the steps of "
+        "DDIM; Karras spaces them so that details get more of them.",
+    )
+    is_on = GenerationConfig(**{n: config[n] for n in FREEU_FIELDS}).freeu is not None
+    if not st.toggle(
+        "FreeU",
+        value=is_on,
+        key="gen_freeu",
+        help="Weighs the network's inner signals so that shapes come out cleaner, at no cost.",
+    ):
+        config |= dict.fromkeys(FREEU_FIELDS, 1.0)
+        return
+    if not is_on:
+        config |= dict(zip(FREEU_FIELDS, FREEU.get(draft["model"], FREEU_ELSE), strict=True))
+    for name, column in zip(FREEU_FIELDS, st.columns(4), strict=True):
+        with column:
+            config[name] = option_widget(
+                GenerationConfig, name, config[name], key=f"gen_{name}",
+                on_change=nothing, label=name.removeprefix("freeu_"),
+            )  # fmt: skip
+
+
+def _start(backend: Backend, draft: Mapping[str, Any]) -> None:
+    # not a disabled button: the click itself is what sends the text that was just typed
+    if not draft["prompt"].strip():
+        raise BadInput("Write in the prompt what the picture shall show.")
+    task = GenerateTask(
+        prompt=draft["prompt"].strip(),
+        config=GenerationConfig(**draft["config"]),
+        model=ModelRef(name=draft["model"]),
+        count=int(draft["count"]),
+    )
+    job = backend.app.submit_generate(task)
+    st.session_state[_JOB] = job
+    router.remember("job", job)
+    st.rerun(scope="app")
+
+
+# --- progress and candidates --------------------------------------------------------------------------
+
+
+def _progress_and_gallery(backend: Backend, job_id: str) -> None:
+    job = backend.job(job_id)
+    if job.state is not JobState.DONE:
+        with st.container(key="card_generate_job"):
+            run_panel.job_panel(backend, job_id, key="generate")
+        return
+    result = job.result
+    if not isinstance(result, Mapping):
+        raise BadInput("The result of this job is not known any more; make the pictures again.")
+    made = list(result["pictures"])
+    st.subheader("Choose one" if len(made) > 1 else "Take it, or make another", anchor=False)
+    st.caption(f"{count(len(made), 'candidate')} for “{inert(str(result['prompt']), 120)}”")
+    if result.get("notice"):
+        st.caption(f":material/info: {inert(str(result['notice']))}")
+    columns = st.columns(2 if len(made) < 5 else 3, gap="small")
+    for n, picture in enumerate(made):
+        seed = picture["config"]["seed"]
+        with columns[n % len(columns)], st.container(key=f"tile_made_{n}", gap="small"), guard():
+            st.image(
+                backend.shown(picture["image"], 512), width="stretch", alt=f"Candidate, seed {seed}"
+            )
+            if st.button(f"Drag this one · seed {seed}", key=f"take_{job_id}_{n}", width="stretch"):
+                _enter(take(backend.store, result, n, backend.defaults()))
+
+
+def own_latents(space: Workspace) -> bool:
+    """Say of a picture that was made here what its drags start from; whether from its own latents."""
+    if space.made_with is None:
+        return False
+    then = space.made_unlike
+    if then is not None:
+        st.info(
+            "This picture was made from another prompt or by another model, so it is trained and "
+            "inverted like a photograph."
+        )
+        st.button(
+            "Back to those it was made with",
+            key="made_again",
+            icon=":material/undo:",
+            on_click=lambda: _back_to(space, *then),
+        )
+        return False
+    key = f"own_latents_{space.id}"
+    on: bool = st.toggle(
+        "Start from the noise it was made of",
+        value=bool(space.get("own_latents", True)),
+        key=key,
+        on_change=lambda: space.set(own_latents=bool(st.session_state[key])),
+        help="The latents of its making are exact, so nothing has to be trained or inverted. Off: "
+        "it is treated like a photograph.",
+    )
+    if on:
+        st.success("This picture was made here: one can drag it at once.")
+        router.link("drag", "Mask & points", icon=":material/arrow_forward:")
+    return on
+
+
+def _back_to(space: Workspace, prompt: str, model: str) -> None:
+    st.session_state.pop(f"prompt_{space.id}", None)
+    st.session_state.pop(f"model_{space.id}", None)
+    space.change(prompt=prompt)
+    space.set(model=model)
+
+
+def take(
+    store: Store, result: Mapping[str, Any], number: int, defaults: Mapping[str, Any] | None = None
+) -> Workspace:
+    """The project of a candidate: the one there is already, else a new one.
+
+    Args:
+        store: the history.
+        result: what the generation's job came to.
+        number: which of its pictures, from 0.
+        defaults: settings with which a new project begins; the model is that of the picture.
+    """
+    picture = result["pictures"][number]
+    model = str(result["model"]["name"])
+    made = made_as(picture["image"], str(result["prompt"]), model, picture["config"])
+    for project in store.projects.recent():
+        if project.image == picture["image"] and project.settings.get("made") == made:
+            return Workspace(store, project)
+    seed = picture["config"]["seed"]
+    title = f"{plain(str(result['prompt']), 40) or 'Made from a prompt'} · {seed}"
+    asset = ImageAsset(
+        id=picture["image"], width=picture["width"], height=picture["height"], name=title
+    )
+    return Workspace.create(
+        store,
+        asset,
+        title=title,
+        prompt=str(result["prompt"]),
+        settings={**(defaults or {}), "made": made, "model": model},
+    )
+
+
+def _enter(space: Workspace) -> None:
+    for name, value in (("project", space.id), ("job", None), ("edit", None)):
+        router.remember(name, value)
+    st.rerun(scope="app")

@@ -1,0 +1,230 @@
+"""The right half of the first page: prompt, LoRA settings, training, reconstruction check."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import streamlit as st
+
+from workbench.core.options import options_of
+from workbench.core.record import JobState
+from workbench.core.request import MAX_PROMPT, LoraConfig
+from workbench.ui import components
+from workbench.ui.draw import run_panel
+from workbench.ui.shell import router
+from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.options_form import option_grid
+from workbench.ui.shell.shell import guard
+from workbench.ui.shell.text import inert
+from workbench.ui.shell.workspace import (
+    LORA_PRESETS,
+    LORA_WORDS,
+    Workspace,
+    lora_preset,
+    preset_of,
+)
+from workbench.ui.upload import generating, ideas, lora_choice
+
+
+def prompt_and_lora(backend: Backend, space: Workspace) -> None:
+    """What the picture shows, with which model and how thoroughly it is learnt; the train button."""
+    backend.reconstruction(space)  # takes over what the last training came to, before it is shown
+    with st.container(key="card_prompt"):
+        _prompt(space)
+        _model(backend, space)
+        if generating.own_latents(space):
+            return
+        if space.lora_file is None:
+            _preset(space)
+        lora_choice.lora_choice(backend, space)
+        with guard():
+            _start(backend, space)
+
+
+def _prompt(space: Workspace) -> None:
+    key = f"prompt_{space.id}"
+
+    def save() -> None:
+        space.change(prompt=st.session_state[key])
+
+    st.text_area(
+        "What does the picture show?",
+        value=space.project.prompt,
+        max_chars=MAX_PROMPT,
+        key=key,
+        on_change=save,
+        height=84,
+        placeholder=ideas.placeholder(space.model.name),
+        help="The prompt. Name everything that matters: parts that it does not describe show "
+        "artefacts sooner. The same prompt serves training and dragging.",
+    )
+
+
+def _model(backend: Backend, space: Workspace) -> None:
+    models = backend.models()
+    names = [m.name for m in models]
+    if space.model.name not in names:
+        names.append(space.model.name)
+    titles = {m.name: m.title for m in models}
+    if len(names) < 2:
+        return
+    key = f"model_{space.id}"
+
+    def save() -> None:
+        space.set(model=st.session_state[key])
+
+    st.selectbox(
+        "Model",
+        names,
+        index=names.index(space.model.name),
+        key=key,
+        on_change=save,
+        format_func=lambda name: titles.get(name, name),
+        help="Which diffusion model edits the picture. More can be added on the settings page.",
+    )
+
+
+def _preset(space: Workspace) -> None:
+    config = space.lora
+    now = preset_of(config)
+    key = f"lora_preset_{space.id}_{now}"  # a change of the options below changes what is chosen
+
+    def choose() -> None:
+        name = st.session_state[key]
+        if name in LORA_PRESETS:
+            space.set(lora=dataclasses.asdict(lora_preset(name)), lora_form=_form(space) + 1)
+
+    st.segmented_control(
+        "How thoroughly to learn it",
+        [*LORA_PRESETS, *(["custom"] if now == "custom" else [])],
+        default=now,
+        key=key,
+        on_change=choose,
+        format_func=str.capitalize,
+        required=True,
+        help="  \n".join(f"- {words}" for words in LORA_WORDS.values()),
+    )
+    with st.expander("Training options"):
+        prefix = f"lora_{space.id}_{_form(space)}"
+
+        def save() -> None:
+            names = options_of(LoraConfig)
+            values = {n: st.session_state.get(f"{prefix}_{n}", getattr(config, n)) for n in names}
+            with guard():
+                space.set(lora=dataclasses.asdict(LoraConfig(**values)))
+
+        fields = list(options_of(LoraConfig))
+        option_grid(LoraConfig, fields, dataclasses.asdict(config), prefix=prefix, on_change=save)
+        _seed(space)
+
+
+def _form(space: Workspace) -> int:
+    """Number of the option form: a preset makes a new one, filled with its values."""
+    return int(space.get("lora_form", 0))
+
+
+def _seed(space: Workspace) -> None:
+    key = f"seed_{space.id}"
+
+    def save() -> None:
+        space.set(seed=int(st.session_state[key]))
+
+    st.number_input(
+        "Seed",
+        min_value=0,
+        max_value=2**31 - 1,
+        value=space.seed,
+        step=1,
+        key=key,
+        on_change=save,
+        help="The same seed gives the same LoRA again on the same machine.",
+    )
+
+
+def _start(backend: Backend, space: Workspace) -> None:
+    """The train button, or what is there already and that one may go on."""
+    facts = backend.model_facts(space)
+    if facts.problem:
+        st.error(inert(facts.problem))
+        return
+    job_id = str(space.get("train_job") or "")
+    running = backend.is_live(job_id)
+    if max(space.image.width, space.image.height) > facts.native and not space.project.drawing:
+        st.info(
+            f"The picture is larger than the {facts.native} px that this model knows. The part "
+            "around your mask will be edited at full detail, and that part is what should be "
+            "learnt: paint the mask first, and train then, or leave the training to the first run."
+        )
+        router.link("drag", "Mask & points", icon=":material/arrow_forward:")
+    trained = backend.is_trained(space)
+    if space.lora_file is not None:
+        lora_choice.in_use(backend, space, running=running)
+        return
+    if trained:
+        st.success("The model knows this picture already, with these settings. Go on to draw.")
+        router.link("drag", "Mask & points", icon=":material/arrow_forward:")
+        lora_choice.train_further(backend, space, running=running)
+        lora_choice.to_library("Name, export or import LoRAs")
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        pressed = st.button(
+            "Training …" if running else "Train",
+            key="train",
+            type="primary",
+            icon=":material/school:",
+            disabled=running,
+            help="The model learns the picture by heart (a LoRA) and inverts it. You may draw while "
+            "it trains; a run that needs it waits for it.",
+        )
+        st.caption(training_words(space.lora))
+    if pressed:
+        job = backend.submit_train(space)
+        space.set(train_job=job)
+        space.add_job(job)
+        router.remember("job", job)
+        st.rerun(scope="app")
+
+
+def training_words(config: LoraConfig) -> str:
+    """What the training will be, in one line."""
+    if config.steps == 0:
+        return "No LoRA is trained: the picture's identity is kept less well."
+    return (
+        f"{config.steps} steps, {config.batch_size} at a time, rank {config.rank}, "
+        f"learning rate {config.learning_rate:g}"
+    )
+
+
+def progress(backend: Backend, space: Workspace) -> None:
+    """The training that runs, or the last one if it did not go well."""
+    job_id = str(space.get("train_job") or "")
+    if not backend.knows(job_id):
+        return
+    state = backend.job(job_id).state
+    if state is not JobState.DONE:
+        with st.container(key="card_train_job"):
+            run_panel.job_panel(backend, job_id, key="train")
+    run_panel.queue_panel(backend, key="train_queue", but=job_id)
+
+
+def reconstruction(backend: Backend, space: Workspace) -> None:
+    """How well the model knows the picture: inverted and denoised again, beside the original."""
+    found = backend.reconstruction(space)
+    if found is None:
+        return
+    st.subheader("How well the model knows your picture", anchor=False)
+    psnr = found.get("psnr")
+    told = f" Likeness here: {psnr:.1f} dB (PSNR; above 25 is good)." if psnr else ""
+    st.caption(
+        "Left the original, right what comes back when it is inverted and denoised without any "
+        "drag. What is lost here is lost in every drag: train longer, or describe it in the "
+        f"prompt.{told}"
+    )
+    components.viewer(
+        [
+            ("Original", backend.shown_part(space.image.id, found.get("crop"), 512)),
+            ("Reconstruction", backend.shown(str(found["reconstruction"]), 512)),
+        ],
+        key="reconstruction",
+        max_height=440,
+    )
