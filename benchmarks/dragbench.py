@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scenes_cli import say
+from workbench.core.config import METHODS, InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
-from workbench.core.request import METHODS, InversionConfig, LoraConfig
 
 PSEUDO = ("nothing", "pixelwarp")
 ALL = PSEUDO + METHODS

@@ -26,9 +26,10 @@ from benchmarks.scenes_run import machine
 from workbench.app import App
 from workbench.canvas.preview import warp
 from workbench.core import keys
+from workbench.core.config import METHODS, DragConfig
 from workbench.core.errors import BadInput, ModelError, OutOfMemory
 from workbench.core.record import OnStep
-from workbench.core.request import METHODS, DragConfig, EditRequest
+from workbench.core.request import EditRequest
 from workbench.diffusion import model
 from workbench.diffusion.model import Runtime
 from workbench.diffusion.registry import find_files

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from workbench.core.config import METHODS, InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
-from workbench.core.request import METHODS, InversionConfig, LoraConfig
 
 PSEUDO = ("nothing", "truth", "roundtrip", "pixelwarp")
 ALL = PSEUDO + METHODS

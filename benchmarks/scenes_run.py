@@ -32,10 +32,10 @@ from benchmarks.scenes import (
 from workbench.app import App
 from workbench.canvas.preview import warp
 from workbench.core import keys
+from workbench.core.config import METHODS, DragConfig
 from workbench.core.errors import ModelError, OutOfMemory
 from workbench.core.record import OnStep
-from workbench.core.request import METHODS, DragConfig, EditRequest
-from workbench.core.tasks import TrainTask
+from workbench.core.request import EditRequest, TrainTask
 from workbench.diffusion.device import processor
 from workbench.diffusion.model import Runtime
 from workbench.edit import prepare, run_edit

@@ -35,14 +35,10 @@ from benchmarks.speed_trace import (
     counting,
     matrix_peak,
 )
+from workbench.core.config import DragConfig, InversionConfig, LoraConfig
 from workbench.core.errors import WorkbenchError
 from workbench.core.record import StepInfo
-from workbench.core.request import (
-    DragConfig,
-    EditRequest,
-    InversionConfig,
-    LoraConfig,
-)
+from workbench.core.request import EditRequest
 from workbench.diffusion.device import processor, set_threads
 from workbench.diffusion.model import Runtime
 from workbench.edit import run_edit

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workbench.core.request import InversionConfig, Point, PointPair
+from workbench.core.config import InversionConfig
+from workbench.core.request import Point, PointPair
 from workbench.imaging import coords
 
 PROMPT = "a red cube on a table"

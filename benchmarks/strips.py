@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.scenes import Drag
-from workbench.canvas.preview import overlay, sheet
+from workbench.canvas.overlay import overlay
+from workbench.canvas.sheets import sheet
 from workbench.core.errors import BadInput
 from workbench.imaging.decode import encode_png
 from workbench.storage.history import Store

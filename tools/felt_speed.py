@@ -110,16 +110,9 @@ def previews() -> list[float]:
 def jobs() -> list[tuple[str, str, list[float], float]]:
     """First progress and cancels, by the queue that the pages use."""
     from workbench.app import App
+    from workbench.core.config import DragConfig, InversionConfig, LoraConfig
     from workbench.core.record import JobState
-    from workbench.core.request import (
-        DragConfig,
-        EditRequest,
-        InversionConfig,
-        LoraConfig,
-        ModelRef,
-        Point,
-        PointPair,
-    )
+    from workbench.core.request import EditRequest, ModelRef, Point, PointPair
     from workbench.storage.settings import Settings
 
     app = App(Settings.load())

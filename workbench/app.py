@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core import keys
 from workbench.core.errors import BadInput
 from workbench.core.record import OnStep, ignore_steps
-from workbench.core.request import EditRequest, ModelRef
-from workbench.core.tasks import GenerateTask, SweepTask, TrainTask
+from workbench.core.request import EditRequest, GenerateTask, ModelRef, SweepTask, TrainTask
 from workbench.diffusion.registry import (
     ModelSpec,
     Registry,

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from workbench.canvas.preview import strip
+from workbench.canvas.sheets import strip
+from workbench.core.config import LoraRef
 from workbench.core.errors import Cancelled, ModelError, StoreError
-from workbench.core.generation_config import LoraRef
 from workbench.core.record import (
     EditRecord,
     EditResult,
@@ -30,8 +30,7 @@ from workbench.core.record import (
     StepInfo,
     ignore_steps,
 )
-from workbench.core.request import EditRequest, PointPair
-from workbench.core.tasks import TrainTask
+from workbench.core.request import EditRequest, PointPair, TrainTask
 from workbench.diffusion.lora import merged
 from workbench.drag import DragOutcome
 from workbench.editing.dragging import drag, problem_of

@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
-from workbench.canvas.fabric import Drawing
+from workbench.canvas.drawing import Drawing
 from workbench.core.request import PointPair
 from workbench.storage.history import Store
 from workbench.ui.draw.projection import stored

@@ -10,7 +10,7 @@ import pytest
 from conftest import JOB, Bench, Server, picture
 from playwright.sync_api import expect
 
-from workbench.canvas.fabric import rasterise
+from workbench.canvas.rasterize import rasterise
 from workbench.core.request import PointPair
 
 SIZE = (256, 192)

@@ -15,9 +15,10 @@ from conftest import QUICK, Bench, Server, picture
 from PIL import Image
 from playwright.sync_api import Locator, expect
 
-from workbench.canvas.fabric import Arrow, Drawing
+from workbench.canvas.drawing import Arrow, Drawing
+from workbench.core.config import DragConfig
 from workbench.core.record import EditRecord, EditResult, JobState
-from workbench.core.request import DragConfig, Point, PointPair
+from workbench.core.request import Point, PointPair
 from workbench.ui.shell.workspace import Workspace
 
 SIZE = (64, 48)

@@ -8,9 +8,10 @@ from conftest import JOB, Bench, Server
 from playwright.sync_api import expect
 
 from benchmarks.template import Template
-from workbench.canvas.fabric import rasterise
+from workbench.canvas.rasterize import rasterise
+from workbench.core.config import DragConfig
 from workbench.core.record import JobState
-from workbench.core.request import DragConfig, Point, PointPair
+from workbench.core.request import Point, PointPair
 
 SIZE = (256, 256)
 GUN = PointPair(Point(221.5, 113.7), Point(213.5, 57.7))  # of the scene robot-784

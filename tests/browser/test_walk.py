@@ -13,7 +13,7 @@ from conftest import JOB, QUICK, Bench, Server, picture
 from PIL import Image
 from playwright.sync_api import expect
 
-from workbench.canvas.fabric import rasterise
+from workbench.canvas.rasterize import rasterise
 from workbench.core.record import JobState
 from workbench.imaging import decode
 

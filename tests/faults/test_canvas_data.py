@@ -13,19 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.canvas.fabric import (
-    Arrow,
-    Drawing,
-    Polygon,
-    Rect,
-    Stroke,
-    Viewport,
-    checklist,
-    from_canvas_json,
-    rasterise,
-    ready,
-    to_canvas_json,
-)
+from workbench.canvas.checklist import checklist, ready
+from workbench.canvas.drawing import Arrow, Drawing, Polygon, Rect, Stroke
+from workbench.canvas.fabric import from_canvas_json, to_canvas_json
+from workbench.canvas.rasterize import rasterise
 from workbench.core.errors import BadInput
 from workbench.core.request import (
     EditRequest,
@@ -33,6 +24,7 @@ from workbench.core.request import (
     Point,
     PointPair,
 )
+from workbench.imaging.coords import Viewport
 
 VIEW = Viewport.fit(640, 480, 640)
 

@@ -8,15 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.core.config import DragConfig, InversionConfig, LoraConfig
 from workbench.core.record import EditRecord, StepInfo
-from workbench.core.request import (
-    DragConfig,
-    EditRequest,
-    InversionConfig,
-    LoraConfig,
-    Point,
-    PointPair,
-)
+from workbench.core.request import EditRequest, Point, PointPair
 from workbench.diffusion.model import Runtime
 from workbench.edit import run_edit
 from workbench.storage.cache import Cache

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from workbench.core.request import DragConfig
+from workbench.core.config import DragConfig
 from workbench.diffusion.ddim import Schedule, schedule_from
 from workbench.diffusion.unet import Denoiser
 from workbench.drag import DragProblem

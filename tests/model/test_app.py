@@ -14,19 +14,18 @@ import pytest
 
 from workbench import app as composition
 from workbench.app import App, close_app, get_app
+from workbench.core.config import DragConfig, GenerationConfig, InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
 from workbench.core.record import EditRecord, JobState
 from workbench.core.request import (
-    DragConfig,
     EditRequest,
-    GenerationConfig,
-    InversionConfig,
-    LoraConfig,
+    GenerateTask,
     ModelRef,
     Point,
     PointPair,
+    SweepTask,
+    TrainTask,
 )
-from workbench.core.tasks import GenerateTask, SweepTask, TrainTask
 from workbench.jobs import run_job
 from workbench.jobs.queue import Job
 from workbench.storage.settings import Settings

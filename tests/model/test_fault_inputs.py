@@ -11,18 +11,10 @@ import pytest
 import torch
 from edit_bench import Bench
 
+from workbench.core.config import METHODS, DragConfig, InversionConfig, LoraConfig
 from workbench.core.errors import ModelError, WorkbenchError
 from workbench.core.record import EditRecord, JobState, Stop
-from workbench.core.request import (
-    METHODS,
-    DragConfig,
-    EditRequest,
-    InversionConfig,
-    LoraConfig,
-    ModelRef,
-    Point,
-    PointPair,
-)
+from workbench.core.request import EditRequest, ModelRef, Point, PointPair
 from workbench.diffusion import model
 from workbench.diffusion.registry import Registry
 from workbench.drag.optimizer import LatentOptimiser

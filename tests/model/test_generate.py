@@ -9,11 +9,10 @@ from pathlib import Path as File
 import pytest
 import torch
 
+from workbench.core.config import SCHEDULERS, GenerationConfig
 from workbench.core.errors import BadInput, Cancelled, ModelError
-from workbench.core.generation_config import SCHEDULERS, GenerationConfig
 from workbench.core.record import StepInfo
-from workbench.core.request import ModelRef
-from workbench.core.tasks import GenerateTask
+from workbench.core.request import GenerateTask, ModelRef
 from workbench.diffusion import model
 from workbench.diffusion.ddim import schedule_from
 from workbench.diffusion.model import Runtime

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
+from workbench.core.config import LoraConfig
 from workbench.core.errors import BadInput
-from workbench.core.request import LoraConfig
 from workbench.diffusion import model
 from workbench.diffusion.ddim import schedule_from
 from workbench.diffusion.lora import merged, random_draws, train

@@ -10,8 +10,9 @@ import torch
 from edit_bench import Bench
 
 from workbench.accel.cuda_graphs import Recorder
+from workbench.core.config import METHODS, DragConfig
 from workbench.core.record import EditResult, JobState
-from workbench.core.request import METHODS, DragConfig, EditRequest
+from workbench.core.request import EditRequest
 from workbench.diffusion.model import Runtime
 
 

@@ -10,13 +10,8 @@ import pytest
 import torch
 from tiny_models import KINDS
 
-from workbench.core.request import (
-    EditRequest,
-    ImageAsset,
-    LoraConfig,
-    Point,
-    PointPair,
-)
+from workbench.core.config import LoraConfig
+from workbench.core.request import EditRequest, ImageAsset, Point, PointPair
 from workbench.diffusion import model
 from workbench.diffusion.device import Memory
 from workbench.diffusion.registry import ModelFiles, Registry, find_files

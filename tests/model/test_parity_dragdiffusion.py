@@ -18,8 +18,8 @@ from golden import Case, Micro, load_case, load_micro, worst
 from safetensors.torch import load_file
 
 from workbench import drag as methods
+from workbench.core.config import LoraConfig
 from workbench.core.record import Stop
-from workbench.core.request import LoraConfig
 from workbench.diffusion import ddim
 from workbench.diffusion.lora import Draw, merged, train
 from workbench.diffusion.lora_keys import to_peft_keys

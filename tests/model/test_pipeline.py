@@ -12,17 +12,9 @@ import pytest
 from edit_bench import Bench, picture
 from tiny_models import KINDS
 
+from workbench.core.config import DragConfig, GenerationConfig, InversionConfig, LoraRef
 from workbench.core.record import JobState
-from workbench.core.request import (
-    DragConfig,
-    EditRequest,
-    GenerationConfig,
-    InversionConfig,
-    LoraRef,
-    Point,
-    PointPair,
-)
-from workbench.core.tasks import TrainTask
+from workbench.core.request import EditRequest, Point, PointPair, TrainTask
 from workbench.diffusion import model
 from workbench.edit import prepare
 from workbench.editing.lora_library import LoraLibrary
@@ -232,7 +224,7 @@ def test_big_picture_is_edited_on_a_crop(bench: Bench) -> None:
 
 
 def test_generated_picture_is_dragged_from_its_own_latents(bench: Bench) -> None:
-    from workbench.core.tasks import GenerateTask
+    from workbench.core.request import GenerateTask
     from workbench.editing.text_to_image import generate
 
     config = GenerationConfig(steps=6, guidance=4.0, width=64, height=64, freeu_b1=1.2)

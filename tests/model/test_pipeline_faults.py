@@ -13,9 +13,10 @@ import torch
 from edit_bench import Bench
 
 from workbench import edit
+from workbench.core.config import DragConfig
 from workbench.core.errors import Cancelled, ModelError, OutOfMemory
 from workbench.core.record import JobState, StepInfo
-from workbench.core.request import DragConfig, Point, PointPair
+from workbench.core.request import Point, PointPair
 from workbench.diffusion import model
 from workbench.diffusion.model_guard import snapshot
 from workbench.storage.cache import Cache

@@ -13,8 +13,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
-from workbench.canvas.drawing import Polygon
-from workbench.canvas.fabric import Arrow, Drawing
+from workbench.canvas.drawing import Arrow, Drawing, Polygon
 from workbench.core.request import Point, PointPair
 from workbench.imaging import decode
 from workbench.imaging.crop import Crop

@@ -16,18 +16,10 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
-from workbench.canvas.fabric import Arrow, Drawing
+from workbench.canvas.drawing import Arrow, Drawing
+from workbench.core.config import DragConfig, LoraConfig
 from workbench.core.record import EditRecord, EditResult, JobState
-from workbench.core.request import (
-    DragConfig,
-    EditRequest,
-    ImageAsset,
-    LoraConfig,
-    ModelRef,
-    Point,
-    PointPair,
-)
-from workbench.core.tasks import SweepTask
+from workbench.core.request import EditRequest, ImageAsset, ModelRef, Point, PointPair, SweepTask
 from workbench.jobs.queue import Job
 from workbench.sweeps.plan import Axis, Plan
 from workbench.sweeps.results import metrics_csv

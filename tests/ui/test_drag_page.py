@@ -11,20 +11,11 @@ from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
 from workbench.canvas.automask import propose
-from workbench.canvas.fabric import (
-    Arrow,
-    Drawing,
-    Rect,
-    rasterise,
-)
+from workbench.canvas.drawing import Arrow, Drawing, Rect
+from workbench.canvas.rasterize import rasterise
+from workbench.core.config import METHODS, DragConfig
 from workbench.core.record import JobState, StepInfo
-from workbench.core.request import (
-    METHODS,
-    DragConfig,
-    EditRequest,
-    Point,
-    PointPair,
-)
+from workbench.core.request import EditRequest, Point, PointPair
 from workbench.jobs.queue import Job
 from workbench.ui.draw import run_panel
 from workbench.ui.draw.projection import stored

@@ -9,10 +9,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
-from workbench.core.generation_config import GenerationConfig
+from workbench.core.config import GenerationConfig
 from workbench.core.record import JobState
-from workbench.core.request import ModelRef, Point, PointPair
-from workbench.core.tasks import GenerateTask
+from workbench.core.request import GenerateTask, ModelRef, Point, PointPair
 from workbench.ui.shell.backend import get_backend
 from workbench.ui.shell.workspace import Workspace, settings_of
 from workbench.ui.upload import generating, ideas

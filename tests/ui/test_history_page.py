@@ -12,15 +12,9 @@ from edit_samples import add_edit, pixels
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
+from workbench.core.config import DragConfig, InversionConfig, LoraConfig
 from workbench.core.record import EditRecord, JobState
-from workbench.core.request import (
-    DragConfig,
-    EditRequest,
-    InversionConfig,
-    LoraConfig,
-    ModelRef,
-    Point,
-)
+from workbench.core.request import EditRequest, ModelRef, Point
 from workbench.core.request import PointPair as Pair
 from workbench.storage import archive
 from workbench.storage.history import Store

@@ -12,19 +12,14 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
+from workbench.core.config import DragConfig
 from workbench.core.record import (
     EditRecord,
     EditResult,
     JobState,
     Stop,
 )
-from workbench.core.request import (
-    DragConfig,
-    EditRequest,
-    ModelRef,
-    Point,
-    PointPair,
-)
+from workbench.core.request import EditRequest, ModelRef, Point, PointPair
 from workbench.ui.draw.projection import stored
 from workbench.ui.results.edits import EditView
 from workbench.ui.results.results import VIEWS

@@ -17,8 +17,7 @@ from safetensors.torch import save
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
-from workbench.canvas.drawing import Arrow
-from workbench.canvas.fabric import Drawing, Viewport
+from workbench.canvas.drawing import Arrow, Drawing
 from workbench.core.config import DragConfig
 from workbench.core.errors import BadInput, ModelError
 from workbench.core.record import JobState
@@ -26,6 +25,7 @@ from workbench.core.request import EditRequest, Point, PointPair
 from workbench.diffusion.lora_files import LoraCard, write
 from workbench.diffusion.registry.download import Plan
 from workbench.doctor import Finding, verdict
+from workbench.imaging.coords import Viewport
 from workbench.storage.cache import CacheEntry
 from workbench.storage.settings import Settings
 from workbench.ui.settings import models

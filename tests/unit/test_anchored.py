@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from small_unet import denoiser, normal, schedule, small_unet, text
 
+from workbench.core.config import DragConfig
 from workbench.core.errors import Cancelled
 from workbench.core.record import Stop
-from workbench.core.request import DragConfig
 from workbench.diffusion.ddim import invert
 from workbench.drag import (
     DragProblem,

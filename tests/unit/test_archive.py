@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from archive_samples import edit, entries, picture, png, weights
 
+from workbench.core.config import LoraRef
 from workbench.core.errors import BadInput, Cancelled, StoreError
-from workbench.core.generation_config import LoraRef
 from workbench.core.keys import digest
 from workbench.storage.archive import (
     Imported,

@@ -15,19 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from workbench.canvas.curves import affine, cubic_box, flatten_quadratic
-from workbench.canvas.fabric import (
-    Arrow,
-    Colours,
-    Drawing,
-    Polygon,
-    Rect,
-    Stroke,
-    Viewport,
-    from_canvas_json,
-    rasterise,
-    to_canvas_json,
-)
+from workbench.canvas.drawing import Arrow, Drawing, Polygon, Rect, Stroke
+from workbench.canvas.fabric import Colours, from_canvas_json, to_canvas_json
+from workbench.canvas.rasterize import rasterise
 from workbench.core.request import Point, PointPair
+from workbench.imaging.coords import Viewport
 
 ONE = Viewport.fit(640, 480, 640)
 

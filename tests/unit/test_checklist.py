@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.canvas.fabric import (
-    Arrow,
-    Drawing,
-    History,
-    Rect,
-    checklist,
-    ready,
-)
-from workbench.core.request import DragConfig, Point, PointPair
+from workbench.canvas.checklist import checklist, ready
+from workbench.canvas.drawing import Arrow, Drawing, History, Rect
+from workbench.core.config import DragConfig
+from workbench.core.request import Point, PointPair
 
 
 def pair(hx: float, hy: float, tx: float, ty: float) -> PointPair:

@@ -26,10 +26,11 @@ from workbench.cli.parsers import (
 )
 from workbench.cli.progress import Progress
 from workbench.cli.stopping import stopping
+from workbench.core.config import LoraConfig
 from workbench.core.errors import BadInput
 from workbench.core.options import options_of
 from workbench.core.record import StepInfo
-from workbench.core.request import LoraConfig, Point, PointPair
+from workbench.core.request import Point, PointPair
 from workbench.jobs.queue import CancelToken
 from workbench.ui.shell import workspace
 from workbench.ui.shell.workspace import lora_preset

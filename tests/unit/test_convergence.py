@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.core.convergence import Converged, convergence
-from workbench.core.record import EditResult, Stop
-from workbench.core.request import DragConfig, Point, PointPair
+from workbench.core.config import DragConfig
+from workbench.core.record import Converged, EditResult, Stop, convergence
+from workbench.core.request import Point, PointPair
 
 PAIR = PointPair(Point(10, 10), Point(50, 10))
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from small_unet import denoiser, normal, small_unet
 
+from workbench.core.config import DragConfig
 from workbench.core.errors import Cancelled, ModelError
-from workbench.core.request import DragConfig
 from workbench.diffusion.unet import Denoiser, frozen
 from workbench.drag.loop import (
     Dragged,

@@ -11,21 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.core import keys
-from workbench.core.options import options_of
-from workbench.core.request import (
+from workbench.core.config import (
     METHODS,
     DragConfig,
-    EditRequest,
     GenerationConfig,
-    ImageAsset,
     InversionConfig,
     LoraConfig,
     LoraRef,
-    MaskAsset,
-    ModelRef,
-    Point,
-    PointPair,
 )
+from workbench.core.options import options_of
+from workbench.core.request import EditRequest, ImageAsset, MaskAsset, ModelRef, Point, PointPair
 
 IMAGE = ImageAsset(id="wb1:" + "1" * 32, width=64, height=48, name="a.png")
 REQUEST = EditRequest(
@@ -90,7 +85,7 @@ def test_keys_do_not_depend_on_the_process() -> None:
     import subprocess
     import sys
 
-    code = "from workbench import keys; print(keys.key('a', {'x': 1, 'y': [None, 'ü', 0.1]}))"
+    code = "from workbench.core import keys; print(keys.key('a', {'x': 1, 'y': [None, 'ü', 0.1]}))"
     runs = {
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
         for _ in range(2)

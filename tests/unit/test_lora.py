@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_unet import normal, schedule, small_unet, text
 
+from workbench.core.config import LoraConfig
 from workbench.core.errors import Cancelled, ModelError
-from workbench.core.request import LoraConfig
 from workbench.diffusion.lora import (
     Draw,
     TrainedLora,

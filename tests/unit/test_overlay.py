@@ -8,26 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workbench.canvas.fabric import (
-    Arrow,
-    Drawing,
-    Stroke,
-    Viewport,
-    rasterise,
-)
-from workbench.canvas.preview import (
-    Style,
-    animation,
-    animation_frames,
-    canvas_background,
-    heatmap,
-    overlay,
-    sheet,
-    strip,
-)
+from workbench.canvas.drawing import Arrow, Drawing, Stroke
+from workbench.canvas.overlay import Style, canvas_background, overlay
+from workbench.canvas.rasterize import rasterise
+from workbench.canvas.sheets import animation, animation_frames, heatmap, sheet, strip
 from workbench.core.errors import BadInput
 from workbench.core.request import Point, PointPair
 from workbench.imaging import decode
+from workbench.imaging.coords import Viewport
 
 GREEN = (60, 140, 80)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from workbench.core.config import DragConfig
 from workbench.core.errors import BadInput, StoreError
 from workbench.core.record import (
     RECORD_FORMAT,
@@ -23,7 +24,7 @@ from workbench.core.record import (
     EditResult,
     JobState,
 )
-from workbench.core.request import DragConfig, EditRequest, Point
+from workbench.core.request import EditRequest, Point
 from workbench.storage.archive import Limits
 from workbench.storage.history import (
     Notes,

@@ -13,19 +13,11 @@ from hypothesis import strategies as st
 from PIL import ImageFont
 
 from workbench.canvas.sheets import printable
+from workbench.core.config import METHODS, DragConfig, LoraConfig
 from workbench.core.errors import BadInput
 from workbench.core.options import options_of
 from workbench.core.record import EditRecord, EditResult, JobState
-from workbench.core.request import (
-    METHODS,
-    DragConfig,
-    EditRequest,
-    ImageAsset,
-    LoraConfig,
-    ModelRef,
-    Point,
-    PointPair,
-)
+from workbench.core.request import EditRequest, ImageAsset, ModelRef, Point, PointPair
 from workbench.sweeps.durations import estimate
 from workbench.sweeps.plan import (
     METHOD,

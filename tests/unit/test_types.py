@@ -12,6 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workbench.core.config import (
+    METHODS,
+    STRENGTHS,
+    DragConfig,
+    GenerationConfig,
+    InversionConfig,
+    LoraConfig,
+    LoraRef,
+)
 from workbench.core.errors import BadInput
 from workbench.core.options import (
     from_mapping,
@@ -29,15 +38,8 @@ from workbench.core.record import (
 from workbench.core.request import (
     MAX_PAIRS,
     MAX_PROMPT,
-    METHODS,
-    STRENGTHS,
-    DragConfig,
     EditRequest,
-    GenerationConfig,
     ImageAsset,
-    InversionConfig,
-    LoraConfig,
-    LoraRef,
     MaskAsset,
     ModelRef,
     Point,

@@ -13,12 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.canvas.drawing import Drawing, crossing
-from workbench.core.request import (
-    MAX_PAIRS,
-    DragConfig,
-    Point,
-    PointPair,
-)
+from workbench.core.config import DragConfig
+from workbench.core.request import MAX_PAIRS, Point, PointPair
 
 Mask = npt.NDArray[np.bool_]
 Level = Literal["ok", "warn", "block"]

@@ -23,9 +23,10 @@ from workbench.cli.parsers import (
     read_file,
     read_points,
 )
+from workbench.core.config import METHODS, STRENGTHS
 from workbench.core.errors import BadInput, Cancelled, WorkbenchError
 from workbench.core.options import options_of
-from workbench.core.request import METHODS, STRENGTHS, PointPair
+from workbench.core.request import PointPair
 
 _MOST_BYTES = 64 * 2**20
 _DEFAULTS: dict[str, Any] = {

@@ -27,9 +27,8 @@ from workbench.cli.requests import (
     read_picture,
     write_file,
 )
-from workbench.core.convergence import left_of
 from workbench.core.errors import BadInput
-from workbench.core.record import EditRecord, Stop
+from workbench.core.record import EditRecord, Stop, left_of
 from workbench.core.request import PointPair
 from workbench.storage.archive.png_metadata import result_png
 

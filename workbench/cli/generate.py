@@ -16,10 +16,9 @@ from workbench.cli.parsers import (
     configured,
 )
 from workbench.cli.requests import write_file
+from workbench.core.config import GenerationConfig
 from workbench.core.errors import BadInput
-from workbench.core.generation_config import GenerationConfig
-from workbench.core.request import EditRequest, ImageAsset
-from workbench.core.tasks import GenerateTask
+from workbench.core.request import EditRequest, GenerateTask, ImageAsset
 from workbench.imaging import decode
 from workbench.storage.archive import png_metadata
 

@@ -12,17 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from workbench.core.config import METHODS, STRENGTHS, DragConfig, InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
 from workbench.core.options import Option, options_of, range_text
-from workbench.core.request import (
-    METHODS,
-    STRENGTHS,
-    DragConfig,
-    InversionConfig,
-    LoraConfig,
-    Point,
-    PointPair,
-)
+from workbench.core.request import Point, PointPair
 from workbench.storage.settings import Settings
 
 T = TypeVar("T")

@@ -16,18 +16,9 @@ from PIL import Image
 
 from workbench.app import App
 from workbench.cli.parsers import LORA_PRESETS, configured, read_file
+from workbench.core.config import DragConfig, InversionConfig, LoraConfig, LoraRef
 from workbench.core.errors import BadInput, StoreError
-from workbench.core.request import (
-    DragConfig,
-    EditRequest,
-    ImageAsset,
-    InversionConfig,
-    LoraConfig,
-    LoraRef,
-    MaskAsset,
-    ModelRef,
-    PointPair,
-)
+from workbench.core.request import EditRequest, ImageAsset, MaskAsset, ModelRef, PointPair
 from workbench.imaging import decode
 from workbench.storage.archive import png_metadata
 

@@ -27,7 +27,7 @@ from workbench.cli.requests import (
     write_file,
 )
 from workbench.core.errors import BadInput
-from workbench.core.tasks import SweepTask
+from workbench.core.request import SweepTask
 from workbench.imaging.decode import encode_png
 from workbench.sweeps.plan import (
     MOST_AXES,

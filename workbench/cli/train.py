@@ -25,7 +25,7 @@ from workbench.cli.requests import (
     write_file,
 )
 from workbench.core.errors import BadInput
-from workbench.core.tasks import TrainTask
+from workbench.core.request import TrainTask
 from workbench.imaging import decode
 
 

@@ -12,13 +12,8 @@ import hashlib
 import json
 from typing import Any
 
-from workbench.core.request import (
-    EditRequest,
-    GenerationConfig,
-    InversionConfig,
-    LoraConfig,
-    LoraRef,
-)
+from workbench.core.config import GenerationConfig, InversionConfig, LoraConfig, LoraRef
+from workbench.core.request import EditRequest
 
 TAG = "wb1:"
 ALGO_LORA = 1

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from workbench.accel.cpu_attention import Folded, folded
 from workbench.accel.cuda_graphs import Recorded, Recorder
 from workbench.accel.readback import Lagged
+from workbench.core.config import LoraConfig
 from workbench.core.errors import ModelError
-from workbench.core.request import LoraConfig
 from workbench.diffusion.ddim import Schedule
 from workbench.diffusion.unet import frozen
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from workbench.core.request import DragConfig
+from workbench.core.config import DragConfig
 from workbench.diffusion.unet import Denoiser
 from workbench.drag.loop import anchor_patches, mask_loss, motion_loss
 from workbench.drag.optimizer import LatentOptimiser, NotFinite

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from workbench.accel.cuda_graphs import Recorded
-from workbench.core.request import DragConfig
+from workbench.core.config import DragConfig
 from workbench.diffusion.unet import Denoiser
 from workbench.drag.loop import (
     Dragged,

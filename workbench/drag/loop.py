@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from workbench.accel.cuda_graphs import Recorded
-from workbench.core.request import DragConfig
+from workbench.core.config import DragConfig
 from workbench.diffusion.unet import Denoiser
 from workbench.drag.optimizer import AdamState, LatentOptimiser, NotFinite
 from workbench.drag.tracking import (

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from workbench.accel.cuda_graphs import Recorder
+from workbench.core.config import DragConfig
 from workbench.core.record import Stop
-from workbench.core.request import DragConfig
 from workbench.diffusion.attention import ReferenceKV
 from workbench.diffusion.ddim import Schedule
 from workbench.diffusion.unet import Denoiser

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.core.config import LoraRef
 from workbench.core.errors import BadInput, StoreError
-from workbench.core.generation_config import LoraRef
 from workbench.storage.files import write_atomic
 from workbench.storage.history import Store
 

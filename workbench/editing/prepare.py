@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load, save
 
 from workbench.core import keys
+from workbench.core.config import LoraRef
 from workbench.core.errors import BadInput, ModelError
 from workbench.core.record import OnStep, StepInfo
-from workbench.core.request import EditRequest, LoraRef
+from workbench.core.request import EditRequest
 from workbench.diffusion.ddim import Schedule, invert, schedule_from
 from workbench.diffusion.lora import merged, random_draws, train
 from workbench.diffusion.lora_files import (

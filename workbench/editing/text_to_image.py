@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load, save
 
 from workbench.core import keys
+from workbench.core.config import GenerationConfig
 from workbench.core.errors import BadInput, ModelError
-from workbench.core.generation_config import GenerationConfig
 from workbench.core.record import OnStep, StepInfo, ignore_steps
-from workbench.core.tasks import GenerateTask
+from workbench.core.request import GenerateTask
 from workbench.diffusion.ddim import CLEAN, Schedule, schedule_from
 from workbench.diffusion.unet import Denoiser
 from workbench.imaging import decode

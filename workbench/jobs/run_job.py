@@ -16,8 +16,7 @@ from workbench.core.record import (
     OnStep,
     StepInfo,
 )
-from workbench.core.request import EditRequest
-from workbench.core.tasks import GenerateTask, SweepTask, TrainTask
+from workbench.core.request import EditRequest, GenerateTask, SweepTask, TrainTask
 from workbench.diffusion.lora_files import read
 from workbench.edit import prepare, run_edit
 from workbench.editing.oom_retry import sentence

@@ -17,17 +17,10 @@ from functools import cached_property
 from typing import Any
 
 from workbench.core import keys
+from workbench.core.config import METHODS, STRENGTHS, DragConfig, InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
 from workbench.core.options import Option, options_of, range_text
-from workbench.core.request import (
-    METHODS,
-    STRENGTHS,
-    DragConfig,
-    EditRequest,
-    InversionConfig,
-    LoraConfig,
-    ModelRef,
-)
+from workbench.core.request import EditRequest, ModelRef
 
 FORMAT = 1
 MOST_RUNS = 36

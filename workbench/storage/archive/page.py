@@ -12,9 +12,9 @@ from html import escape
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from workbench.core.config import DragConfig, InversionConfig, LoraConfig
 from workbench.core.options import options_of
 from workbench.core.record import EditRecord, JobState, Stop
-from workbench.core.request import DragConfig, InversionConfig, LoraConfig
 
 if TYPE_CHECKING:
     from workbench.storage.archive.write import Item

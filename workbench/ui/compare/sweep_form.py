@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from workbench.core.config import METHODS
 from workbench.core.errors import BadInput, WorkbenchError
 from workbench.core.options import range_text
-from workbench.core.request import METHODS, EditRequest
+from workbench.core.request import EditRequest
 from workbench.sweeps.plan import (
     METHOD,
     Axis,

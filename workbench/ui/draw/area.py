@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.canvas.automask import propose
-from workbench.canvas.drawing import Shape
-from workbench.canvas.fabric import Check, Drawing, rasterise
+from workbench.canvas.checklist import Check
+from workbench.canvas.drawing import Drawing, Shape
+from workbench.canvas.rasterize import rasterise
 from workbench.core.request import PointPair
 from workbench.storage.history import Store
 from workbench.ui.draw import trace

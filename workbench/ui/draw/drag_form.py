@@ -7,13 +7,8 @@ from typing import Any
 
 import streamlit as st
 
+from workbench.core.config import METHODS, STRENGTHS, DragConfig, InversionConfig
 from workbench.core.options import options_of
-from workbench.core.request import (
-    METHODS,
-    STRENGTHS,
-    DragConfig,
-    InversionConfig,
-)
 from workbench.ui.shell.options_form import option_grid, option_widget
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.workspace import Workspace, strength_of

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from workbench.canvas.fabric import Drawing, checklist, ready
+from workbench.canvas.checklist import checklist, ready
+from workbench.canvas.drawing import Drawing
 from workbench.ui import components
 from workbench.ui.draw import area, run_panel
 from workbench.ui.draw.drag_form import drag_form

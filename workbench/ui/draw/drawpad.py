@@ -12,7 +12,7 @@ from typing import Any
 
 import streamlit as st
 
-from workbench.canvas.fabric import Drawing, History
+from workbench.canvas.drawing import Drawing, History
 from workbench.core.request import Point, PointPair
 from workbench.imaging.coords import Viewport
 from workbench.ui import components

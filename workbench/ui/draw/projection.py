@@ -12,14 +12,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from workbench.canvas.fabric import (
-    Colours,
-    Drawing,
-    Rect,
-    Stroke,
-    from_canvas_json,
-    to_canvas_json,
-)
+from workbench.canvas.drawing import Drawing, Rect, Stroke
+from workbench.canvas.fabric import Colours, from_canvas_json, to_canvas_json
 from workbench.core.errors import BadInput
 from workbench.core.request import Point
 from workbench.imaging.coords import Viewport

@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 
 import streamlit as st
 
-from workbench.canvas.preview import overlay
+from workbench.canvas.overlay import overlay
 from workbench.core.errors import BadInput
 from workbench.core.record import JobState
-from workbench.core.request import EditRequest
-from workbench.core.tasks import TrainTask
+from workbench.core.request import EditRequest, TrainTask
 from workbench.imaging.coords import Frame
 from workbench.jobs.queue import Job
 from workbench.ui import components

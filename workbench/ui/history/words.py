@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from workbench.core.convergence import left_of
-from workbench.core.record import EditRecord, JobState
+from workbench.core.record import EditRecord, JobState, left_of
 from workbench.storage.history import Notes
 from workbench.ui.history.tree import Row
 from workbench.ui.shell.text import (

@@ -11,22 +11,18 @@ from functools import lru_cache
 from typing import Any
 
 from workbench.canvas import preview
-from workbench.core.convergence import Converged, convergence
+from workbench.core.config import DragConfig, InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
 from workbench.core.options import options_of
 from workbench.core.record import (
+    Converged,
     EditRecord,
     EditResult,
     JobState,
     Stop,
+    convergence,
 )
-from workbench.core.request import (
-    DragConfig,
-    EditRequest,
-    InversionConfig,
-    LoraConfig,
-    Point,
-)
+from workbench.core.request import EditRequest, Point
 from workbench.imaging.coords import Frame
 from workbench.storage import archive
 from workbench.storage.archive import png_metadata

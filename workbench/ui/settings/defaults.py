@@ -8,13 +8,9 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from workbench.canvas.preview import overlay
-from workbench.core.request import (
-    METHODS,
-    STRENGTHS,
-    Point,
-    PointPair,
-)
+from workbench.canvas.overlay import overlay
+from workbench.core.config import METHODS, STRENGTHS
+from workbench.core.request import Point, PointPair
 from workbench.ui.draw.drag_form import METHOD_WORDS
 from workbench.ui.results import figures
 from workbench.ui.settings.device import overruled

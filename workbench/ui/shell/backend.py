@@ -21,25 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from workbench.app import App, get_app
-from workbench.canvas.fabric import (
-    Arrow,
-    Drawing,
-    History,
-    Viewport,
-)
+from workbench.canvas.drawing import Arrow, Drawing, History
+from workbench.canvas.overlay import canvas_background
 from workbench.canvas.piecewarp import sketch
-from workbench.canvas.preview import canvas_background
+from workbench.core.config import DragConfig, LoraRef
 from workbench.core.errors import BadInput
 from workbench.core.record import JobState
-from workbench.core.request import (
-    DragConfig,
-    EditRequest,
-    LoraRef,
-    MaskAsset,
-)
-from workbench.core.tasks import SweepTask, TrainTask
+from workbench.core.request import EditRequest, MaskAsset, SweepTask, TrainTask
 from workbench.diffusion.registry import ModelSpec
 from workbench.imaging import decode as images
+from workbench.imaging.coords import Viewport
 from workbench.imaging.crop import Crop
 from workbench.jobs.queue import Job
 from workbench.storage.archive import png_metadata

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from workbench.canvas.preview import Style
+from workbench.canvas.overlay import Style
 
 ENTRY = "colours"  # in Settings.ui
 _HEX = re.compile(r"#[0-9a-fA-F]{6}")

@@ -11,18 +11,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from workbench.core.config import (
+    STRENGTHS,
+    DragConfig,
+    GenerationConfig,
+    InversionConfig,
+    LoraConfig,
+    LoraRef,
+)
 from workbench.core.errors import BadInput
 from workbench.core.options import from_mapping
 from workbench.core.request import (
     MAX_PROMPT,
-    STRENGTHS,
-    DragConfig,
     EditRequest,
-    GenerationConfig,
     ImageAsset,
-    InversionConfig,
-    LoraConfig,
-    LoraRef,
     MaskAsset,
     ModelRef,
     PointPair,

@@ -9,11 +9,10 @@ from typing import Any
 
 import streamlit as st
 
+from workbench.core.config import MAX_NEGATIVE, GenerationConfig
 from workbench.core.errors import BadInput
-from workbench.core.generation_config import MAX_NEGATIVE, GenerationConfig
 from workbench.core.record import JobState
-from workbench.core.request import MAX_PROMPT, ImageAsset, ModelRef
-from workbench.core.tasks import GenerateTask
+from workbench.core.request import MAX_PROMPT, GenerateTask, ImageAsset, ModelRef
 from workbench.storage.history import Store
 from workbench.ui.draw import run_panel
 from workbench.ui.shell import router

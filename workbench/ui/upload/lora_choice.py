@@ -6,8 +6,8 @@ import dataclasses
 
 import streamlit as st
 
+from workbench.core.config import LoraRef
 from workbench.core.errors import BadInput
-from workbench.core.generation_config import LoraRef
 from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard

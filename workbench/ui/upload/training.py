@@ -6,9 +6,10 @@ import dataclasses
 
 import streamlit as st
 
+from workbench.core.config import LoraConfig
 from workbench.core.options import options_of
 from workbench.core.record import JobState
-from workbench.core.request import MAX_PROMPT, LoraConfig
+from workbench.core.request import MAX_PROMPT
 from workbench.ui import components
 from workbench.ui.draw import run_panel
 from workbench.ui.shell import router
