@@ -32,10 +32,7 @@ $(VENV)/.dev: $(VENV)/.app requirements-dev.txt
 	@touch $@
 
 app: $(VENV)/.app
-	@$(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT))).close()' 2>/dev/null \
-	|| { echo "Port $(PORT) is in use, perhaps by a workbench that runs already; another one: make app PORT=8502"; exit 1; }
-	@echo "The drag workbench: http://127.0.0.1:$(PORT)   (Ctrl+C stops it)"
-	$(BIN)/python -m streamlit run streamlit_app.py --server.port $(PORT)
+	@$(BIN)/python -m workbench app --port $(PORT)
 
 chromium: $(VENV)/.dev
 	@sh tools/ensure_chromium.sh $(BIN)/python

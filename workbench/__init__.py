@@ -4,4 +4,12 @@ One engine (`workbench.edit.run_edit`) serves the browser pages, the command lin
 benchmarks. Importing this package is cheap: nothing here imports torch.
 """
 
-__version__ = "0.1.0"
+from pathlib import Path
+
+__version__ = "0.2.0"
+
+_PACKAGE = Path(__file__).resolve().parent
+# The folder with streamlit_app.py, pages/ and requirements.txt: the checkout, or, where the package
+# was installed by pip, the copy that the wheel carries.
+CHECKOUT = _PACKAGE.parent if (_PACKAGE.parent / "streamlit_app.py").is_file() else None
+WEB = CHECKOUT or _PACKAGE / "web"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench import __version__
+from workbench import WEB, __version__
 from workbench.core.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -83,10 +83,8 @@ def _packages() -> Iterator[Finding]:
 
 
 def _pins() -> dict[str, str]:
-    file = Path(__file__).resolve().parent.parent / "requirements.txt"
-    if not file.is_file():
-        return {}
-    lines = (line.split("#")[0].strip() for line in file.read_text().splitlines())
+    text = (WEB / "requirements.txt").read_text(encoding="utf-8")
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
     return dict(line.split("==", 1) for line in lines if "==" in line)
 
 

@@ -171,7 +171,7 @@ def test_fault_42_a_signal_ends_the_process_within_five_seconds(tmp_path: Path, 
     """A worker thread in the middle of a step does not hold the process; records stay consistent."""
     code = """
 import sys, threading, time
-from workbench.jobs import Board, ThreadExecutor
+from workbench.jobs.queue import Board, ThreadExecutor
 from workbench.core.record import StepInfo
 from workbench.storage.history import Store
 from workbench.core.request import EditRequest, ImageAsset

@@ -266,7 +266,7 @@ def test_only_stable_diffusion_2_1_gets_the_published_name(
 
     named.unet.register_to_config(cross_attention_dim=1024)
     monkeypatch.setattr(dragbench_run, "find_files", lambda *_a: None)  # as if it were on the disk
-    monkeypatch.setattr(dragbench_run.runtime, "load", lambda *_a, **_k: named)
+    monkeypatch.setattr(dragbench_run.model, "load", lambda *_a, **_k: named)
     found, sentence = dragbench_run.extractor_for(app, micro)
     app.close()
     assert (found.dift, found.prefix, found.runtime) == (True, "md", named)

@@ -125,12 +125,12 @@ def test_fault_22_nan_before_the_drag_is_not_cached(bench: Bench, where: str, ki
     assert bench.edit().status is JobState.DONE
 
 
-@pytest.mark.parametrize("where", ["stages.train", "stages.reference_of", "dragging.run"])
+@pytest.mark.parametrize("where", ["prepare.train", "prepare.reference_of", "dragging.run"])
 def test_fault_38_out_of_memory_once_is_survived(bench: Bench, where: str) -> None:
-    import workbench
+    from workbench import editing
 
     module, _, name = where.partition(".")
-    real = getattr(getattr(workbench, module), name)
+    real = getattr(getattr(editing, module), name)
     modes: list[bool] = []
 
     def short(*args: Any, **kwargs: Any) -> Any:
@@ -140,7 +140,7 @@ def test_fault_38_out_of_memory_once_is_survived(bench: Bench, where: str) -> No
         return real(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"workbench.{where}", short)
+        patch.setattr(f"workbench.editing.{where}", short)
         record = bench.edit()
     assert modes == [False, True]
     assert record.status is JobState.DONE

@@ -113,7 +113,7 @@ def test_every_option_is_in_help_with_default_and_range(capsys: pytest.CaptureFi
             ["doctor", "--dep"],
             "did you mean --deep or --help? see 'python -m workbench doctor --help'",
         ),
-        (["nonsense"], "There is no command 'nonsense'; choose one of: edit, train"),
+        (["nonsense"], "There is no command 'nonsense'; choose one of: app, edit, train"),
         (["histroy"], "There is no command 'histroy'; did you mean 'history'?"),
         (["history", "exprt"], "did you mean 'export'?"),
         ([], "missing: COMMAND"),

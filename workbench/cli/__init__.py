@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from workbench import __version__
@@ -24,6 +25,7 @@ OK, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 
 # Each module has `add_parsers(subparsers)`; every parser sets `run(args) -> int`.
 _COMMANDS = (
+    "workbench.cli.app",
     "workbench.cli.edit",
     "workbench.cli.train",
     "workbench.cli.generate",
@@ -45,7 +47,9 @@ _GROUPS = (
 def build_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(
-        prog="python -m workbench",
+        prog="drag-workbench"
+        if Path(sys.argv[0]).stem == "drag-workbench"
+        else "python -m workbench",
         description="Point-drag image editing: features of a picture move along the arrows you draw.",
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -54,8 +58,8 @@ def build_parser() -> Parser:
     for name in _COMMANDS:
         importlib.import_module(name).add_parsers(subparsers)
     for name, module, text in _GROUPS:
-        if importlib.util.find_spec(module) is None:
-            continue  # an installation may come without the benchmarks
+        if importlib.util.find_spec(module.partition(".")[0]) is None:
+            continue  # benchmarks/ and training/ come with a checkout only
         group = subparsers.add_parser(name, help=text, description=text)
         inner = group.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
         importlib.import_module(module).add_parsers(inner)

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_data_path
+
+from workbench import CHECKOUT
 from workbench.core.config import METHODS, STRENGTHS
 from workbench.core.errors import BadInput
 from workbench.core.options import check, option, options_of
@@ -22,7 +25,8 @@ from workbench.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
 
-DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "cache"
+# In a checkout its own cache/; elsewhere the folder that the system keeps for a program's data.
+DEFAULT_FOLDER = CHECKOUT / "cache" if CHECKOUT else user_data_path("drag-workbench")
 FILE = "settings.json"
 ENVIRONMENT = {
     "device": "WORKBENCH_DEVICE",

@@ -6,10 +6,13 @@ Streamlit drops the query on its own links and the session on reload. So both ho
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NoReturn
 
 import streamlit as st
 
+# a local file: a named icon would be fetched from a font server
+ICON = Path(__file__).resolve().parents[1] / "assets" / "icon.png"
 PAGES: dict[str, tuple[str, str]] = {
     "train": ("pages/train.py", "Upload & train"),
     "drag": ("pages/drag.py", "Mask & points"),
