@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
 from workbench.canvas.automask import propose
+from workbench.canvas.checklist import TEXTS, Code, checklist
 from workbench.canvas.drawing import Arrow, Drawing, Rect
 from workbench.canvas.rasterize import rasterise
 from workbench.core.config import METHODS, DragConfig
@@ -19,6 +20,7 @@ from workbench.core.request import EditRequest, Point, PointPair
 from workbench.jobs.queue import Job
 from workbench.ui.draw import run_panel
 from workbench.ui.draw.projection import stored
+from workbench.ui.shell.text import inert
 from workbench.ui.shell.workspace import Workspace
 
 PAIR = PointPair(Point(20, 20), Point(34, 14))
@@ -81,7 +83,7 @@ def test_without_paint_the_proposal_is_shown_said_and_run(
     asked: list[EditRequest],
 ) -> None:
     page = drag_page(make())
-    assert "the lit area around the arrows may change" in words(page)
+    assert inert(TEXTS[Code.MASK_PROPOSED].split("{")[0]) in words(page)
     page.button(key="run").click().run()
     (request,) = asked
     assert request.mask is not None
@@ -100,7 +102,7 @@ def test_whole_picture_stays_a_choice(
     space = make()
     page = drag_page(space)
     page.segmented_control(key=f"unpainted_{space.id}").set_value("whole").run()
-    assert "the whole picture may change" in words(page)
+    assert inert(TEXTS[Code.NO_MASK]) in words(page)
     page.button(key="run").click().run()
     assert asked[0].mask is None
     assert drag_page(space).segmented_control(key=f"unpainted_{space.id}").value == "whole"
@@ -114,7 +116,8 @@ def test_the_proposal_can_be_painted_on(
     page.button(key="adopt_area").click().run()
     drawing = stored(app.store.projects.load(space.id).drawing)
     assert (rasterise(drawing, *SIZE) == propose(disc(), (PAIR,))).all()
-    assert "Nothing is painted" not in words(page)
+    assert inert(TEXTS[Code.NO_MASK]) not in words(page)
+    assert inert(TEXTS[Code.MASK_PROPOSED].split("{")[0]) not in words(page)
     page.button(key="pad_undo").click().run()
     assert not stored(app.store.projects.load(space.id).drawing).has_mask
 
@@ -134,24 +137,27 @@ def test_paint_takes_the_place_of_the_proposal(
 
 
 @pytest.mark.parametrize(
-    ("drawing", "reason"),
+    ("drawing", "code"),
     [
-        (Drawing(), "Draw an arrow"),
-        (Drawing((Arrow(PAIR, on=False),)), "switched off"),
-        (Drawing((Arrow(PointPair(Point(20, 20), Point(80, 20))),)), "outside the 64x48 picture"),
-        (Drawing(loose=Point(3, 3)), "has no target"),
+        (Drawing(), Code.NO_ARROW),
+        (Drawing((Arrow(PAIR, on=False),)), Code.ARROWS_OFF),
+        (Drawing((Arrow(PointPair(Point(20, 20), Point(80, 20))),)), Code.OUTSIDE_PICTURE),
+        (Drawing(loose=Point(3, 3)), Code.NO_TARGET),
     ],
 )
 def test_run_is_off_and_says_why(
     make: Callable[..., Workspace],
     drag_page: Callable[[Workspace], AppTest],
     drawing: Drawing,
-    reason: str,
+    code: Code,
 ) -> None:
     page = drag_page(make(drawing))
+    first = checklist(drawing, SIZE, np.zeros(SIZE[::-1], bool))[0]
+    assert first.code is code
+    reason = inert(first.text)
     run = page.button(key="run")
     assert run.disabled
-    assert reason in run.help
+    assert first.text == run.help
     assert reason in words(page)
 
 
@@ -160,8 +166,8 @@ def test_before_the_first_arrow_nothing_untrue_is_said_of_the_area(
 ) -> None:
     """With the first arrow an area will be proposed: the whole picture would not change."""
     empty = Drawing(arrows=(), shapes=())
-    assert "whole picture" not in words(drag_page(make(empty)))
-    assert "whole picture" in words(drag_page(make(empty, unpainted="whole")))
+    assert inert(TEXTS[Code.NO_MASK]) not in words(drag_page(make(empty)))
+    assert inert(TEXTS[Code.NO_MASK]) in words(drag_page(make(empty, unpainted="whole")))
 
 
 def test_all_methods_are_offered_and_each_brings_its_presets(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.canvas.checklist import checklist, ready
+from workbench.canvas.checklist import Code, Finding, checklist, ready
 from workbench.canvas.drawing import Arrow, Drawing, History, Rect
 from workbench.core.config import DragConfig
 from workbench.core.request import Point, PointPair
@@ -42,9 +42,10 @@ def test_editing_a_drawing_leaves_the_old_one() -> None:
     assert s.without_arrows().shapes == s.shapes
 
 
-def texts(drawing: Drawing, mask: np.ndarray, config: DragConfig | None = None) -> str:
-    size = (mask.shape[1], mask.shape[0])
-    return " | ".join(f"{c.level}: {c.text}" for c in checklist(drawing, size, mask, config))
+def codes(drawing: Drawing, mask: np.ndarray, config: DragConfig | None = None) -> list[str]:
+    """Each finding as "level code arrows"."""
+    found = checklist(drawing, (mask.shape[1], mask.shape[0]), mask, config)
+    return [" ".join((f.level, f.code, *map(str, f.arrows))) for f in found]
 
 
 def arrows(*given_pairs: PointPair) -> Drawing:
@@ -55,52 +56,69 @@ def test_checklist_of_a_good_drawing() -> None:
     mask = np.zeros((100, 200), bool)
     mask[20:80, 40:160] = True
     checks = checklist(arrows(pair(80, 50, 110, 50)), (200, 100), mask)
-    assert [c.level for c in checks] == ["ok", "ok"]
-    assert "1 arrow" in checks[0].text
-    assert "36%" in checks[1].text
+    assert [(c.level, c.code) for c in checks] == [("ok", Code.ARROWS), ("ok", Code.MASK_AREA)]
+    assert checks[0].values["count"] == 1
+    assert checks[1].values["share"] == "36%"
     assert ready(checks)
 
 
 def test_checklist_blocks() -> None:
     mask = np.ones((100, 200), bool)
-    assert "Draw an arrow" in texts(Drawing(), mask)
-    off = Drawing(arrows=(Arrow(pair(1, 1, 9, 9), on=False),))
-    assert "switched off" in texts(off, mask)
-    outside = texts(arrows(pair(20, 20, 213, 12)), mask)
-    assert outside.startswith("block: Arrow 1: the target (213.0, 12.0) is outside the 200x100")
-    assert "at most 64" in texts(arrows(*[pair(i, i, i + 9, i) for i in range(70)]), mask)
+    assert codes(Drawing(), mask)[0] == "block no-arrow"
     assert not ready(checklist(Drawing(), (200, 100), mask))
+    off = Drawing(arrows=(Arrow(pair(1, 1, 9, 9), on=False),))
+    assert codes(off, mask)[0] == "block arrows-off"
+    outside = checklist(arrows(pair(20, 20, 213, 12)), (200, 100), mask)[0]
+    assert (outside.level, outside.code, outside.arrows) == ("block", Code.OUTSIDE_PICTURE, (1,))
+    assert outside.values == {"end": "target", "x": 213, "y": 12, "width": 200, "height": 100}
+    many = arrows(*[pair(i, i, i + 9, i) for i in range(70)])
+    assert codes(many, mask)[0] == "block too-many-arrows"
 
 
 def test_fault_14_an_odd_number_of_clicks_blocks_and_says_so() -> None:
     d = Drawing(loose=Point(40, 50))
     checks = checklist(d, (200, 100), np.ones((100, 200), bool))
     assert not ready(checks)
-    assert "(40, 50) has no target" in checks[0].text
+    assert (checks[0].code, checks[0].values) == (Code.NO_TARGET, {"x": 40, "y": 50})
 
 
 def test_fault_17_degenerate_pairs_are_named() -> None:
     mask = np.ones((200, 200), bool)
-    assert "same point" in texts(arrows(pair(9, 9, 9, 9)), mask)
+    assert codes(arrows(pair(9, 9, 9, 9)), mask)[0] == "warn holds-still 1"
     same = arrows(pair(9, 9, 50, 50), pair(9, 9, 90, 50), pair(9, 9, 50, 50))
-    assert "Arrows 1 and 2 pull the same handle" in texts(same, mask)
-    assert "Arrows 1 and 3 are the same" in texts(same, mask)
-    assert "1 and 2 cross" in texts(arrows(pair(50, 50, 90, 90), pair(90, 50, 50, 90)), mask)
-    assert "cross" not in texts(arrows(pair(50, 50, 90, 90), pair(50, 60, 90, 100)), mask)
-    assert "more than half" in texts(arrows(pair(0, 0, 199, 199)), mask)
+    found = codes(same, mask)
+    assert "warn same-handle 1 2" in found
+    assert "warn same-arrows 1 3" in found
+    crossing = arrows(pair(50, 50, 90, 90), pair(90, 50, 50, 90))
+    assert "warn crossing 1 2" in codes(crossing, mask)
+    beside = arrows(pair(50, 50, 90, 90), pair(50, 60, 90, 100))
+    assert "warn crossing 1 2" not in codes(beside, mask)
+    assert "warn long-arrow 1" in codes(arrows(pair(0, 0, 199, 199)), mask)
 
 
 def test_fault_20_masks_and_what_they_mean() -> None:
     d = arrows(pair(50, 50, 80, 50))
     empty = np.zeros((100, 200), bool)
-    assert "whole picture may change" in texts(d, empty)
+    assert "warn no-mask" in codes(d, empty)
     frozen = DragConfig(method="gooddrag", parity=True)
-    assert "freezes" in texts(d, empty, frozen)
-    assert "Everything is painted" in texts(d, ~empty)
+    assert "warn frozen" in codes(d, empty, frozen)
+    assert "ok mask-full" in codes(d, ~empty)
     away = empty.copy()
     away[80:, :] = True
-    assert "the handle is outside the painted area" in texts(d, away)
-    assert "the target is outside the painted area" in texts(d, away)
+    assert {"warn handle-outside-mask 1", "warn target-outside-mask 1"} <= set(codes(d, away))
     tight = empty.copy()
     tight[49:52, 20:150] = True
-    assert "the handle is at the painted area's edge" in texts(d, tight)
+    assert "warn mask-edge 1" in codes(d, tight)
+
+
+def test_every_code_has_a_sentence_and_data() -> None:
+    """A finding of each code is told and sent without one value lacking."""
+    everything = {
+        "count": 2, "limit": 64, "x": 1.0, "y": 2.0, "end": "handle", "width": 9, "height": 9,
+        "length": 3.0, "share": "3%", "s": "s",
+    }  # fmt: skip
+    for code in Code:
+        found = Finding("warn", code, (1, 2), everything)
+        assert "{" not in found.text
+        assert found.text.endswith(".")
+        assert found.to_json()["code"] == code.value

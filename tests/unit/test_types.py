@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refusal
 
 from workbench.core.config import (
     METHODS,
@@ -214,12 +215,13 @@ def test_fault_21_options_out_of_range_name_field_value_and_range(
 ) -> None:
     with pytest.raises(BadInput) as caught:
         cls(**{name: value})
-    text = str(caught.value)
-    assert f"{cls.__name__}.{name}" in text
-    assert repr(value) in text
+    error = caught.value
+    assert (error.code, error.field.partition(".")[2]) == ("out-of-range", name)
+    assert error.values["value"] is value
+    assert error.field in str(error)
     _kind, _default, opt = options_of(cls)[name]
     if opt.low is not None and opt.high is not None:
-        assert range_text(opt) in text
+        assert range_text(opt) in str(error)
 
 
 @pytest.mark.parametrize("cls", CONFIGS)
@@ -236,12 +238,12 @@ def test_whole_numbers_become_floats() -> None:
 
 
 def test_unknown_and_missing_fields() -> None:
-    with pytest.raises(BadInput, match="does not know 'colour'"):
+    with refusal("unknown-key", "colour"):
         EditRequest.from_json({**REQUEST_JSON, "colour": 1})
     later = EditRequest.from_json({**REQUEST_JSON, "colour": 1}, strict=False)
     assert later == EditRequest.from_json(REQUEST_JSON)
     for name in ("image", "pairs"):
-        with pytest.raises(BadInput, match=name):
+        with refusal("missing", name):
             EditRequest.from_json({k: v for k, v in REQUEST_JSON.items() if k != name})
     short = EditRequest.from_json({"image": REQUEST_JSON["image"], "pairs": []})
     assert short.lora == LoraConfig()
@@ -250,8 +252,9 @@ def test_unknown_and_missing_fields() -> None:
 @pytest.mark.parametrize("bad", [(64.0, 10.0), (-0.6, 0.0), (3.0, 47.6), (1e308, 0.0)])
 def test_fault_17_a_point_outside_the_picture_is_named(bad: tuple[float, float]) -> None:
     for pair in (PointPair(Point(1, 1), Point(*bad)), PointPair(Point(*bad), Point(1, 1))):
-        with pytest.raises(BadInput, match=r"Point 2 .* is outside the 64x48 image"):
+        with refusal("outside-picture", "pairs") as caught:
             EditRequest(image=IMAGE, pairs=(PointPair(Point(1, 1), Point(2, 2)), pair))
+        assert caught.value.values["arrow"] == 2
 
 
 def test_fault_17_points_on_the_edge_pixels_are_inside() -> None:
@@ -261,15 +264,15 @@ def test_fault_17_points_on_the_edge_pixels_are_inside() -> None:
 
 def test_fault_20_a_mask_of_another_size_is_refused() -> None:
     mask = MaskAsset(id="m", width=48, height=64)
-    with pytest.raises(BadInput, match="mask is 48x64 but the image is 64x48"):
+    with refusal("mask-size", "mask"):
         EditRequest(image=IMAGE, mask=mask, pairs=())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400, True, "1", None])
 def test_fault_13_a_point_is_two_finite_numbers(value: Any) -> None:
-    with pytest.raises(BadInput, match=r"Point\.x"):
+    with refusal("not-finite", "point.x"):
         Point(value, 0)
-    with pytest.raises(BadInput, match=r"Point\.y"):
+    with refusal("not-finite", "point.y"):
         Point(0, value)
 
 
@@ -281,15 +284,15 @@ def test_a_pair_is_four_numbers(data: Any) -> None:
 
 def test_limits_of_a_request() -> None:
     pair = PointPair(Point(1, 1), Point(2, 2))
-    with pytest.raises(BadInput, match=f"at most {MAX_PAIRS}"):
+    with refusal("too-many-arrows", "pairs"):
         EditRequest(image=IMAGE, pairs=(pair,) * (MAX_PAIRS + 1))
-    with pytest.raises(BadInput, match=f"limit is {MAX_PROMPT}"):
+    with refusal("too-long", "prompt"):
         EditRequest(image=IMAGE, pairs=(), prompt="x" * (MAX_PROMPT + 1))
     for seed in (-1, 2**63, 1.0, True, "1"):
-        with pytest.raises(BadInput, match="seed"):
+        with refusal("out-of-range", "seed"):
             EditRequest(image=IMAGE, pairs=(), seed=seed)  # type: ignore[arg-type]
     for size in (63, 4097, -1, 256.0, True):
-        with pytest.raises(BadInput, match="working size"):
+        with refusal("out-of-range", "working_size"):
             EditRequest(image=IMAGE, pairs=(), working_size=size)  # type: ignore[arg-type]
 
 
@@ -300,9 +303,9 @@ def test_presets() -> None:
         steps = [DragConfig.preset(method, s).steps for s in STRENGTHS]
         assert steps == sorted(steps)
     assert DragConfig.preset() == DragConfig()  # the reference's own defaults
-    with pytest.raises(BadInput, match="choose one of: dragdiffusion"):
+    with refusal("unknown-name", "drag.method"):
         DragConfig.preset("magic")
-    with pytest.raises(BadInput, match="choose one of: gentle"):
+    with refusal("unknown-name", "preset"):
         DragConfig.preset("warp", "brutal")
 
 

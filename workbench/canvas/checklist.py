@@ -1,13 +1,15 @@
-"""What is missing, surprising or fine about a drawing, in sentences for the user.
+"""Check arrows and mask before a run: findings with a code, a level and a sentence.
 
-Run is possible when nothing blocks; a warning says what will probably not be as wished.
+Programs read `code`, `arrows` and `values`; the sentences stand in `TEXTS` and may be reworded freely.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,27 +20,96 @@ from workbench.core.request import MAX_PAIRS, Point, PointPair
 
 Mask = npt.NDArray[np.bool_]
 Level = Literal["ok", "warn", "block"]
+_LEVELS = ("block", "warn", "ok")  # the order in which they are shown
 
 _LONG = 0.5  # of the picture's diagonal
 _SAME = 1.0  # px: two handles closer than this are one
 
 
+class Code(StrEnum):
+    """What was found; stable, for programs and tests."""
+
+    NO_ARROW = "no-arrow"
+    ARROWS_OFF = "arrows-off"
+    NO_TARGET = "no-target"
+    TOO_MANY_ARROWS = "too-many-arrows"
+    OUTSIDE_PICTURE = "outside-picture"
+    HOLDS_STILL = "holds-still"
+    LONG_ARROW = "long-arrow"
+    SAME_ARROWS = "same-arrows"
+    SAME_HANDLE = "same-handle"
+    CROSSING = "crossing"
+    NO_MASK = "no-mask"
+    FROZEN = "frozen"
+    MASK_PROPOSED = "mask-proposed"
+    HANDLE_OUTSIDE_MASK = "handle-outside-mask"
+    TARGET_OUTSIDE_MASK = "target-outside-mask"
+    MASK_EDGE = "mask-edge"
+    ARROWS = "arrows"
+    MASK_FULL = "mask-full"
+    MASK_AREA = "mask-area"
+
+
+TEXTS: dict[Code, str] = {
+    Code.NO_ARROW: "Draw an arrow from the part you want to move to where it should go.",
+    Code.ARROWS_OFF: "All arrows are switched off. Switch at least one on.",
+    Code.NO_TARGET: "The handle at ({x:.0f}, {y:.0f}) has no target. Click its target.",
+    Code.TOO_MANY_ARROWS: "There are {count} arrows; at most {limit} are possible. Delete some.",
+    Code.OUTSIDE_PICTURE: "Arrow {arrow}: the {end} ({x:.1f}, {y:.1f}) is outside the "
+    "{width}x{height} picture. Move it inside.",
+    Code.HOLDS_STILL: "Arrow {arrow} starts and ends at the same point, which holds that point still.",
+    Code.LONG_ARROW: "Arrow {arrow} is {length:.0f} px long, more than half of the picture. Two "
+    "shorter drags, one after the other, keep more detail.",
+    Code.SAME_ARROWS: "Arrows {arrow} and {other} are the same. Delete one of them.",
+    Code.SAME_HANDLE: "Arrows {arrow} and {other} pull the same handle to different targets. "
+    "Delete one of them.",
+    Code.CROSSING: "Arrows {arrow} and {other} cross. The area between them may tear.",
+    Code.NO_MASK: "No mask: the whole picture may change. Paint the part that should be edited.",
+    Code.FROZEN: "No mask: this mode then changes nothing at all. Paint the part that should be "
+    "edited.",
+    Code.MASK_PROPOSED: "No mask yet: the highlighted area ({share}) will be edited.",
+    Code.HANDLE_OUTSIDE_MASK: "Arrow {arrow} starts outside the mask. Extend the mask to cover its "
+    "handle.",
+    Code.TARGET_OUTSIDE_MASK: "Arrow {arrow} ends outside the mask. Extend the mask to cover its "
+    "target.",
+    Code.MASK_EDGE: "Arrow {arrow}: the {end} is at the edge of the mask. Paint more around it.",
+    Code.ARROWS: "{count} arrow{s}.",
+    Code.MASK_FULL: "Editable area: the whole picture.",
+    Code.MASK_AREA: "Editable area: {share} of the picture.",
+}
+
+
 @dataclass(frozen=True, slots=True)
-class Check:
+class Finding:
     """One line of the checklist: "block" disables Run, "warn" does not."""
 
     level: Level
-    text: str
+    code: Code
+    arrows: tuple[int, ...] = ()  # numbers of the arrows that it is about, from 1
+    values: dict[str, Any] = field(default_factory=dict)  # what the sentence mentions
+
+    @property
+    def text(self) -> str:
+        """The sentence for the user."""
+        names = dict(zip(("arrow", "other"), self.arrows, strict=False))
+        return TEXTS[self.code].format(**names, **self.values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data: level, code, arrows, values and text."""
+        return {
+            "level": self.level, "code": self.code.value, "arrows": list(self.arrows),
+            "values": self.values, "text": self.text,
+        }  # fmt: skip
 
 
-def ready(checks: list[Check]) -> bool:
+def ready(findings: Sequence[Finding]) -> bool:
     """Whether nothing blocks the run."""
-    return all(c.level != "block" for c in checks)
+    return all(f.level != "block" for f in findings)
 
 
 def checklist(
     drawing: Drawing, size: tuple[int, int], mask: Mask, config: DragConfig | None = None
-) -> list[Check]:
+) -> list[Finding]:
     """Check a drawing on a picture of `size` (width, height); blocks first, then warnings, then ok.
 
     Args:
@@ -47,107 +118,93 @@ def checklist(
         mask: the rasterised mask, bool [height, width].
         config: the drag's options; some change what an empty mask means.
     """
-    options = config or DragConfig()
-    numbered = [(i, a.pair) for i, a in enumerate(drawing.arrows, 1) if a.on]
-    checks = _arrows(drawing, numbered, size)
-    checks += _between(numbered)
-    checks += _mask(numbered, mask, options)
-    order = {"block": 0, "warn": 1, "ok": 2}
-    return sorted(checks, key=lambda c: order[c.level])
-
-
-def _arrows(
-    drawing: Drawing, numbered: list[tuple[int, PointPair]], size: tuple[int, int]
-) -> list[Check]:
-    checks: list[Check] = []
-    if not drawing.arrows and drawing.loose is None:
-        checks.append(
-            Check("block", "Draw an arrow: from the part that shall move to where it shall go.")
-        )
-    elif not numbered and drawing.loose is None:
-        checks.append(Check("block", "All arrows are switched off; switch at least one on."))
+    found: list[Finding] = []
     if drawing.loose is not None:
-        p = drawing.loose
-        checks.append(
-            Check("block", f"The handle at ({p.x:.0f}, {p.y:.0f}) has no target; click its target.")
-        )
+        values = {"x": drawing.loose.x, "y": drawing.loose.y}
+        found.append(Finding("block", Code.NO_TARGET, values=values))
+    elif not drawing.arrows:
+        found.append(Finding("block", Code.NO_ARROW))
+    elif not drawing.pairs:
+        found.append(Finding("block", Code.ARROWS_OFF))
+    numbered = [(i, a.pair) for i, a in enumerate(drawing.arrows, 1) if a.on]
+    return by_level([*found, *check_drag(numbered, size, mask, config or DragConfig())])
+
+
+def check_drag(
+    numbered: Sequence[tuple[int, PointPair]], size: tuple[int, int], mask: Mask, drag: DragConfig
+) -> list[Finding]:
+    """Check numbered arrows and a mask, bool [height, width], on a picture of `size`."""
+    return [*_arrows(numbered, size), *_between(numbered), *_mask(numbered, mask, drag)]
+
+
+def by_level(findings: Sequence[Finding]) -> list[Finding]:
+    """Blocks first, then warnings, then ok."""
+    return sorted(findings, key=lambda f: _LEVELS.index(f.level))
+
+
+def percent(share: float) -> str:
+    """A share, 0 to 1, as people say it."""
+    return f"{share:.0%}" if share >= 0.01 else "less than 1%"
+
+
+def _arrows(numbered: Sequence[tuple[int, PointPair]], size: tuple[int, int]) -> list[Finding]:
+    found: list[Finding] = []
     if len(numbered) > MAX_PAIRS:
-        checks.append(
-            Check("block", f"There are {len(numbered)} arrows; at most {MAX_PAIRS} are possible.")
-        )
+        values = {"count": len(numbered), "limit": MAX_PAIRS}
+        found.append(Finding("block", Code.TOO_MANY_ARROWS, values=values))
     diagonal = float(np.hypot(*size))
     for i, pair in numbered:
-        for what, p in (("handle", pair.handle), ("target", pair.target)):
+        for end, p in (("handle", pair.handle), ("target", pair.target)):
             if not _inside(p, size):
-                text = (
-                    f"Arrow {i}: the {what} ({p.x:.1f}, {p.y:.1f}) is outside the "
-                    f"{size[0]}x{size[1]} picture; move it inside."
-                )
-                checks.append(Check("block", text))
+                values = {"end": end, "x": p.x, "y": p.y, "width": size[0], "height": size[1]}
+                found.append(Finding("block", Code.OUTSIDE_PICTURE, (i,), values))
         if pair.length < 1e-3:
-            text = f"Arrow {i}: handle and target are the same point, so it holds that point still."
-            checks.append(Check("warn", text))
+            found.append(Finding("warn", Code.HOLDS_STILL, (i,)))
         elif pair.length > _LONG * diagonal:
-            text = (
-                f"Arrow {i} is {pair.length:.0f} px long, more than half of the picture; "
-                "two shorter drags one after the other keep more of it."
-            )
-            checks.append(Check("warn", text))
-    if numbered and all(c.level == "ok" for c in checks):
+            found.append(Finding("warn", Code.LONG_ARROW, (i,), {"length": pair.length}))
+    if numbered and not found:
         n = len(numbered)
-        checks.append(Check("ok", f"{n} arrow{'s' if n > 1 else ''}."))
-    return checks
+        found.append(Finding("ok", Code.ARROWS, values={"count": n, "s": "s" if n > 1 else ""}))
+    return found
 
 
-def _between(numbered: list[tuple[int, PointPair]]) -> list[Check]:
-    checks: list[Check] = []
+def _between(numbered: Sequence[tuple[int, PointPair]]) -> list[Finding]:
+    found: list[Finding] = []
     for (i, a), (j, b) in itertools.combinations(numbered[:MAX_PAIRS], 2):
         if a.handle.distance(b.handle) < _SAME:
-            if a.target.distance(b.target) < _SAME:
-                text = f"Arrows {i} and {j} are the same; delete one of them."
-            else:
-                text = (
-                    f"Arrows {i} and {j} pull the same handle to different targets; "
-                    "it will end between them, so delete one."
-                )
-            checks.append(Check("warn", text))
+            same = a.target.distance(b.target) < _SAME
+            found.append(Finding("warn", Code.SAME_ARROWS if same else Code.SAME_HANDLE, (i, j)))
         elif crossing(a, b):
-            text = f"Arrows {i} and {j} cross; what lies between them may tear."
-            checks.append(Check("warn", text))
-    return checks
+            found.append(Finding("warn", Code.CROSSING, (i, j)))
+    return found
 
 
-def _mask(numbered: list[tuple[int, PointPair]], mask: Mask, options: DragConfig) -> list[Check]:
-    share = float(mask.mean()) if mask.size else 0.0
+def _mask(
+    numbered: Sequence[tuple[int, PointPair]], mask: Mask, options: DragConfig
+) -> list[Finding]:
     if not mask.any():
-        if options.parity and options.method == "gooddrag":
-            text = "Nothing is painted, and in this mode that freezes the whole picture; paint it."
-            return [Check("warn", text)]
-        text = "Nothing is painted, so the whole picture may change; paint what may move."
-        return [Check("warn", text)]
-    checks: list[Check] = []
+        frozen = options.parity and options.method == "gooddrag"
+        return [Finding("warn", Code.FROZEN if frozen else Code.NO_MASK)]
+    found: list[Finding] = []
     height, width = mask.shape
     room = max(3.0, 0.01 * float(np.hypot(width, height)))
     for i, pair in numbered:
-        for what, p in (("handle", pair.handle), ("target", pair.target)):
+        for end, code, p in (
+            ("handle", Code.HANDLE_OUTSIDE_MASK, pair.handle),
+            ("target", Code.TARGET_OUTSIDE_MASK, pair.target),
+        ):
             if not _inside(p, (width, height)):
                 continue
             if not mask[_pixel(p, mask.shape)]:
-                why = "it cannot move" if what == "handle" else "nothing can arrive there"
-                text = f"Arrow {i}: the {what} is outside the painted area, where {why}; paint it."
-                checks.append(Check("warn", text))
+                found.append(Finding("warn", code, (i,)))
             elif _near_edge(p, mask, room):
-                text = f"Arrow {i}: the {what} is at the painted area's edge; paint more around it."
-                checks.append(Check("warn", text))
+                found.append(Finding("warn", Code.MASK_EDGE, (i,), {"end": end}))
+    share = float(mask.mean())
     if mask.all():
-        checks.append(Check("ok", "Everything is painted: the whole picture may change."))
-    elif not checks:
-        checks.append(Check("ok", f"{_percent(share)} of the picture may change."))
-    return checks
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.01 else "Less than 1%"
+        found.append(Finding("ok", Code.MASK_FULL))
+    else:
+        found.append(Finding("ok", Code.MASK_AREA, values={"share": percent(share)}))
+    return found
 
 
 def _inside(p: Point, size: tuple[int, int]) -> bool:

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.canvas.checklist import Check, checklist, ready
 from workbench.canvas.curves import (
     Affine,
     affine,
@@ -46,7 +45,6 @@ from workbench.imaging.coords import Viewport
 
 __all__ = [
     "Arrow",
-    "Check",
     "Colours",
     "Drawing",
     "History",
@@ -54,10 +52,8 @@ __all__ = [
     "Rect",
     "Stroke",
     "Viewport",
-    "checklist",
     "from_canvas_json",
     "rasterise",
-    "ready",
     "to_canvas_json",
 ]
 

@@ -11,14 +11,13 @@ import importlib
 import importlib.util
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench import __version__
-from workbench.cli.parsers import Parser, describe
+from workbench.cli.parsers import Parser, describe, option_name
 from workbench.core.errors import BadInput, Cancelled, WorkbenchError
 
 OK, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
@@ -76,10 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(levelname)s %(name)s: %(message)s",
     )
     try:
-        args: Any = build_parser().parse_args(_joined([a for a in given if a != "--debug"]))
-        return int(args.run(args) or OK)
+        return execute([a for a in given if a != "--debug"])
     except BadInput as exc:
-        return _say(_as_options(str(exc)), BAD_INPUT, debug)
+        return _say(exc.with_field(option_name(exc.field)), BAD_INPUT, debug)
     except (Cancelled, KeyboardInterrupt):
         return _say("Cancelled.", CANCELLED, debug)
     except WorkbenchError as exc:
@@ -95,7 +93,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(f"This was not foreseen ({text:.300}){hint}.", FAILED, debug)
 
 
-def _joined(given: list[str]) -> list[str]:
+def execute(given: Sequence[str]) -> int:
+    """Run one command without catching its errors; returns the exit code.
+
+    Raises:
+        WorkbenchError: with code and field, which `main` turns into a sentence and an exit code.
+    """
+    args: Any = build_parser().parse_args(_joined(given))
+    return int(args.run(args) or OK)
+
+
+def _joined(given: Sequence[str]) -> list[str]:
     """`--pair -9,3:4,3` as one argument: argparse would take the value for an option."""
     out: list[str] = []
     for text in given:
@@ -104,19 +112,6 @@ def _joined(given: list[str]) -> list[str]:
         else:
             out.append(text)
     return out
-
-
-def _as_options(text: str) -> str:
-    """The fields that a message names ("LoraConfig.rank") as the options by which they are given."""
-
-    def option(found: re.Match[str]) -> str:
-        if found[0] == "DragConfig.method":
-            return "--method"
-        prefix = {"generation": "generate"}.get(found[1].lower(), found[1].lower())
-        return f"--{prefix}-{found[2].replace('_', '-')}"
-
-    text = re.sub(r"\b(Lora|Inversion|Drag|Generation)Config\.(\w+)", option, text)
-    return text.replace("LoraRef.weight", "The weight of the LoRA")
 
 
 def _say(what: object, code: int, debug: bool) -> int:

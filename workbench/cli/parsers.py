@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -44,29 +43,72 @@ class Parser(argparse.ArgumentParser):
         """As argparse's, but an option must be written out: new ones may make a short form mean
         something else.
         """  # fmt: skip
-        kwargs.setdefault("allow_abbrev", False)
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **kwargs})
+        self.register("type", int, _whole_number)
+        self.register("type", float, _number)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """As argparse's, but what is left over is refused here: the command that does not know an
         option says so, not the program as a whole, and names the options that it may have meant.
+
+        Raises:
+            BadInput: code "arguments", with the option as its field.
         """  # fmt: skip
-        known, rest = super().parse_known_args(args, namespace)
+        try:
+            known, rest = super().parse_known_args(args, namespace)
+        except argparse.ArgumentError as exc:
+            name = exc.argument_name or ""
+            raise self._refused(f"{name}: {exc.message}" if name else exc.message, name) from exc
         if rest:
             options = [o for o in self._option_string_actions if o.startswith("--")]
             close = difflib.get_close_matches(rest[0].partition("=")[0], options, n=2)
             close += [o for o in options if o.startswith(rest[0]) and o not in close][:2]
             meant = f", did you mean {' or '.join(close)}?" if close and rest[0] != "--" else ""
-            self.error(f"{rest[0]!r:.80} is not known here{meant or ''}")
+            raise self._refused(f"{rest[0]!r:.80} is not known here{meant}", rest[0])
         return known, rest
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one sentence and where the help is."""
-        text = _in_words(message)
-        stop = " " if text.endswith("?") else "; "
-        raise BadInput(f"{text[:1].upper()}{text[1:]}{stop}see '{self.prog} --help'.")
+        """Raise instead of printing the usage and leaving."""
+        raise self._refused(message, "")
+
+    def _refused(self, text: str, field: str) -> BadInput:
+        """One sentence, and where the help is."""
+        stop = "" if text.endswith("?") else ";"
+        text = f"{text[:1].upper()}{text[1:]}{stop} see '{self.prog} --help'."
+        return BadInput(text, code="arguments", field=field)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the choices, and the one that was probably meant."""
+        if action.choices is not None and value not in action.choices:
+            choices = [str(c) for c in action.choices]
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(choices)}"
+            raise argparse.ArgumentError(action, f"{value!r:.80} is not known; {meant}")
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r:.80} must be a whole number") from exc
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r:.80} must be a number") from exc
+
+
+def option_name(field: str) -> str:
+    """The option by which a field of a request is given: "lora.rank" is `--lora-rank`."""
+    if field == "drag.method":
+        return "--method"
+    prefix, dot, name = field.partition(".")
+    known = {"lora": "lora", "inversion": "inversion", "drag": "drag", "generation": "generate"}
+    return f"--{known[prefix]}-{name.replace('_', '-')}" if dot and prefix in known else field
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -78,34 +120,6 @@ def describe(parser: argparse.ArgumentParser) -> None:
                 text = texts.get(name, "")
                 inner.description = inner.description or f"{text[:1].upper()}{text[1:]}."
                 describe(inner)
-
-
-def _in_words(message: str) -> str:
-    """argparse's message without its jargon ("invalid int value", "argument ACTION")."""
-    if found := re.fullmatch(
-        r"argument (\S+): invalid (int|float) value: (.*)", message, re.DOTALL
-    ):
-        kind = {"int": "a whole number", "float": "a number"}[found[2]]
-        return f"{found[1]} is {found[3]:.80}; it must be {kind}"
-    found = re.fullmatch(
-        r"argument (\S+): invalid choice: (.*?) \(choose from (.*)\)", message, re.DOTALL
-    )
-    if found:
-        choices = found[3].replace("'", "")
-        if found[1] in ("COMMAND", "ACTION"):
-            near = difflib.get_close_matches(found[2].strip("'"), choices.split(", "), n=1)
-            meant = f"did you mean {near[0]!r}?" if near else f"choose one of: {choices}"
-            return f"there is no command {found[2]:.80}; {meant}"
-        return f"{found[1]} is {found[2]:.80}; choose one of: {choices}"
-    if found := re.fullmatch(r"the following arguments are required: (.*)", message):
-        return f"something is missing: {found[1]}"
-    if found := re.fullmatch(r"argument (\S+): not allowed with argument (\S+)", message):
-        return f"{found[1]} and {found[2]} exclude each other; give one of them"
-    if found := re.fullmatch(r"argument (\S+): expected (.*)", message):
-        return f"{found[1]} lacks its value"
-    if found := re.fullmatch(r"argument (\S+): ignored explicit argument .*", message):
-        return f"{found[1]} takes no value"
-    return re.sub(r"^argument (-\S+): ", r"\1: ", message)
 
 
 def add_config(parser: argparse.ArgumentParser, prefix: str, cls: type[Any], title: str) -> None:
@@ -226,15 +240,18 @@ def read_points(path: Path) -> list[PointPair]:
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError) as exc:
-        raise BadInput(f"{path.name} is no JSON ({exc}).") from exc
+        raise BadInput(f"{path.name} is not valid JSON ({exc}).", code="not-json") from exc
     if isinstance(data, dict):
         data = data.get("pairs", data.get("points"))
     if not isinstance(data, list) or not all(isinstance(p, list) for p in data):
-        raise BadInput(f"{path.name} must hold a list of pairs [hx, hy, tx, ty], in image pixels.")
+        text = f"{path.name} must hold a list of pairs [hx, hy, tx, ty], in image pixels."
+        raise BadInput(text, code="points-shape", field="points")
     if data and all(len(p) == 2 for p in data):
         if len(data) % 2:
             raise BadInput(
-                f"{path.name} has {len(data)} points, so the last handle lacks its target; add it."
+                f"{path.name} has {len(data)} points, so the last handle lacks its target; add it.",
+                code="no-target",
+                field="points",
             )
         data = [[*a, *b] for a, b in zip(data[::2], data[1::2], strict=True)]
     return [PointPair.from_json(p) for p in data]
@@ -260,14 +277,18 @@ def read_file(path: Path, most_bytes: int) -> bytes:
         if size > most_bytes:
             raise BadInput(
                 f"{path.name} has {size / 2**20:.0f} MB; at most {most_bytes / 2**20:.0f} MB are "
-                "read."
+                "read.",
+                code="too-large",
             )
         return path.read_bytes()
     except FileNotFoundError as exc:
-        raise BadInput(f"There is no file {str(path)!r:.200}; check its name and folder.") from exc
+        text = f"There is no file {str(path)!r:.200}; check its name and folder."
+        raise BadInput(text, code="no-file") from exc
     except IsADirectoryError as exc:
-        raise BadInput(f"{str(path)!r:.200} is a folder; name a file in it.") from exc
+        text = f"{str(path)!r:.200} is a folder; name a file in it."
+        raise BadInput(text, code="is-folder") from exc
     except OSError as exc:
-        raise BadInput(f"{str(path)!r:.200} cannot be read ({exc.strerror}).") from exc
+        text = f"{str(path)!r:.200} cannot be read ({exc.strerror})."
+        raise BadInput(text, code="unreadable") from exc
     except ValueError as exc:  # a NUL byte in the name
-        raise BadInput(f"{str(path)!r:.200} is no file name ({exc}).") from exc
+        raise BadInput(f"{str(path)!r:.200} is not a file name ({exc}).", code="no-file") from exc

@@ -182,11 +182,15 @@ class DragConfig:
         """
         if method not in METHODS:
             raise BadInput(
-                f"There is no drag method {method!r}; choose one of: {', '.join(METHODS)}."
+                f"There is no drag method {method!r}; choose one of: {', '.join(METHODS)}.",
+                code="unknown-name",
+                field="drag.method",
             )
         if strength not in STRENGTHS:
             raise BadInput(
-                f"There is no preset {strength!r}; choose one of: {', '.join(STRENGTHS)}."
+                f"There is no preset {strength!r}; choose one of: {', '.join(STRENGTHS)}.",
+                code="unknown-name",
+                field="preset",
             )
         values = dict(_METHOD_DEFAULTS[method])
         base = cls(method=method, **values)
@@ -271,7 +275,10 @@ class GenerationConfig:
             size = getattr(self, name)
             if size and (size < 64 or size % 8):
                 raise BadInput(
-                    f"GenerationConfig.{name} is {size}; it must be 0 or a multiple of 8 from 64."
+                    f"generation.{name} is {size}; it must be 0 or a multiple of 8 from 64.",
+                    code="out-of-range",
+                    field=f"generation.{name}",
+                    value=size,
                 )
 
     @property

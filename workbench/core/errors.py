@@ -8,12 +8,32 @@
     └── Cancelled             the user asked to stop; not a failure (exit code 130)
 
 Every message is one sentence that says what happened, with the value and the limit, and what to do.
+Programs and tests read `code`, `field` and `values`; the wording may change at any time.
 Numerics raise nothing but `Cancelled` (passed through from a callback) and `ModelError` (NaN).
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class WorkbenchError(Exception):
-    """Base of all deliberate errors; its text is fit to be shown to the user as it is."""
+    """Base of all deliberate errors.
+
+    Attributes:
+        code: the kind of fault in kebab case, such as "out-of-range"; "" where nothing branches on it.
+        field: the input at fault, as the request's JSON names it ("lora.rank"), or "".
+        values: the numbers and names that the text mentions.
+    """
+
+    def __init__(self, text: str = "", *, code: str = "", field: str = "", **values: Any) -> None:
+        """`text` is the sentence for the user; where it names the field, it does so by `field`."""
+        super().__init__(text)
+        self.code, self.field, self.values = code, field, values
+
+    def with_field(self, name: str) -> str:
+        """The sentence with the field under another name, such as its option: "--lora-rank"."""
+        return str(self).replace(self.field, name, 1) if self.field else str(self)
 
 
 class BadInput(WorkbenchError):

@@ -72,28 +72,26 @@ def check(obj: Any) -> None:
     A bool is never a number.
 
     Raises:
-        BadInput: naming the class, the field, the value and the allowed range or choices.
+        BadInput: code "out-of-range", with the field ("lora.rank") and the value.
     """
     for name, (kind, _default, opt) in _options(type(obj)).items():
         value = getattr(obj, name)
-        where = f"{type(obj).__name__}.{name}"
         if kind is bool:
-            if not isinstance(value, bool):
-                raise BadInput(f"{where} is {value!r}; it must be true or false.")
-            continue
-        if kind is str:
-            if not isinstance(value, str):
-                raise BadInput(f"{where} is {value!r}; it must be text.")
-            if opt.choices and value not in opt.choices:
-                allowed = ", ".join(opt.choices)
-                raise BadInput(f"{where} is {value!r}; choose one of: {allowed}.")
-            continue
-        wanted = "a whole number" if kind is int else "a number"
-        good = isinstance(value, int) if kind is int else isinstance(value, (int, float))
-        if isinstance(value, bool) or not good or not abs(value) <= sys.float_info.max:
-            raise BadInput(f"{where} is {value!r}; it must be {wanted} {range_text(opt)}.")
-        if (opt.low is not None and value < opt.low) or (opt.high is not None and value > opt.high):
-            raise BadInput(f"{where} is {value!r}; it must be {wanted} {range_text(opt)}.")
+            good, wanted = isinstance(value, bool), "true or false"
+        elif kind is str:
+            good = isinstance(value, str) and (not opt.choices or value in opt.choices)
+            wanted = f"one of: {', '.join(opt.choices)}" if opt.choices else "text"
+        else:
+            good = isinstance(value, int if kind is int else (int, float))
+            good = good and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+            good = good and (opt.low is None or value >= opt.low)
+            good = good and (opt.high is None or value <= opt.high)
+            number = "a whole number" if kind is int else "a number"
+            wanted = f"{number} {range_text(opt)}".rstrip()
+        if not good:
+            field = f"{type(obj).__name__.removesuffix('Config').lower()}.{name}"
+            text = f"{field} is {value!r:.80}; it must be {wanted}."
+            raise BadInput(text, code="out-of-range", field=field, value=value)
         if kind is float and isinstance(value, int):
             object.__setattr__(obj, name, float(value))
 
@@ -125,6 +123,8 @@ def from_mapping(cls: type[T], data: Any, *, strict: bool = True) -> T:
     unknown = sorted(str(k) for k in data if k not in names)
     if unknown and strict:
         raise BadInput(
-            f"{cls.__name__} does not know {unknown[0]!r}; it has: {', '.join(sorted(names))}."
+            f"{cls.__name__} does not know {unknown[0]!r}; it has: {', '.join(sorted(names))}.",
+            code="unknown-key",
+            field=unknown[0],
         )
     return cls(**{k: v for k, v in data.items() if k in names})

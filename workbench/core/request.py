@@ -48,7 +48,8 @@ class Point:
                 or not isinstance(v, (int, float))
                 or not abs(v) <= sys.float_info.max
             ):
-                raise BadInput(f"Point.{name} is {v!r}; it must be a finite number of pixels.")
+                text = f"Point.{name} is {v!r:.80}; it must be a finite number of pixels."
+                raise BadInput(text, code="not-finite", field=f"point.{name}")
             object.__setattr__(self, name, float(v))
 
     def distance(self, other: Point) -> float:
@@ -80,7 +81,8 @@ class PointPair:
             BadInput: when it is not four finite numbers.
         """
         if not isinstance(data, Sequence) or isinstance(data, str) or len(data) != 4:
-            raise BadInput(f"A pair is four numbers [hx, hy, tx, ty], not {data!r:.80}.")
+            text = f"A pair is four numbers [hx, hy, tx, ty], not {data!r:.80}."
+            raise BadInput(text, code="not-a-pair", field="pairs")
         return cls(Point(data[0], data[1]), Point(data[2], data[3]))
 
 
@@ -171,27 +173,39 @@ class EditRequest:
         """
         object.__setattr__(self, "pairs", tuple(self.pairs))
         if len(self.pairs) > MAX_PAIRS:
-            raise BadInput(f"There are {len(self.pairs)} arrows; at most {MAX_PAIRS} are possible.")
+            raise BadInput(
+                f"There are {len(self.pairs)} arrows; at most {MAX_PAIRS} are possible.",
+                code="too-many-arrows",
+                field="pairs",
+            )
         w, h = self.image.width, self.image.height
         for i, pair in enumerate(self.pairs, 1):
             for what, p in (("handle", pair.handle), ("target", pair.target)):
                 if not (-0.5 <= p.x <= w - 0.5 and -0.5 <= p.y <= h - 0.5):
                     raise BadInput(
                         f"Point {i} {what} ({_px(p.x)}, {_px(p.y)}) is outside the {w}x{h} image; "
-                        "move it inside."
+                        "move it inside.",
+                        code="outside-picture",
+                        field="pairs",
+                        arrow=i,
+                        end=what,
                     )
         if self.mask is not None and (self.mask.width, self.mask.height) != (w, h):
             raise BadInput(
                 f"The mask is {self.mask.width}x{self.mask.height} but the image is {w}x{h}; "
-                "they must have the same size."
+                "they must have the same size.",
+                code="mask-size",
+                field="mask",
             )
         if not isinstance(self.prompt, str):
-            raise BadInput("The prompt must be text.")
+            raise BadInput("The prompt must be text.", code="not-text", field="prompt")
         if self.parent is not None and not isinstance(self.parent, str):
-            raise BadInput("The parent must be the id of an edit.")
+            raise BadInput("The parent must be the id of an edit.", code="not-text", field="parent")
         if len(self.prompt) > MAX_PROMPT:
             raise BadInput(
-                f"The prompt has {len(self.prompt)} characters; the limit is {MAX_PROMPT}."
+                f"The prompt has {len(self.prompt)} characters; the limit is {MAX_PROMPT}.",
+                code="too-long",
+                field="prompt",
             )
         if (
             isinstance(self.seed, bool)
@@ -199,10 +213,13 @@ class EditRequest:
             or not 0 <= self.seed < 2**63
         ):
             raise BadInput(
-                f"The seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1."
+                f"The seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1.",
+                code="out-of-range",
+                field="seed",
             )
         if not isinstance(self.crop, bool):
-            raise BadInput(f"The crop is {self.crop!r:.40}; it must be true or false.")
+            text = f"The crop is {self.crop!r:.40}; it must be true or false."
+            raise BadInput(text, code="out-of-range", field="crop")
         size = self.working_size
         if (
             isinstance(size, bool)
@@ -210,7 +227,9 @@ class EditRequest:
             or not (size == 0 or 64 <= size <= 4096)
         ):
             raise BadInput(
-                f"The working size is {size!r}; it must be 0 (automatic) or 64 to 4096 px."
+                f"The working size is {size!r}; it must be 0 (automatic) or 64 to 4096 px.",
+                code="out-of-range",
+                field="working_size",
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -231,7 +250,8 @@ class EditRequest:
         parts: dict[str, Any] = dict(data)
         for name in ("image", "pairs"):
             if name not in parts:
-                raise BadInput(f"The edit request lacks {name!r}.")
+                text = f"The edit request lacks {name!r}."
+                raise BadInput(text, code="missing", field=name)
         for name, kind in _PARTS.items():
             if name in parts and not (name in _OPTIONAL and parts[name] is None):
                 try:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.canvas.automask import propose
-from workbench.canvas.checklist import Check
+from workbench.canvas.checklist import Code, Finding, percent
 from workbench.canvas.drawing import Drawing, Shape
 from workbench.canvas.rasterize import rasterise
 from workbench.core.request import PointPair
@@ -82,18 +82,15 @@ def adopt(drawing: Drawing, area: Area) -> Drawing:
     return dataclasses.replace(drawing, shapes=trace.polygons(area.mask), invert=False)
 
 
-def told(checks: list[Check], area: Area, *, waiting: bool = False) -> list[Check]:
-    """The checklist, with a word that the area was proposed and not painted.
+def told(findings: list[Finding], area: Area, *, waiting: bool = False) -> list[Finding]:
+    """The checklist, with a line that the area was proposed and not painted.
 
     `waiting`: there is no arrow yet, and with the first one an area will be proposed.
     """
     if waiting:
-        return [c for c in checks if not c.text.startswith("Nothing is painted")]
+        return [f for f in findings if f.code is not Code.NO_MASK]
     if not area.proposed:
-        return checks
-    share = f"{area.mask.mean():.0%}" if area.mask.mean() >= 0.01 else "less than 1%"
-    said = (
-        f"Nothing is painted; the lit area around the arrows may change ({share} of the picture)."
-    )
-    kept = [c for c in checks if not c.text.endswith("of the picture may change.")]
-    return [*kept, Check("ok", said)]
+        return findings
+    kept = [f for f in findings if f.code is not Code.MASK_AREA]
+    share = percent(float(area.mask.mean()))
+    return [*kept, Finding("ok", Code.MASK_PROPOSED, values={"share": share})]
