@@ -1,6 +1,7 @@
 # make app    set up .venv and start the workbench on this machine only
 # make test   set up what the tests need and run them all
 # make check  lint, format and types
+# make house  the layout against its limits: modules, lengths, parameters, cycles, unused code
 # make screenshots  photograph every page into docs/screenshots (makes its edits first: minutes)
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -11,10 +12,10 @@ PORT ?= 8501
 TESTS ?= tests
 WORKERS ?= 2
 
-.PHONY: app test screenshots check format chromium clean help
+.PHONY: app test screenshots check house format chromium clean help
 
 help:
-	@sed -n '1,4p' Makefile
+	@sed -n '1,5p' Makefile
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 was found. Install one, or name it: make app PYTHON=/path/to/python3"; exit 1; }
@@ -47,6 +48,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+
+house: $(VENV)/.dev
+	$(BIN)/python tools/house.py --lines
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from benchmarks import metrics
 from benchmarks.distances import Distances, Extractor
-from benchmarks.dragbench import PSEUDO
 from benchmarks.locate import seed_of
 from benchmarks.readers import Entry, Sample
 from benchmarks.rows import Book
@@ -88,7 +87,7 @@ class Run:
         base = self._request(sample)
         distances = Distances(sample, self.extractor)
         for method in self.methods:
-            request = None if method in PSEUDO else _with(base, method)
+            request = None if method not in METHODS else _with(base, method)
             edit = None if request is None else keys.edit_key(request)
             if book.has(sample.key, method, edit):
                 continue

@@ -13,7 +13,6 @@ picture's name, never from the order of a directory.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
@@ -200,8 +199,3 @@ def published(runtime: Runtime) -> Recipe | None:
     return Recipe(
         timestep=DIFT_TIMESTEP, block=DIFT_BLOCK, ensemble=DIFT_ENSEMBLE, shifts=1, posterior=True
     )
-
-
-def with_ensemble(recipe: Recipe, ensemble: int) -> Recipe:
-    """The same recipe with another number of noises."""
-    return dataclasses.replace(recipe, ensemble=ensemble)

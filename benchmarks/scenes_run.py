@@ -45,7 +45,6 @@ from workbench.storage.history import Store
 
 U8 = NDArray[np.uint8]
 Say = Callable[[str], None]
-PSEUDO = ("nothing", "truth", "roundtrip", "pixelwarp")
 SEED = 0  # of every edit: LoRA's noise
 
 
@@ -84,7 +83,7 @@ class Scenes:
         base = self._request(drag, pictures)
         wanted: dict[str, EditRequest | None] = {}
         for method in self.methods:
-            request = None if method in PSEUDO else _with(base, method)
+            request = None if method not in METHODS else _with(base, method)
             edit = None if request is None else keys.edit_key(request)
             if not book.has(drag.key, method, edit):
                 wanted[method] = request

@@ -113,11 +113,6 @@ class Canvas:
         d = (best + 1e-6).sqrt()
         return torch.where(odd, -d, d) - r
 
-    def half_plane(self, y0: Tensor | Value) -> Tensor:
-        """Everything below the line y = y0 (y0 may be a ridge [B, 1, size])."""
-        y = y0 if isinstance(y0, Tensor) and y0.ndim == 3 else col(y0)
-        return y - self.y
-
     # ---- layers ----------------------------------------------------------------------------
 
     def cover(self, d: Tensor) -> Tensor:
