@@ -6,6 +6,7 @@ from workbench.ui.compare import page as compare
 from workbench.ui.compare import sweep
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import page
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 
@@ -14,4 +15,4 @@ def body(backend: Backend, space: Workspace | None) -> None:
     part.body(backend, space)
 
 
-page("Compare", "Edits side by side, and one drag in many variants.", body)
+page(say("common.compare"), say("pages.compare_edits_side_by_side"), body)

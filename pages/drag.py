@@ -5,6 +5,7 @@ from __future__ import annotations
 from workbench.ui.draw import draw_page
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import page
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 
@@ -13,4 +14,4 @@ def body(backend: Backend, space: Workspace | None) -> None:
     draw_page.editor(backend, space.id)
 
 
-page("Mask & points", "Paint what may change, draw arrows.", body, needs_picture=True)
+page(say("common.mask_points"), say("pages.draw_a_mask_and_arrows"), body, needs_picture=True)

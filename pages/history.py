@@ -5,6 +5,7 @@ from __future__ import annotations
 from workbench.ui.history import page as history
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import page
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 
@@ -12,4 +13,4 @@ def body(backend: Backend, space: Workspace | None) -> None:
     history.body(backend, space)
 
 
-page("History", "Every edit that was ever run here. Nothing is lost.", body)
+page(say("common.history"), say("pages.all_edits_including_failed_ones"), body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from workbench.ui.results import results
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import page
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 
@@ -13,4 +14,4 @@ def body(backend: Backend, space: Workspace | None) -> None:
     results.body(backend, space)
 
 
-page("Results", "Before and after, and where to go from here.", body, needs_picture=True)
+page(say("common.results"), say("pages.before_and_after_downloads_and"), body, needs_picture=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from workbench.ui.settings import page as settings
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import page
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 
@@ -12,4 +13,4 @@ def body(backend: Backend, space: Workspace | None) -> None:
     settings.body(backend, space)
 
 
-page("Settings", "For this installation; everything is saved as you change it.", body)
+page(say("common.settings"), say("pages.settings_for_this_installation"), body)

@@ -6,6 +6,7 @@ import streamlit as st
 
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import page
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 from workbench.ui.upload import intake, training
 
@@ -24,4 +25,4 @@ def body(backend: Backend, space: Workspace | None) -> None:
     training.reconstruction(backend, space)
 
 
-page("Upload & train", "Choose a picture, say what it shows, and let the model learn it.", body)
+page(say("common.upload_train"), say("pages.open_a_picture_describe_it"), body)

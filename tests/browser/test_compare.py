@@ -19,6 +19,7 @@ from workbench.canvas.drawing import Arrow, Drawing
 from workbench.core.config import DragConfig
 from workbench.core.record import EditRecord, EditResult, JobState
 from workbench.core.request import Point, PointPair
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 SIZE = (64, 48)
@@ -148,7 +149,7 @@ def test_choose_zoom_slide_and_take_away(server: Server, bench: Bench, space: Wo
     page.get_by_role("button", name="Pause").click()
     expect(page.get_by_role("button", name="Play", exact=True)).to_be_visible()
     page.get_by_role("radio", name="Difference", exact=True).click()
-    expect(page.get_by_text("of the picture differs by more than")).to_be_visible()
+    expect(page.get_by_text("of the pixels differ by more than")).to_be_visible()
     expect(page.get_by_role("table").last).to_contain_text("Drag: steps")
 
     with Image.open(io.BytesIO(save(bench, "Contact sheet"))) as sheet:
@@ -195,7 +196,7 @@ def test_a_sweep_of_two_by_two(server: Server, bench: Bench, space: Workspace) -
     with Image.open(io.BytesIO(save(bench, "Contact sheet"))) as sheet:
         assert sheet.width > 2 * 320
         assert len(sheet.convert("RGB").getcolors(2**20) or ()) > 100
-    rows = list(csv.DictReader(io.StringIO(save(bench, "Measures (CSV)").decode())))
+    rows = list(csv.DictReader(io.StringIO(save(bench, say("compare.measurements_csv")).decode())))
     assert [r["state"] for r in rows] == ["done"] * 4
     assert {r["edit"] for r in rows} == {r.id for r in made}
 
@@ -229,8 +230,8 @@ def test_cancel_all_and_begin_anew(server: Server, bench: Bench, space: Workspac
     expect(cancel).to_be_visible()
     expect(page.locator(".wb-board .cell.running")).to_have_count(1, timeout=60_000)
     cancel.click()
-    expect(page.get_by_text("Cancelled; what was finished is kept.")).to_be_visible()
-    expect(page.get_by_role("button", name=re.compile("Run what is missing"))).to_be_visible()
+    expect(page.get_by_text(say("compare.cancelled_finished_edits_are_kept"))).to_be_visible()
+    expect(page.get_by_role("button", name=re.compile("Run the missing ones"))).to_be_visible()
     assert not server.store.pending()
 
     # back to the form, which a reload keeps

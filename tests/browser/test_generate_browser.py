@@ -9,6 +9,7 @@ from conftest import QUICK, Bench, Server
 from playwright.sync_api import expect
 
 from workbench.core.record import JobState
+from workbench.ui.shell.words import say
 
 SIZE = (64, 64)
 
@@ -17,19 +18,19 @@ def ask(bench: Bench, prompt: str, *, steps: int, count: int) -> None:
     """Fill the form and press its button."""
     page = bench.page
     page.get_by_role("textbox", name="Prompt", exact=True).fill(prompt)
-    page.get_by_role("spinbutton", name="Candidates").fill(str(count))
+    page.get_by_role("spinbutton", name=say("upload.pictures")).fill(str(count))
     if not page.get_by_role("spinbutton", name="Steps").is_visible():
         page.get_by_text("More options").click()
     page.get_by_role("spinbutton", name="Steps").fill(str(steps))
     page.keyboard.press("Tab")
     bench.settle()
-    page.get_by_role("button", name="Make pictures").click()
+    page.get_by_role("button", name=say("upload.generate")).click()
 
 
 def test_make_choose_and_drag(server: Server, bench: Bench) -> None:
     page = bench.page
     bench.open("/")
-    page.get_by_role("radio", name="Make one from a prompt").click()
+    page.get_by_role("radio", name=say("upload.generate")).click()
     bench.settle()
     ask(bench, "a <b>red</b> robot", steps=4, count=2)
     take = page.get_by_role("button", name=re.compile("^Drag this one"))

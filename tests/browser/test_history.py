@@ -17,6 +17,7 @@ from playwright.sync_api import Locator, expect
 from workbench.core.record import EditRecord
 from workbench.storage import archive
 from workbench.storage.history import Store
+from workbench.ui.shell.words import say
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_find_tick_and_download(
 ) -> None:
     bench.open("/history")
     expect(rows(bench)).to_have_count(3)
-    search = bench.page.get_by_placeholder("Prompt, title, note, method …")
+    search = bench.page.get_by_placeholder(say("history.search_placeholder"))
     search.press_sequentially("waving", delay=20)  # found while one types
     expect(rows(bench)).to_have_count(1)
     expect(row(bench, edits["second"])).to_be_visible()
@@ -82,7 +83,7 @@ def test_find_tick_and_download(
     expect(bench.page).to_have_url(re.compile(r"[?&]search=waving\b"))
     bench.page.reload()  # the address keeps it
     expect(rows(bench)).to_have_count(1)
-    bench.page.get_by_placeholder("Prompt, title, note, method …").fill("")
+    bench.page.get_by_placeholder(say("history.search_placeholder")).fill("")
     expect(rows(bench)).to_have_count(3)
 
     for name in ("second", "third"):
@@ -167,7 +168,13 @@ def test_narrow_dark_and_by_keyboard(new_bench: Any, edits: dict[str, EditRecord
     bench.open("/settings")
     expect(bench.page.get_by_text("Storybook (ships with the workbench)")).to_be_visible()
     assert no_sideways_scroll(bench)
-    for part in ("Device & memory", "Cache", "LoRAs", "Defaults & colours", "Health"):
+    for part in (
+        "Device & memory",
+        "Cache",
+        "LoRAs",
+        "Defaults & colours",
+        say("settings.health_check"),
+    ):
         bench.page.get_by_role("tab", name=part).click()
         bench.settle(0.1)
         assert no_sideways_scroll(bench), part

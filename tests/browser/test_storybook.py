@@ -12,6 +12,7 @@ from workbench.canvas.rasterize import rasterise
 from workbench.core.config import DragConfig
 from workbench.core.record import JobState
 from workbench.core.request import Point, PointPair
+from workbench.ui.shell.words import say
 
 SIZE = (256, 256)
 GUN = PointPair(Point(221.5, 113.7), Point(213.5, 57.7))  # of the scene robot-784
@@ -34,7 +35,7 @@ def test_the_robot_raises_its_laser(server: Server, bench: Bench) -> None:
     bench.page.reload()
     bench.settle(1.0)
     bench.page.get_by_role("button", name="Train", exact=True).click()
-    known = bench.page.get_by_role("heading", name="How well the model knows your picture")
+    known = bench.page.get_by_role("heading", name=say("upload.reconstruction"))
     expect(known).to_be_visible(timeout=2 * JOB)
 
     bench.goto_page("Mask & points")

@@ -16,6 +16,7 @@ from playwright.sync_api import expect
 from workbench.canvas.rasterize import rasterise
 from workbench.core.record import JobState
 from workbench.imaging import decode
+from workbench.ui.shell.words import say
 
 SIZE = (64, 48)  # the micro model's own size, so that no crop is made
 
@@ -44,11 +45,13 @@ def test_from_upload_to_download(server: Server, bench: Bench) -> None:
     name = make_quick(server, bench)
     bench.page.reload()
     bench.settle(1.0)
-    bench.page.get_by_role("textbox", name="What does the picture show?").fill("two discs on waves")
+    bench.page.get_by_role("textbox", name=say("upload.describe_the_picture")).fill(
+        "two discs on waves"
+    )
     bench.page.get_by_role("heading", level=1).click()
     bench.settle()
     bench.page.get_by_role("button", name="Train", exact=True).click()
-    known = bench.page.get_by_role("heading", name="How well the model knows your picture")
+    known = bench.page.get_by_role("heading", name=say("upload.reconstruction"))
     expect(known).to_be_visible(timeout=JOB)
     assert server.store.projects.load(name).prompt == "two discs on waves"
 
@@ -77,19 +80,24 @@ def test_from_upload_to_download(server: Server, bench: Bench) -> None:
     assert (before[~mask] == after[~mask]).all()
     assert (before[mask] != after[mask]).any()
 
-    png = download(bench, "Picture")
+    png = download(bench, say("results.picture_png"))
     decoded = decode.decode(png)
     assert (decoded.rgb == after).all()
     assert decoded.edit is not None
-    assert Image.open(io.BytesIO(download(bench, "Strip"))).width > 2 * SIZE[0]
+    assert (
+        Image.open(io.BytesIO(download(bench, say("results.before_after_image")))).width
+        > 2 * SIZE[0]
+    )
     with Image.open(io.BytesIO(download(bench, "Animation"))) as film:
         assert getattr(film, "n_frames", 1) > 1
-    with zipfile.ZipFile(io.BytesIO(download(bench, "Everything"))) as packed:
+    with zipfile.ZipFile(
+        io.BytesIO(download(bench, say("results.complete_project_zip")))
+    ) as packed:
         assert "index.html" in packed.namelist()
 
     # the picture brings its edit along when it is dropped on the first page
     bench.goto_page("Upload & train")
-    bench.page.get_by_role("button", name="Another picture").click()
+    bench.page.get_by_role("button", name=say("shell.open_another_picture")).click()
     bench.settle()
     bench.upload(png, name="result.png")
     restored = bench.query("project")
@@ -111,7 +119,7 @@ def test_continue_run_on_and_reuse(server: Server, bench: Bench) -> None:
     bench.settle(1.0)
     first = bench.query("edit")
     assert first
-    bench.page.get_by_role("button", name="Run on").click()
+    bench.page.get_by_role("button", name=say("results.run_more_steps")).click()
     bench.settle()
     expect(bench.page.get_by_role("heading", level=1)).to_have_text("Mask & points")
     expect(see).to_be_visible(timeout=JOB)
@@ -122,11 +130,11 @@ def test_continue_run_on_and_reuse(server: Server, bench: Bench) -> None:
     assert longer.result is not None
     assert "drag" in longer.result.cached, "it began anew instead of running on"
 
-    bench.page.get_by_role("button", name="Use these settings").click()
+    bench.page.get_by_role("button", name=say("common.reuse_mask_and_settings")).click()
     bench.settle()
     assert server.store.projects.load(name).settings["drag"]["steps"] == 24
     bench.goto_page("Results")
-    bench.page.get_by_role("button", name="Continue from here").click()
+    bench.page.get_by_role("button", name=say("common.edit_this_result")).click()
     bench.settle(1.0)
     child = bench.query("project")
     assert child
@@ -161,11 +169,11 @@ def test_the_slider_by_mouse_keyboard_and_zoom(server: Server, bench: Bench) -> 
     expect(divider).to_have_attribute("aria-valuenow", "100")
     bench.page.get_by_role("button", name="Zoom in").click()
     expect(bench.page.locator(".st-key-result_slider .percent")).to_have_text("150 %")
-    for view in ("Side by side", "Flicker", "What changed", "Paths", "Animation"):
+    for view in ("Side by side", "Flicker", say("common.difference"), "Paths", "Animation"):
         bench.page.get_by_role("radio", name=view).click()
         bench.settle()
         bench.check()
-    film = bench.page.get_by_role("img", name="The drag as animation")
+    film = bench.page.get_by_role("img", name=say("results.animation_of_the_drag"))
     expect(film).to_be_visible()
 
 

@@ -26,6 +26,8 @@ from workbench.sweeps.results import metrics_csv
 from workbench.ui.compare import facts, sweep_state
 from workbench.ui.results.edits import EditView
 from workbench.ui.shell.backend import Backend, get_backend
+from workbench.ui.shell.text import inert
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 PAIRS = (PointPair(Point(10, 12), Point(30, 12)),)
@@ -178,10 +180,10 @@ def test_difference_and_original(
     page.toggle(key="compare_original").set_value(True).run()
     assert [i["label"] for i in component(page, "compare_pictures")["images"]][2:] == ["Original"]
     page.segmented_control(key="compare_view").set_value("Difference").run()
-    assert "0.0 % of the picture differs" in said(page)
+    assert say("compare.dark_no_difference_bright_a", share=0, delta=0, mean=0) in said(page)
     page.selectbox(key="compare_1_3").set_value("Original").run()
     assert len(component(page, "compare_pictures")["images"]) == 3
-    share = re.search(r"([\d.]+) % of the picture", said(page))
+    share = re.search(r"([\d.]+)% of the pixels", said(page))
     assert share
     assert float(share[1]) == pytest.approx(100 * 200 / (48 * 64), abs=0.06)
 
@@ -227,7 +229,7 @@ def test_failed_edits_and_more_than_six(
 ) -> None:
     bad = failed(app, request_, "Out of memory.")
     page = compare_page(edits=f"{two[0].id},{bad.id},{two[1].id}")
-    assert "1 edit of this address cannot be shown" in said(page)
+    assert say("compare.edits_from_this_address_cannot", edits="1 edit") in said(page)
     assert len(component(page, "compare_pictures")["images"]) == 2
     more = [done(app, request_) for _ in range(7)]
     page = compare_page(edits=",".join(r.id for r in more))
@@ -235,7 +237,7 @@ def test_failed_edits_and_more_than_six(
 
 
 def test_an_empty_history_says_what_to_do(app: App, compare_page: Callable[..., AppTest]) -> None:
-    assert "Choose 2 to 6 edits" in said(compare_page())
+    assert say("compare.select_fewest_to_most_edits", fewest=2, most=6) in said(compare_page())
 
 
 def test_the_contact_sheet_of_the_chosen(app: App, two: list[EditRecord]) -> None:
@@ -277,7 +279,7 @@ def test_the_form_becomes_one_job(
     page = open_sweep(compare_page(project=space.id))
     run = page.button(key="sweep_run")
     assert run.disabled
-    assert "second method, or a parameter" in said(page)
+    assert inert(say("compare.select_a_second_method_or")) in said(page)
     page.get("button_group")[-1].set_value(["warp", "auto"]).run()
     page.selectbox(key="sweep_parameter_1").set_value("drag.steps").run()
     page.text_input(key="sweep_values_1_drag.steps").set_value("5, 9000").run()
@@ -307,8 +309,8 @@ def test_without_an_arrow_there_is_nothing_to_sweep(
     app: App, space: Workspace, compare_page: Callable[..., AppTest]
 ) -> None:
     space.change(drawing={})
-    assert "No arrow is drawn yet" in said(open_sweep(compare_page(project=space.id)))
-    assert "open a picture and draw one first" in said(open_sweep(compare_page()))
+    assert say("compare.no_arrows_yet_draw_one") in said(open_sweep(compare_page(project=space.id)))
+    assert say("compare.a_sweep_repeats_an_edit") in said(open_sweep(compare_page()))
 
 
 def test_cells_show_picture_reason_or_that_they_were_not_run(
@@ -334,7 +336,9 @@ def test_cells_show_picture_reason_or_that_they_were_not_run(
 
     taken: list[SweepTask] = []
     monkeypatch.setattr(app, "submit_sweep", lambda task: taken.append(task) or "0" * 26)
-    assert page.button(key="sweep_rest").label == "Run what is missing (2)"
+    assert page.button(key="sweep_rest").label == say(
+        "compare.run_the_missing_ones_number", number=2
+    )
     page.button(key="sweep_rest").click().run()
     assert [r.drag.steps for r in taken[0].requests] == [5, 9]
 
@@ -358,7 +362,9 @@ def test_a_sweep_under_way_can_be_cancelled(
         ["done", "done"],
         ["running", "waiting"],
     ]
-    assert page.get("progress")[0].proto.text.startswith("1 of 3 runs finished")
+    assert page.get("progress")[0].proto.text.startswith(
+        say("compare.done_of_runs_done", done=1, runs="3 runs")
+    )
     page.button(key="cancel_sweep").click().run()
     assert cancelled == [job.id]
     assert begun in {p.id for p in app.store.pending()}
@@ -369,7 +375,7 @@ def test_a_sweep_that_is_not_known(
     app: App, name: str, space: Workspace, compare_page: Callable[..., AppTest]
 ) -> None:
     page = compare_page(project=space.id, sweep=name)
-    assert "not known here" in said(page)
+    assert inert(say("compare.this_sweep_was_not_found")) in said(page)
     assert "sweep" not in page.query_params
 
 

@@ -13,6 +13,8 @@ from workbench.core.config import GenerationConfig
 from workbench.core.record import JobState
 from workbench.core.request import GenerateTask, ModelRef, Point, PointPair
 from workbench.ui.shell.backend import get_backend
+from workbench.ui.shell.text import inert
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace, settings_of
 from workbench.ui.upload import generating, ideas
 
@@ -22,7 +24,7 @@ CONFIG = GenerationConfig(steps=3, guidance=3.0, seed=7, width=64, height=64, ne
 @pytest.fixture
 def prompt_page(visit: Callable[..., AppTest]) -> AppTest:
     page = visit()
-    page.segmented_control(key="way").set_value("Make one from a prompt").run()
+    page.segmented_control(key="way").set_value(say("upload.generate")).run()
     return page
 
 
@@ -40,7 +42,7 @@ def test_form_becomes_the_task(
     monkeypatch.setattr(app, "submit_generate", lambda task: taken.append(task) or "none")
     page = prompt_page
     page.button(key="generate").click().run()
-    assert "Write in the prompt" in page.error[0].value
+    assert page.error[0].value == inert(say("upload.describe_the_picture_in_the"))
     assert not taken
     page.text_area(key="gen_prompt").set_value("  a robot ").run()
     page.text_input(key="gen_negative").set_value("fog")
@@ -73,11 +75,11 @@ def test_a_candidate_is_taken_and_dragged_without_inversion(
     job = page.query_params["job"]
     assert app.executor.wait(job, 60).state is JobState.DONE
     page = visit(job=job)  # found again by its address, in a new session
-    assert page.segmented_control(key="way").value == "Make one from a prompt"
+    assert page.segmented_control(key="way").value == say("upload.generate")
     assert page.text_area(key="gen_prompt").value == "a robot"
     page.button(key=f"take_{job}_1").click().run()
     assert not page.exception
-    assert any("one can drag it at once" in s.value for s in page.success)
+    assert any(s.value == say("upload.generated_here_ready_to_drag") for s in page.success)
     assert not [b for b in page.button if b.key == "train"]
     space = Workspace.open(app.store, page.query_params["project"])
     request = space.request((PointPair(Point(20, 30), Point(40, 30)),), None)
@@ -145,13 +147,13 @@ def test_a_made_picture_is_dragged_at_its_own_size(app: App) -> None:
 def test_size_of_one_s_own_is_checked(app: App, prompt_page: AppTest) -> None:
     page = prompt_page
     page.text_area(key="gen_prompt").set_value("a robot")
-    page.selectbox(key="gen_shape").set_value("Own size").run()
+    page.selectbox(key="gen_shape").set_value(say("upload.custom_size")).run()
     page.number_input(key="gen_width").set_value(100).run()
     assert "multiples of 8" in page.error[0].value
     assert page.button(key="generate").disabled
     page.number_input(key="gen_width").set_value(4096)
     page.number_input(key="gen_height").set_value(4096).run()
-    assert "far beyond" in page.error[0].value
+    assert "4096" in page.error[0].value
 
 
 @pytest.mark.parametrize("native", [64, 256, 512, 768, 1024])

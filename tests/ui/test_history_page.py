@@ -26,6 +26,7 @@ from workbench.ui.history.detail import verdict
 from workbench.ui.history.tree import Filter, Forest
 from workbench.ui.shell.backend import get_backend
 from workbench.ui.shell.text import inert
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 Visit = Callable[..., AppTest]
@@ -154,7 +155,7 @@ def test_search_looks_at_prompt_title_note_and_method(app: App, visit_history: V
         page.text_input(key="search").set_value(words).run()
         assert not page.exception
         assert shown(page) == [made[n].id for n in wanted], words
-    assert any("Nothing fits" in m.value for m in page.markdown)
+    assert any(say("history.no_matches_remove_a_filter") == m.value for m in page.markdown)
     page.text_input(key="search").set_value("warp").run()
     assert shown(page) == [warp.id]
 
@@ -262,7 +263,7 @@ def test_delete_restore_and_remove_for_good(app: App, visit_history: Visit) -> N
     page.button(key="empty_bin_really").click().run()
     assert not page.exception
     assert edit not in {r.id for r in app.store.records(binned=None)}
-    assert any("The bin is empty" in m.value for m in page.markdown)
+    assert any(say("history.the_bin_is_empty_deleted") == m.value for m in page.markdown)
 
 
 # --- zips ---------------------------------------------------------------------------------------------
@@ -310,7 +311,7 @@ def test_import_merges_and_refuses_a_hostile_zip_whole(
     # the next file is looked at, not lost on the refused one's uploader
     page.file_uploader(key="history_import_2").upload("theirs.zip", raw, "application/zip").run()
     assert not errors(page)
-    assert any("was here already" in s.value for s in page.success)
+    assert any("1 edit already" in s.value for s in page.success)
 
 
 # --- recomputing --------------------------------------------------------------------------------------
@@ -333,7 +334,7 @@ def test_replay_says_that_the_picture_is_the_same(app: App, visit_history: Visit
     assert app.executor.wait(job.id, 120).state is JobState.DONE
     page.run()
     assert not page.exception
-    assert any("the same to the last bit" in m.value for m in page.markdown)
+    assert any(inert(say("history.reproduced_the_picture_is")) == m.value for m in page.markdown)
     assert len(shown(page)) == 2  # the new one is an edit of its own
     assert "at most 3 of 255" in verdict({"identical": False, "max": 3, "mean": 0.25})
 
@@ -346,7 +347,9 @@ def test_a_damaged_record_is_listed_and_the_rest_works(app: App, visit_history: 
     (app.settings.history / "edits" / f"{bad.id}.json").write_text("{", encoding="utf-8")
     page = visit_history()
     assert shown(page) == [good.id]
-    assert any("1 file of the history cannot be read" in e.label for e in page.expander)
+    assert any(
+        say("history.files_of_the_history_could", files="1 file") in e.label for e in page.expander
+    )
     listed = " ".join(m.value for m in page.markdown)
     assert bad.id in listed.replace("\\", "")
 
@@ -369,4 +372,4 @@ def test_an_edit_whose_pictures_are_gone_is_an_error_in_its_place(
 
 def test_an_empty_history_says_what_to_do(visit_history: Visit) -> None:
     page = visit_history()
-    assert any("No edits yet" in m.value for m in page.markdown)
+    assert any(say("history.no_edits_yet_every_run") == m.value for m in page.markdown)

@@ -23,6 +23,7 @@ from workbench.core.request import EditRequest, ModelRef, Point, PointPair
 from workbench.ui.draw.projection import stored
 from workbench.ui.results.edits import EditView
 from workbench.ui.results.results import VIEWS
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 PAIRS = (PointPair(Point(10, 12), Point(30, 12)), PointPair(Point(40, 30), Point(40, 10)))
@@ -107,11 +108,11 @@ def test_how_far_it_got_how_long_it_took_and_what_the_cache_gave(
     space: Workspace, edit: EditRecord, results: Callable[..., AppTest]
 ) -> None:
     text = words(results(project=space.id, edit=edit.id))
-    assert "Arrow 1: 95% of 20 px, 1.0 px left" in text
-    assert "Arrow 2: 15% of 20 px, 17.0 px left" in text
+    assert "Arrow 1 moved 95% of 20 px (1.0 px short)" in text
+    assert "Arrow 2 moved 15% of 20 px (17.0 px short)" in text
     assert "20 steps in 2.5 s, 1 stage from the cache" in text
     assert "The picture was padded." in text
-    assert "An arrow hardly moved" in text
+    assert say("results.an_arrow_barely_moved_start") in text
     assert "| Learning the picture (LoRA) | from the cache |" in text
     assert "| Dragging | 2.0 s |" in text
     assert "| Drag: mask weight | 0.3 |" in text
@@ -139,13 +140,18 @@ def test_downloads_are_there(
 ) -> None:
     page = results(project=space.id, edit=edit.id)
     labels = {d.proto.label for d in page.get("download_button")}
-    assert labels >= {"Picture", "Strip", "Animation", "Everything"}
+    assert labels >= {
+        say("results.picture_png"),
+        say("results.before_after_image"),
+        say("results.animation_gif"),
+        say("results.complete_project_zip"),
+    }
 
 
 def test_continue_makes_the_result_the_next_picture(
     app: App, space: Workspace, edit: EditRecord, results: Callable[..., AppTest]
 ) -> None:
-    page = press(results(project=space.id, edit=edit.id), "Continue from here")
+    page = press(results(project=space.id, edit=edit.id), say("common.edit_this_result"))
     assert not page.exception
     name = page.query_params["project"]
     made = Workspace.open(app.store, name)
@@ -167,7 +173,7 @@ def test_run_on_asks_for_more_steps_of_the_same_drag(
 ) -> None:
     asked: list[EditRequest] = []
     monkeypatch.setattr(App, "submit_edit", lambda _self, r, owner="": asked.append(r) or "X" * 26)
-    press(results(project=space.id, edit=edit.id), "Run on")
+    press(results(project=space.id, edit=edit.id), say("results.run_more_steps"))
     (request,) = asked
     assert request.drag.steps == 40
     same = dataclasses.replace(request.drag, steps=edit.request.drag.steps)
@@ -177,7 +183,7 @@ def test_run_on_asks_for_more_steps_of_the_same_drag(
 def test_use_these_settings_brings_mask_arrows_and_options_back(
     app: App, space: Workspace, edit: EditRecord, results: Callable[..., AppTest]
 ) -> None:
-    press(results(project=space.id, edit=edit.id), "Use these settings")
+    press(results(project=space.id, edit=edit.id), say("common.reuse_mask_and_settings"))
     kept = Workspace.open(app.store, space.id)
     assert stored(kept.project.drawing).pairs == PAIRS
     assert stored(kept.project.drawing).has_mask
@@ -192,7 +198,7 @@ def test_replay_queues_the_edit_again(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(App, "submit_replay", lambda _self, name, owner="": asked.append(name))
-    page = press(results(project=space.id, edit=edit.id), "Replay")
+    page = press(results(project=space.id, edit=edit.id), say("common.reproduce"))
     assert not page.exception
     assert asked == [edit.id]
 
@@ -202,16 +208,16 @@ def test_an_edit_without_a_picture_says_why(
 ) -> None:
     broken = finish(app, request_, JobState.FAILED, error="The disk is full (0 bytes left).")
     text = words(results(project=space.id, edit=broken.id))
-    assert "This edit failed. The disk is full (0 bytes left)." in text
+    assert f"{say('results.failed')} The disk is full (0 bytes left)." in text
 
 
 def test_no_edit_yet_and_an_unknown_one(
     space: Workspace, request_: EditRequest, results: Callable[..., AppTest], app: App
 ) -> None:
-    assert "Nothing was run on this picture yet." in words(results(project=space.id))
+    assert say("results.no_edits_of_this_picture") in words(results(project=space.id))
     finish(app, request_, JobState.CANCELLED)
     page = results(project=space.id, edit="../../etc/passwd")
-    assert "This edit was cancelled." in words(page)
+    assert say("common.cancelled") in words(page)
 
 
 def test_a_picture_that_is_gone_is_said_so(
@@ -243,7 +249,7 @@ def test_compare_takes_this_edit_and_the_newest_other_along(
     finish(app, longer, JobState.CANCELLED)
     page = press(results(project=space.id, edit=edit.id), "Compare")
     assert page.query_params["edits"] == f"{other.id},{edit.id}"
-    assert "What came out" in [s.value for s in page.subheader]
+    assert say("common.results") in [s.value for s in page.subheader]
 
 
 def test_of_a_big_picture_the_edited_part_is_shown_close(
@@ -276,7 +282,7 @@ def test_of_a_big_picture_the_edited_part_is_shown_close(
     assert whole.before().shape == (600, 800, 3)
     assert near.before().shape[0] < 150
     assert (near.after() != near.before()).any(axis=2).mean() > 0.2
-    for view in ("Side by side", "What changed", "Paths"):
+    for view in ("Side by side", say("common.difference"), "Paths"):
         page.segmented_control(key="result_view").set_value(view).run()
         assert not page.exception
         assert not page.error
@@ -296,5 +302,5 @@ def test_run_on_is_off_where_every_point_is_there(
     arrived = finish(app, request_, JobState.DONE, result=there)
     for record, off in ((edit, False), (arrived, True)):
         page = results(project=space.id, edit=record.id)
-        (button,) = [b for b in page.button if b.label == "Run on"]
+        (button,) = [b for b in page.button if b.label == say("results.run_more_steps")]
         assert button.disabled is off

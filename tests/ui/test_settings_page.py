@@ -32,6 +32,8 @@ from workbench.ui.settings import models
 from workbench.ui.settings.loras import take
 from workbench.ui.shell import colors
 from workbench.ui.shell.backend import get_backend
+from workbench.ui.shell.text import inert
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 from workbench.ui.upload import auto_train, intake
 from workbench.ui.upload.lora_cards import card_of
@@ -183,7 +185,7 @@ def test_a_folder_is_added_chosen_and_taken_off(
 @pytest.mark.parametrize(
     ("source", "name", "words"),
     [
-        ("", "x", "needs its place"),
+        ("", "x", say("settings.enter_a_folder_file_or")),
         ("/no/such/folder", "x", "There is no model at"),
         ("evil/model.ckpt", "x", "pickle"),
         ("somebody/something", "sd15", "built-in"),
@@ -292,7 +294,7 @@ def test_a_trained_lora_gets_a_name_another_name_and_goes(app: App, open_part: O
     app.cache.put("wb1:l", raw, kind="lora", label="Robot")
     page = open_part("LoRAs")
     page.button(key="lora_keep_wb1:l").click().run()
-    assert any("Write a name first" in e.value for e in page.error)
+    assert any(inert(say("settings.enter_a_name_then_press")) == e.value for e in page.error)
     page.text_input(key="lora_name_wb1:l").set_value("My robot").run()
     page.button(key="lora_keep_wb1:l").click().run()
     assert app.loras.get("My robot") == raw
@@ -429,7 +431,7 @@ def test_a_picked_colour_is_a_theme_of_ones_own(app: App, open_part: Open) -> No
 def test_health_lists_problems_first(app: App, open_part: Open) -> None:
     name = app.store.begin(EditRequest(image=app.store.put_image(pixels(1)), pairs=()))
     (app.settings.history / "edits" / f"{name}.json").write_text("{", encoding="utf-8")
-    page = open_part("Health")
+    page = open_part(say("settings.health_check"))
     page.button(key="health_check").click().run()
     assert not page.exception
     text = said(page)

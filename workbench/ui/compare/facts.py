@@ -15,6 +15,7 @@ from workbench.storage.ulid import is_ulid
 from workbench.ui.results import figures
 from workbench.ui.results.edits import EditView, parameters
 from workbench.ui.shell.text import plain, seconds
+from workbench.ui.shell.words import say
 
 FEWEST, MOST = 2, 6
 METHOD_NAMES = {
@@ -61,30 +62,32 @@ def parameter_rows(store: Store, records: Sequence[EditRecord]) -> list[Row]:
         # two pictures may have one name, two masks one area: the number tells them apart
         image = request.image
         number = f" ({pictures.index(image.id) + 1})" if len(pictures) > 1 else ""
-        column["Method"] = METHOD_NAMES.get(request.drag.method, request.drag.method)
-        column["Picture"] = f"{plain(image.name, 60)}{number}, {image.width} × {image.height} px"
-        column["Arrows"] = "; ".join(
+        column[say("common.method")] = METHOD_NAMES.get(request.drag.method, request.drag.method)
+        column[say("common.picture")] = (
+            f"{plain(image.name, 60)}{number}, {image.width} × {image.height} px"
+        )
+        column[say("common.arrows")] = "; ".join(
             f"({p.handle.x:.0f}, {p.handle.y:.0f}) → ({p.target.x:.0f}, {p.target.y:.0f})"
             for p in request.pairs
         )
         if request.mask:
             number = f" ({masks.index(request.mask.id) + 1})" if len(masks) > 1 else ""
-            column["Mask"] = f"{_painted(store, request.mask.id)}{number}"
-    labels = list(dict.fromkeys(["Picture", *(k for c in columns for k in c)]))
+            column[say("common.mask")] = f"{_painted(store, request.mask.id)}{number}"
+    labels = list(dict.fromkeys([say("common.picture"), *(k for c in columns for k in c)]))
     rows = [Row(label, tuple(c.get(label, "–") for c in columns)) for label in labels]
     return sorted(rows, key=lambda row: not row.differs)
 
 
 def _painted(store: Store, mask: str) -> str:
     try:
-        return f"{100 * float(np.mean(store.mask(mask))):.1f} % painted"
+        return say("compare.mean_of_the_picture", mean=100 * float(np.mean(store.mask(mask))))
     except StoreError:
         return "painted"
 
 
 def metric_rows(views: Sequence[EditView]) -> list[Row]:
     """What came out, one row per measure; the best edit of a row is marked."""
-    rows = [Row("Ended because", tuple(v.outcome() for v in views))]
+    rows = [Row(say("common.stopped_because"), tuple(v.outcome() for v in views))]
     most = max((len(v.request.pairs) for v in views), default=0)
     # "best" means something only for one drag of one picture
     alike = len({(v.request.image.id, v.request.pairs) for v in views}) == 1
@@ -93,27 +96,47 @@ def metric_rows(views: Sequence[EditView]) -> list[Row]:
         found = [v.arrivals() for v in views]
         left = [a[n].left if n < len(a) else None for a in found]
         texts = tuple(
-            f"{a[n].left:.1f} of {a[n].length:.0f} px" if n < len(a) else "–" for a in found
+            say("compare.left_of_length_px", left=a[n].left, length=a[n].length)
+            if n < len(a)
+            else "–"
+            for a in found
         )
-        rows.append(Row(f"Arrow {n + 1}: still to go", texts, _lowest(left) if alike else nowhere))
-    rows.append(Row("Steps", tuple(str(v.result.iterations) for v in views)))
+        rows.append(
+            Row(
+                say("compare.arrow_n_remaining", n=n + 1),
+                texts,
+                _lowest(left) if alike else nowhere,
+            )
+        )
+    rows.append(Row(say("common.steps"), tuple(str(v.result.iterations) for v in views)))
     rows.append(
-        Row("Time dragging", tuple(seconds(v.result.seconds.get("drag", 0.0)) for v in views))
+        Row(
+            say("compare.drag_time"),
+            tuple(seconds(v.result.seconds.get("drag", 0.0)) for v in views),
+        )
     )
-    rows.append(Row("Time in all", tuple(seconds(v.total()) for v in views)))
-    rows.append(Row("From the cache", tuple(_cached(v) for v in views)))
+    rows.append(Row(say("compare.total_time"), tuple(seconds(v.total()) for v in views)))
+    rows.append(Row(say("compare.reused_from_cache"), tuple(_cached(v) for v in views)))
     outside = [v.result.change_outside_mask for v in views]
     texts = tuple(
-        f"{v.result.change_outside_mask:.0f} of 255" if v.request.mask else "no mask" for v in views
+        say("compare.change_outside_mask_of_255", change_outside_mask=v.result.change_outside_mask)
+        if v.request.mask
+        else say("compare.no_mask")
+        for v in views
     )
     masked = [o if v.request.mask else None for o, v in zip(outside, views, strict=True)]
-    rows.append(Row("Largest change outside the mask", texts, _lowest(masked)))
+    rows.append(Row(say("compare.largest_change_outside_the_mask"), texts, _lowest(masked)))
     return rows
 
 
 def _cached(view: EditView) -> str:
     """What needed no computing, and so makes times unlike."""
-    words = {"lora": "LoRA", "invert": "inversion", "reference": "original", "drag": "earlier drag"}
+    words = {
+        "lora": say("compare.training"),
+        "invert": "inversion",
+        "reference": "original",
+        "drag": say("compare.earlier_steps"),
+    }
     return ", ".join(words.get(stage, stage) for stage, _, kept in view.timings() if kept) or "–"
 
 
@@ -132,11 +155,15 @@ def names(records: Sequence[EditRecord]) -> list[str]:
     columns = [dict(parameters(r.request)) for r in records]
     pictures = len({r.request.image.id for r in records}) > 1
     # what is another for each picture says nothing that the picture's name does not say
-    unsaid = {"Arrows", "Mask", *(("Prompt", "Working size") if pictures else ())}
+    unsaid = {
+        say("common.arrows"),
+        say("common.mask"),
+        *((say("common.prompt"), say("common.working_size")) if pictures else ()),
+    }
     out = []
     for n, (record, column) in enumerate(zip(records, columns, strict=True), 1):
         # each method has its own defaults: only among edits of one method do parameters say more
-        alike = [c for c in columns if c["Method"] == column["Method"]]
+        alike = [c for c in columns if c[say("common.method")] == column[say("common.method")]]
         apart = [
             label
             for label in column
@@ -154,7 +181,7 @@ def _tail(label: str) -> str:
     """A parameter's name for a heading: of the drag as it is, of other stages with the stage."""
     stage, _, name = label.rpartition(": ")
     short = name[:1].lower() + name[1:]
-    return short if stage in ("", "Drag") else f"{stage} {short}"
+    return short if stage in ("", say("common.drag")) else f"{stage} {short}"
 
 
 def table(rows: Sequence[Row], heads: Sequence[str], *, caption: str, marked: bool) -> str:

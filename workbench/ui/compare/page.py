@@ -23,13 +23,14 @@ from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import count, plain, when
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 VIEWS = {
-    "Side by side": "side",
-    "Slider": "slider",
-    "Flicker": "flicker",
-    "Difference": "heat",
+    say("common.side_by_side"): "side",
+    say("compare.slider"): "slider",
+    say("common.flicker"): "flicker",
+    say("common.difference"): "heat",
 }
 SHOWN = 48  # thumbnails in the choice, without a search
 _PART = "compare_at"
@@ -94,10 +95,7 @@ def _records(backend: Backend, space: Workspace | None) -> list[EditRecord]:
         else:
             gone += 1
     if gone:
-        st.warning(
-            f"{count(gone, 'edit')} of this address cannot be shown: not in this history, or ended "
-            "without a picture."
-        )
+        st.warning(say("compare.edits_from_this_address_cannot", edits=count(gone, "edit")))
     choose([r.id for r in found])
     return found
 
@@ -116,7 +114,7 @@ def part() -> str:
     key = f"compare_part_{named}"
     return str(
         st.segmented_control(
-            "Part",
+            say("compare.part"),
             PARTS,
             default=named,
             required=True,
@@ -139,7 +137,7 @@ def body(backend: Backend, space: Workspace | None) -> None:
     records = _records(backend, space)
     _choice(backend, space, records)
     if len(records) < FEWEST:
-        st.info(f"Choose {FEWEST} to {MOST} edits to see them against each other.")
+        st.info(say("compare.select_fewest_to_most_edits", fewest=FEWEST, most=MOST))
         return
     names = facts.names(records)
     views = [EditView(backend.store, r) for r in records]
@@ -159,28 +157,28 @@ def _choice(backend: Backend, space: Workspace | None, records: Sequence[EditRec
     """Thumbnails of all edits, this picture's first; a click takes one in or out."""
     open_at_first = st.session_state.setdefault("compare_open", len(records) < FEWEST)
     # the words stay the same: with another label it would be another, closed, expander
-    with st.expander(f"Choose edits (at most {MOST})", expanded=open_at_first):
+    with st.expander(say("compare.select_edits_up_to_most", most=MOST), expanded=open_at_first):
         words = st.text_input(
-            "Find",
+            say("compare.find"),
             key="compare_find",
-            placeholder="Prompt, name, method, note …",
-            help="Shows the edits that hold every word.",
+            placeholder=say("compare.find_placeholder"),
+            help=say("compare.find_help"),
         )
         found = backend.store.search(words) if words.strip() else backend.store.records()
         found = [r for r in found if facts.has_picture(r)]
         if not found:
-            st.caption("No edit with a picture was found.")
+            st.caption(say("compare.no_edit_with_a_picture"))
             return
         mine = [r for r in found if space is not None and space.image.id in _pictures_of(r)]
         own = {r.id for r in mine}
         others = [r for r in found if r.id not in own]
         most = st.session_state.setdefault("compare_most", SHOWN)
         groups = [
-            ("This picture", mine[:most]),
-            ("Other pictures", others[: max(6, most - len(mine))]),
+            (say("compare.this_picture"), mine[:most]),
+            (say("compare.other_pictures"), others[: max(6, most - len(mine))]),
         ]
         if space is None:
-            groups = [("All edits", others[:most])]
+            groups = [(say("compare.all_edits"), others[:most])]
         data = {"groups": [
             {"title": title, "cells": [_cell(backend, r) for r in part]}
             for title, part in groups if part
@@ -196,12 +194,14 @@ def _choice(backend: Backend, space: Workspace | None, records: Sequence[EditRec
         with st.container(horizontal=True):
             if rest > 0:
                 st.button(
-                    f"Show {min(rest, SHOWN)} more",
+                    say("compare.show_rest_more", rest=min(rest, SHOWN)),
                     key="compare_more",
                     on_click=lambda: st.session_state.update(compare_most=most + SHOWN),
                 )
             if records:
-                st.button("Choose none", key="compare_none", on_click=choose, args=([],))
+                st.button(
+                    say("common.clear_selection"), key="compare_none", on_click=choose, args=([],)
+                )
 
 
 def _pictures_of(record: EditRecord) -> tuple[str, ...]:
@@ -251,26 +251,26 @@ def _pictures(views: Sequence[EditView], names: Sequence[str]) -> None:
     with st.container(horizontal=True, vertical_alignment="center", key="compare_bar"):
         mode = VIEWS[
             st.segmented_control(
-                "View",
+                say("common.view"),
                 list(VIEWS),
-                default="Side by side",
+                default=say("common.side_by_side"),
                 required=True,
                 key="compare_view",
                 label_visibility="collapsed",
             )
         ]
         if st.toggle(
-            "With the original",
+            say("compare.show_original"),
             key="compare_original",
-            help="Shows the picture before the drag, too.",
+            help=say("compare.show_original_help"),
         ):
             several = len({v.request.image.id for v in views}) > 1
             for view in {v.request.image.id: v for v in views}.values():
                 of = f" of {plain(view.request.image.name, 30)}" if several else ""
-                panes.append(Pane(f"Original{of}", view, "before"))
+                panes.append(Pane(say("compare.original_of", of=of), view, "before"))
         st.space("stretch")
         first, second = (0, 1) if mode == "side" else _two([p.label for p in panes])
-    with guard(), st.spinner("Drawing …", show_time=False):
+    with guard(), st.spinner(say("common.loading"), show_time=False):
         if mode == "side":
             every = [(p.label, p.encoded()) for p in panes]
             columns = {2: 2, 4: 2}.get(len(panes), 3)
@@ -284,10 +284,10 @@ def _pictures(views: Sequence[EditView], names: Sequence[str]) -> None:
         a, b = panes[first].pixels(), panes[second].pixels()
         fitted = facts.fitting(a, b)
         if fitted is None:
-            st.info("These two pictures have different shapes; choose two of one shape.")
+            st.info(say("compare.these_two_pictures_have_different"))
             return
         heat = figures.encode(preview.heatmap(a, fitted))
-        _show([*two, ("Difference", heat)], "side", columns=3)
+        _show([*two, (say("common.difference"), heat)], "side", columns=3)
         st.caption(_difference(a, fitted))
 
 
@@ -311,7 +311,7 @@ def _two(labels: list[str]) -> tuple[int, int]:
                 width=230,
                 label_visibility="collapsed",
             )
-            for n, name in enumerate(("First picture", "Second picture"))
+            for n, name in enumerate((say("compare.first_picture"), say("compare.second_picture")))
         )
     return labels.index(first), labels.index(second)
 
@@ -320,10 +320,11 @@ def _difference(a: figures.U8, b: figures.U8) -> str:
     """How much two pictures of one size differ, in words."""
     delta = abs(a.astype("int16") - b.astype("int16")).max(axis=2)
     share = 100 * float((delta > 8).mean())
-    return (
-        f"Dark: no difference, bright: strong. {share:.1f} % of the picture differs by more than 8 of "
-        f"255 levels; the largest difference is {int(delta.max())}, "
-        f"the mean {float(delta.mean()):.2f}."
+    return say(
+        "compare.dark_no_difference_bright_a",
+        share=share,
+        delta=int(delta.max()),
+        mean=float(delta.mean()),
     )
 
 
@@ -336,36 +337,38 @@ def _facts(
     views: Sequence[EditView],
     names: Sequence[str],
 ) -> None:
-    st.subheader("What came out", anchor=False)
-    st.html(facts.table(facts.metric_rows(views), names, caption="What came out", marked=False))
+    st.subheader(say("common.results"), anchor=False)
+    st.html(
+        facts.table(facts.metric_rows(views), names, caption=say("common.results"), marked=False)
+    )
     rows = facts.parameter_rows(backend.store, records)
     unlike = [row for row in rows if row.differs]
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.subheader("Parameters", anchor=False)
+        st.subheader(say("compare.parameters"), anchor=False)
         st.space("stretch")
         every = st.toggle(
-            "Show all",
+            say("compare.show_all"),
             key="compare_all",
-            help="Also the parameters that are the same for all chosen edits.",
+            help=say("compare.show_all_help"),
         )
     if not unlike:
-        st.caption("The chosen edits were asked for with the same parameters.")
+        st.caption(say("compare.the_selected_edits_have_the"))
     if unlike or every:
         shown = rows if every else unlike
-        st.html(facts.table(shown, names, caption="Parameters", marked=every))
+        st.html(facts.table(shown, names, caption=say("compare.parameters"), marked=every))
 
 
 def _sheet(views: Sequence[EditView], names: Sequence[str]) -> None:
     """All chosen edits as one labelled picture, made when it is asked for."""
     st.download_button(
-        "Contact sheet",
+        say("compare.contact_sheet"),
         data=lambda: contact_sheet(views, names),
         file_name="compared-edits.png",
         mime="image/png",
         key="compare_sheet",
         on_click="ignore",
         icon=":material/download:",
-        help="One picture: the original and the chosen edits with their names and results.",
+        help=say("compare.contact_sheet_help"),
     )
 
 
@@ -376,10 +379,10 @@ def contact_sheet(views: Sequence[EditView], names: Sequence[str]) -> bytes:
     for view in {v.request.image.id: v for v in views}.values():
         of = f" of {plain(view.request.image.name, 30)}" if several else ""
         pictures.append(view.marked())
-        labels.append(f"Original{of}, with mask and arrows")
+        labels.append(say("compare.original_of_with_mask_and", of=of))
     for view, name in zip(views, names, strict=True):
         left = [a.left for a in view.arrivals()]
-        far = f"{max(left):.1f} px to go, " if left else ""
+        far = say("compare.left_px_short", left=max(left)) if left else ""
         pictures.append(view.after())
         labels.append(f"{name}\n{far}{count(view.result.iterations, 'step')}")
     return figures.encode(sheet(pictures, labels, cell=384), "PNG")

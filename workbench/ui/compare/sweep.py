@@ -17,10 +17,16 @@ from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import count, inert, seconds
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 POLL = 1.0  # seconds between two looks
-_WORDS = {"waiting": "waiting", "running": "running", "failed": "Failed", "missing": "not run"}
+_WORDS = {
+    "waiting": "waiting",
+    "running": "running",
+    "failed": say("compare.failed"),
+    "missing": say("compare.not_run"),
+}
 
 
 def body(backend: Backend, space: Workspace | None) -> None:
@@ -44,7 +50,7 @@ def body(backend: Backend, space: Workspace | None) -> None:
 def _new(backend: Backend, space: Workspace | None) -> None:
     """The form, and what was swept before."""
     with st.container(key="card_sweep"):
-        st.markdown("**One drag in many variants**")
+        st.markdown(say("compare.one_edit_many_settings"))
         wish = sweep_form.form(backend, space)
         if wish.plan is not None or wish.reason:
             started = sweep_form.start(backend, space, wish)
@@ -53,7 +59,7 @@ def _new(backend: Backend, space: Workspace | None) -> None:
                 st.rerun()
     found = sweep_state.listed(backend, space) if space is not None else {}
     if found:
-        st.subheader("Earlier sweeps of this picture", anchor=False)
+        st.subheader(say("compare.previous_sweeps_of_this_picture"), anchor=False)
         for name, title in found.items():
             st.button(
                 title,
@@ -108,33 +114,33 @@ def _head(backend: Backend, space: Workspace | None, now: Standing, guess: float
         st.subheader(inert(plan.title), anchor=False)
         st.space("stretch")
         if now.live and job is not None:
-            label = "Stopping …" if job.cancelling else "Cancel all"
+            label = say("compare.stopping") if job.cancelling else say("compare.cancel_all")
             if st.button(label, key="cancel_sweep", disabled=job.cancelling, shortcut="Esc"):
                 backend.cancel(job.id)
                 st.rerun(scope="fragment")
         elif now.left:
-            label = f"Run what is missing ({len(now.left)})"
+            label = say("compare.run_the_missing_ones_number", number=len(now.left))
             if st.button(label, key="sweep_rest", icon=":material/play_arrow:"):
                 sweep_form.submit(backend, sweep_form.home(backend, space, plan), plan, now.left)
                 st.rerun()
-        if st.button("New sweep", key="sweep_new", icon=":material/add:"):
+        if st.button(say("compare.new_sweep"), key="sweep_new", icon=":material/add:"):
             _leave()
             st.rerun()
     if not now.live or job is None:
         if job is not None and job.state is JobState.CANCELLED:
-            st.info("Cancelled; what was finished is kept.")
+            st.info(say("compare.cancelled_finished_edits_are_kept"))
         elif job is not None and job.error:
             st.error(inert(job.error))
         return
     done, total = now.share()
-    words = f"{done} of {count(total, 'run')} finished"
+    words = say("compare.done_of_runs_done", done=done, runs=count(total, "run"))
     if job.state is JobState.QUEUED:
         words += f" · {run_panel.describe(job)[0].lower()}"
     elif job.progress is not None and not job.progress.stage.startswith("edit "):
         words += f" · {run_panel.describe(job)[0].partition(' · about')[0]}"
     time_left = now.seconds_left(guess)
     if time_left is not None and job.state is JobState.RUNNING:
-        words += f" · about {seconds(time_left)} left"
+        words += say("compare.about_time_left", time=seconds(time_left))
     st.progress(done / total if total else 0.0, text=inert(words))
 
 
@@ -164,8 +170,17 @@ def _reasons(now: Standing) -> None:
         if one.state == "failed":
             failed.setdefault(one.reason, []).append(one.cell.name)
     for reason, names in failed.items():
-        cells = "; ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        st.error(f"**{count(len(names), 'run')} failed** ({inert(cells)}): {inert(reason)}")
+        cells = "; ".join(names[:4]) + (
+            say("compare.and_number_more", number=len(names) - 4) if len(names) > 4 else ""
+        )
+        st.error(
+            say(
+                "compare.runs_failed_cells_reason",
+                runs=count(len(names), "run"),
+                cells=inert(cells),
+                reason=inert(reason),
+            )
+        )
 
 
 def _chosen(now: Standing) -> list[str]:
@@ -197,33 +212,33 @@ def _onwards(backend: Backend, now: Standing) -> None:
     with st.container(horizontal=True, key="sweep_onwards"):
         inside = _chosen(now)
         if st.button(
-            f"Compare the chosen ({len(inside)})",
+            say("compare.compare_selected_number", number=len(inside)),
             key="sweep_compare",
             icon=":material/compare:",
             disabled=len(inside) < FEWEST,
-            help=f"Click {FEWEST} to {MOST} pictures of the sheet, then this.",
+            help=say("compare.compare_selected_number_help", fewest=FEWEST, most=MOST),
         ):
             page.choose(inside)
             page.show_part("Compare")
             st.rerun()
-        if len(inside) == 1 and st.button("Open in results", key="sweep_open"):
+        if len(inside) == 1 and st.button(say("common.open_in_results"), key="sweep_open"):
             router.remember("edit", inside[0])
             router.go("results")
         st.space("stretch")
         if not now.edits:
             return
         st.download_button(
-            "Contact sheet",
+            say("compare.contact_sheet"),
             data=lambda: sweep_state.sheet(backend, sweep_state.standing(backend, now.plan)),
             file_name="sweep.png",
             mime="image/png",
             key="sweep_png",
             on_click="ignore",
             icon=":material/download:",
-            help="The whole grid as one labelled picture.",
+            help=say("compare.contact_sheet_help_2"),
         )
         st.download_button(
-            "Measures (CSV)",
+            say("compare.measurements_csv"),
             data=lambda: metrics_csv(
                 now.plan, sweep_state.standing(backend, now.plan).outcomes
             ).encode(),
@@ -232,5 +247,5 @@ def _onwards(backend: Backend, now: Standing) -> None:
             key="sweep_csv",
             on_click="ignore",
             icon=":material/table:",
-            help="One line per cell: remaining distances, steps, seconds, change outside the mask.",
+            help=say("compare.measurements_csv_help"),
         )

@@ -34,6 +34,7 @@ from workbench.ui.shell.text import (
     seconds,
     when,
 )
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 DRAWING = "drawing"
@@ -57,13 +58,13 @@ def form(backend: Backend, space: Workspace | None) -> Wish:
     axes: list[Axis] = []
     try:
         methods = st.pills(
-            "Methods",
+            say("compare.methods"),
             list(METHODS),
             selection_mode="multi",
             default=[base.drag.method],
             format_func=METHOD_NAMES.__getitem__,
             key="sweep_methods",
-            help="Each with its own usual settings; the drag's own method keeps the settings it has.",
+            help=say("compare.methods_help"),
         )
         if len(methods) > 1:
             axes.append(Axis(METHOD, tuple(methods)))
@@ -74,9 +75,9 @@ def form(backend: Backend, space: Workspace | None) -> Wish:
         if len(methods) == 1 and method != base.drag.method:
             axes.insert(0, Axis(METHOD, (method,)))
         if not methods:
-            return Wish(None, "Choose at least one method.")
+            return Wish(None, say("compare.select_at_least_one_method"))
         if all(len(a.values) < 2 for a in axes):
-            return Wish(None, "Choose a second method, or a parameter to vary.")
+            return Wish(None, say("compare.select_a_second_method_or"))
         return Wish(Plan(base, tuple(axes)))
     except BadInput as exc:
         return Wish(None, str(exc))
@@ -89,28 +90,32 @@ def _base(backend: Backend, space: Workspace | None) -> EditRequest | None:
     found = backend.store.records(image=of)[:_EDITS]
     known = {r.id for r in found}
     found = [r for r in backend.store.records() if r.id in chosen and r.id not in known] + found
-    labels = {r.id: f"Edit: {one_line(r)}, {when(r.finished)}" for r in found if r.request.pairs}
+    labels = {
+        r.id: say("compare.edit_one_line_finished", one_line=one_line(r), finished=when(r.finished))
+        for r in found
+        if r.request.pairs
+    }
     if space is not None:
-        labels = {DRAWING: "The drawing of this picture", **labels}
+        labels = {DRAWING: say("compare.the_current_drawing"), **labels}
     if not labels:
-        st.info("A sweep repeats a drag: open a picture and draw one first.")
+        st.info(say("compare.a_sweep_repeats_an_edit"))
         return None
     wanted = st.session_state.get("sweep_base")
     if wanted not in labels:
         st.session_state.pop("sweep_base", None)
     name = st.selectbox(
-        "Which drag",
+        say("compare.edit_to_repeat"),
         list(labels),
         format_func=labels.__getitem__,
         key="sweep_base",
-        help="Its picture, mask, arrows, prompt and settings; only what you vary below changes.",
+        help=say("compare.edit_to_repeat_help"),
     )
     if name != DRAWING:
         return next(r.request for r in found if r.id == name)
     assert space is not None
     drawing = projection.stored(space.project.drawing)
     if not drawing.pairs:
-        st.info("No arrow is drawn yet: draw one under “Mask & points”, or choose an edit above.")
+        st.info(say("compare.no_arrows_yet_draw_one"))
         return None
     return space.request(drawing.pairs, backend.mask_asset(space, drawing))
 
@@ -121,7 +126,7 @@ def _parameter(number: str, base: EditRequest, *, skip: str) -> tuple[str, str]:
     left, right = st.columns([1, 1], vertical_alignment="bottom")
     with left:
         name = st.selectbox(
-            "Parameter" if number == "1" else "Second parameter",
+            say("compare.parameter") if number == "1" else say("compare.second_parameter"),
             [NONE, *names],
             format_func=_label,
             key=f"sweep_parameter_{number}",
@@ -133,20 +138,24 @@ def _parameter(number: str, base: EditRequest, *, skip: str) -> tuple[str, str]:
     span = range_text(of.option).strip()
     with right:
         text = st.text_input(
-            "Values",
+            say("compare.values"),
             value=", ".join(show(v) for v in suggested(name, now)),
             key=f"sweep_values_{number}_{name}",
-            help=f"{of.option.help} Separate values with commas."
-            + (f" Possible: {span}." if span else " Possible: yes, no."),
+            help=say("compare.help_separate_values_with_commas", help=of.option.help)
+            + (say("compare.range_span", span=span) if span else say("compare.values_yes_no")),
         )
     return name, text
 
 
 def _label(name: str) -> str:
     if not name:
-        return "None"
+        return say("common.none")
     of = parameter(name)
-    head = {"drag": "Drag", "lora": "LoRA", "inversion": "Inversion"}[of.part]
+    head = {
+        "drag": say("common.drag"),
+        "lora": say("common.lora"),
+        "inversion": say("common.inversion"),
+    }[of.part]
     return f"{head}: {field_label(of.field).lower()}"
 
 
@@ -160,7 +169,13 @@ def start(backend: Backend, space: Workspace | None, wish: Wish) -> str | None:
         st.markdown(_words(backend, plan, missing))
     problem = backend.facts.of(plan.base.model.name).problem if plan is not None else ""
     reason = wish.reason or problem
-    label = f"Run {count(len(missing), 'edit')}" if missing else "Show the sweep" if plan else "Run"
+    label = (
+        say("compare.run_edits", edits=count(len(missing), "edit"))
+        if missing
+        else say("compare.show_results")
+        if plan
+        else say("compare.run")
+    )
     pressed = st.button(
         label,
         key="sweep_run",
@@ -184,19 +199,27 @@ def _words(backend: Backend, plan: Plan, missing: list[EditRequest]) -> str:
     runs = len(plan.runs())
     parts = [f"**{plan.rows} × {plan.columns}** = {count(len(plan.cells), 'cell')}"]
     if runs < len(plan.cells):
-        parts.append(f"{count(runs, 'different edit')}, for a method ignores what it does not know")
+        parts.append(
+            say("compare.edits_a_method_ignores_parameters", edits=count(runs, "different edit"))
+        )
     if len(missing) < runs:
-        parts.append(f"{runs - len(missing)} in the history already")
+        parts.append(say("compare.runs_already_done", runs=runs - len(missing)))
     if missing:
         took = sweep_state.guess(backend, missing)
-        time = f"about {seconds(took)} at most" if took is not None else "time not known yet"
+        time = (
+            say("compare.about_time", time=seconds(took))
+            if took is not None
+            else say("compare.time_not_known_yet")
+        )
         parts.append(f"**{count(len(missing), 'run')}, {time}**")
     return " · ".join(parts)
 
 
 def submit(backend: Backend, space: Workspace, plan: Plan, missing: list[EditRequest]) -> None:
     """Queue runs as one job of the project."""
-    label = f"Sweep of {plain(plan.base.image.name, 40)}: {plan.title}"
+    label = say(
+        "compare.sweep_of_name_title", name=plain(plan.base.image.name, 40), title=plan.title
+    )
     space.add_job(backend.submit_sweep(missing, label))
 
 

@@ -18,6 +18,7 @@ from workbench.sweeps.results import Outcome, outcomes
 from workbench.sweeps.sheet import sheet_of
 from workbench.ui.results import figures
 from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 KEPT = 20  # sweeps that a project lists
@@ -44,7 +45,7 @@ def load(backend: Backend, name: str) -> Plan:
         StoreError: when its file was damaged.
     """
     if not _NAME.fullmatch(name) or backend.store.blobs.find(_TAG + name, "blobs") is None:
-        raise BadInput("The sweep in this address is not known here; its edits are in the history.")
+        raise BadInput(say("compare.this_sweep_was_not_found"))
     return Plan.from_raw(backend.store.blob(_TAG + name))
 
 

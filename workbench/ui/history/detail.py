@@ -32,6 +32,7 @@ from workbench.ui.shell.text import (
     size,
     when,
 )
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace, settings_of
 
 SHOWN = 768  # longest side of the large picture, px
@@ -51,7 +52,14 @@ def detail(
     _actions(backend, space, record, binned=binned)
     with guard():
         replay_panel(backend, forest.records, record)
-    notes, facts, options, made = st.tabs(["Notes", "Facts", "All parameters", "Made with"])
+    notes, facts, options, made = st.tabs(
+        [
+            say("history.notes"),
+            say("history.facts"),
+            say("common.all_parameters"),
+            say("history.environment"),
+        ]
+    )
     with notes:
         _notes(backend, row)
     with facts, guard():
@@ -59,18 +67,25 @@ def detail(
     with options:
         facts_list(parameters(record.request))
     with made:
-        facts_list(dict(sorted(record.environment.items())) or {"Versions": "not recorded"})
+        facts_list(
+            dict(sorted(record.environment.items()))
+            or {say("history.versions"): say("history.not_recorded")}
+        )
 
 
 def _pictures(store: Store, record: EditRecord) -> None:
     """Before and after with a divider; what was drawn, where nothing came out."""
     if record.result is not None and record.status is JobState.DONE:
-        two = [("Before", picture_of(store, record.id, "before"))]
-        two.append(("After", picture_of(store, record.id, "after")))
+        two = [(say("common.before"), picture_of(store, record.id, "before"))]
+        two.append((say("common.after"), picture_of(store, record.id, "after")))
         components.viewer(two, key="history_viewer", max_height=380)
     else:
         with st.container(key="history_drawn", horizontal_alignment="center"):
-            st.image(_drawn(store, record.request), width="stretch", alt="What was drawn")
+            st.image(
+                _drawn(store, record.request),
+                width="stretch",
+                alt=say("history.picture_with_mask_and_arrows"),
+            )
 
 
 @lru_cache(maxsize=16)
@@ -103,30 +118,33 @@ def _actions(
     done = record.result is not None and record.status is JobState.DONE
     with st.container(key="history_actions", horizontal=True, gap="xsmall"):
         if done and st.button(
-            "Open in Results", key="to_results", type="primary", icon=":material/open_in_full:"
+            say("common.open_in_results"),
+            key="to_results",
+            type="primary",
+            icon=":material/open_in_full:",
         ):
             with guard():
                 open_edit.enter(open_edit.home_of(backend, record), edit=record.id)
                 router.go("results")
         if done and st.button(
-            "Continue from here",
+            say("common.edit_this_result"),
             key="branch",
             icon=":material/forward:",
-            help="The result becomes the next picture, with a fresh mask and arrows.",
+            help=say("common.edit_this_result_help"),
         ):
             with guard():
                 open_edit.enter(open_edit.continued(backend, record))
                 router.go("drag")
         if st.button(
-            "Use these settings",
+            say("common.reuse_mask_and_settings"),
             key="reuse",
             icon=":material/tune:",
-            help="The same picture, mask, arrows and options, as new work of its own.",
+            help=say("history.reuse_mask_and_settings_help"),
         ):
             with guard():
                 open_edit.enter(backend.project_of(record.request))
                 router.go("drag")
-        with st.popover("More", key=_MENU, on_change="rerun"):
+        with st.popover(say("common.more"), key=_MENU, on_change="rerun"):
             _more(backend, space, record, done)
 
 
@@ -135,7 +153,7 @@ def _more(backend: Backend, space: Workspace | None, record: EditRecord, done: b
     lora = files.lora_switch("history_one_lora")
     files.download(
         backend,
-        "Download this edit",
+        say("history.download_this_edit"),
         [record.id],
         name=f"{record.request.image.name} {record.id[-6:]}",
         key="zip_one",
@@ -143,29 +161,27 @@ def _more(backend: Backend, space: Workspace | None, record: EditRecord, done: b
     )
     if done:
         st.button(
-            "Recompute and compare",
+            say("common.reproduce"),
             key="replay",
             icon=":material/replay:",
-            help="Runs the edit again from its record and says how far the two pictures differ. "
-            "On the machine that made it they are the same to the last bit.",
+            help=say("common.reproduce_help"),
             on_click=_and_close(start_replay),
             args=(backend, record.id),
         )
     if space is not None and space.image.id != record.request.image.id:
         st.button(
-            f"Settings for {inert(space.title, 24)}",
+            say("history.apply_settings_to_title", title=inert(space.title, 24)),
             key="settings_only",
             icon=":material/input:",
-            help="Takes method, options and LoRA settings over to the picture that is open; its "
-            "mask and arrows stay.",
+            help=say("history.apply_settings_to_title_help"),
             on_click=_and_close(_take_settings),
             args=(space, record.request),
         )
     st.button(
-        "Delete",
+        say("history.delete"),
         key="delete_one",
         icon=":material/delete:",
-        help="To the bin; it can be taken out again.",
+        help=say("history.delete_help"),
         on_click=_and_close(_move),
         args=(backend, record.id, True),
     )
@@ -184,19 +200,19 @@ def _and_close(act: Callable[P, None]) -> Callable[P, None]:
 def _bin_actions(backend: Backend, record: EditRecord) -> None:
     with st.container(horizontal=True, gap="small"):
         st.button(
-            "Restore",
+            say("history.restore"),
             key="restore_one",
             type="primary",
             icon=":material/restore_from_trash:",
             on_click=_move,
             args=(backend, record.id, False),
         )
-        with st.popover("Remove for good", icon=":material/delete_forever:"):
-            st.caption("This cannot be undone.")
-            if st.button("Remove this edit", key="remove_one", type="primary"):
+        with st.popover(say("history.delete_permanently"), icon=":material/delete_forever:"):
+            st.caption(say("history.this_cannot_be_undone"))
+            if st.button(say("history.delete_this_edit"), key="remove_one", type="primary"):
                 with guard():
                     _, freed = empty_bin(backend.store, [record.id])
-                    st.toast(f"Removed, {size(freed)} freed.")
+                    st.toast(say("history.deleted_size_freed", size=size(freed)))
                     st.rerun()
 
 
@@ -209,7 +225,10 @@ def _take_settings(space: Workspace, request: EditRequest) -> None:
     with guard():
         form = int(space.get("drag_form", 0)) + 1
         space.set(**settings_of(request), drag_form=form, lora_form=form)
-        st.toast(f"{inert(space.title, 40)} has these settings now.", icon=":material/check:")
+        st.toast(
+            say("history.title_now_uses_these_settings", title=inert(space.title, 40)),
+            icon=":material/check:",
+        )
 
 
 # --- recomputing --------------------------------------------------------------------------------------
@@ -234,12 +253,14 @@ def replay_panel(backend: Backend, known: Collection[str], record: EditRecord) -
         for notice in job.result.get("notices", ()):
             st.caption(f":material/info: {inert(str(notice))}")
         for name, (then, now) in job.result.get("environment", {}).items():
-            was, is_now = (inert(str(v)) or "not recorded" for v in (then, now))
-            st.caption(f"{inert(name)}: {was} then, {is_now} now")
+            was, is_now = (inert(str(v)) or say("history.not_recorded") for v in (then, now))
+            st.caption(
+                say("history.name_was_before_is_now", name=inert(name), was=was, is_now=is_now)
+            )
         again = str(job.result["replayed"])
         if again in known:
             st.button(
-                "See the new one",
+                say("history.show_the_new_edit"),
                 key="see_replayed",
                 icon=":material/arrow_forward:",
                 on_click=router.remember,
@@ -259,11 +280,8 @@ def _replay_job(backend: Backend, name: str) -> Job | None:
 def verdict(found: dict[str, Any]) -> str:
     """What a recomputing found, as a sentence."""
     if found["identical"]:
-        return "Recomputed: the picture is the same to the last bit."
-    return (
-        f"Recomputed: the pictures differ by at most {found['max']} of 255, by "
-        f"{found['mean']:.4f} in the mean."
-    )
+        return say("history.reproduced_the_picture_is")
+    return say("history.reproduced_the_pictures_differ_by", max=found["max"], mean=found["mean"])
 
 
 # --- words and figures --------------------------------------------------------------------------------
@@ -279,7 +297,7 @@ def _notes(backend: Backend, row: Row) -> None:
             backend.store.annotate(name, **{field: str(st.session_state.get(key) or "")})
 
     st.text_input(
-        "Title",
+        say("history.title"),
         value=row.notes.title,
         max_chars=LONGEST_TITLE,
         key=title,
@@ -288,12 +306,12 @@ def _notes(backend: Backend, row: Row) -> None:
         args=("title", title),
     )
     st.text_area(
-        "Note",
+        say("history.note"),
         value=row.notes.note,
         max_chars=LONGEST_NOTE,
         key=note,
         height=80,
-        placeholder="What worked, what to try next …",
+        placeholder=say("history.note_placeholder"),
         on_change=save,
         args=("note", note),
     )
@@ -303,23 +321,27 @@ def _facts(forest: Forest, row: Row) -> dict[str, str]:
     """When, with what, how far."""
     record, request = row.record, row.record.request
     rows = {
-        "Picture": f"{plain(request.image.name, 60)}, {request.image.width} × "
+        say("common.picture"): f"{plain(request.image.name, 60)}, {request.image.width} × "
         f"{request.image.height} px",
-        "Prompt": plain(request.prompt, 300) or "(none)",
-        "Made": when(record.finished or record.started),
+        say("common.prompt"): plain(request.prompt, 300) or "(none)",
+        say("common.created"): when(record.finished or record.started),
     }
     if record.result is not None:
         view = EditView(forest.store, record)
         ways = (f"{max(0.0, a.share):.0%} of {a.length:.0f} px" for a in view.arrivals())
         cached = count(len(record.result.cached), "stage")
-        rows["Outcome"] = view.outcome()
-        rows["Arrows"] = "; ".join(ways)
-        rows["Took"] = f"{seconds(view.total())}, {cached} from the cache"
-    rows["Method"] = f"{request.drag.method}, {request.drag.steps} steps at most"
-    rows["Model"] = request.model.name
+        rows[say("common.stopped_because")] = view.outcome()
+        rows[say("common.arrows")] = "; ".join(ways)
+        rows[say("history.took")] = say(
+            "history.time_cached_from_the_cache", time=seconds(view.total()), cached=cached
+        )
+    rows[say("common.method")] = say(
+        "history.method_up_to_steps_steps", method=request.drag.method, steps=request.drag.steps
+    )
+    rows[say("common.model")] = request.model.name
     parent = forest.records.get(request.parent or "")
     if parent is not None:
-        rows["Began with"] = title_of(parent, forest.notes.get(parent.id, Notes()))
+        rows[say("history.based_on")] = title_of(parent, forest.notes.get(parent.id, Notes()))
     if row.notes.imported:
-        rows["Imported from"] = plain(row.notes.imported, 80)
+        rows[say("history.imported_from")] = plain(row.notes.imported, 80)
     return rows

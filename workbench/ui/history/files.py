@@ -14,6 +14,7 @@ from workbench.storage import archive
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import count, inert
+from workbench.ui.shell.words import say
 
 MOST_MB = 2000  # of an uploaded zip
 _SAID = "history_import_said"
@@ -70,10 +71,17 @@ def download(
 def menu(backend: Backend, ids: Sequence[str], *, name: str, key: str, quiet: bool = False) -> None:
     """A small menu that downloads some edits as one zip, with or without their LoRAs."""
     kind: Literal["tertiary", "secondary"] = "tertiary" if quiet else "secondary"
-    with st.popover("Download", icon=":material/download:", type=kind, key=f"menu_{key}"):
+    with st.popover(
+        say("history.download"), icon=":material/download:", type=kind, key=f"menu_{key}"
+    ):
         lora = lora_switch(f"lora_{key}")
         download(
-            backend, f"{count(len(ids), 'edit')} as a zip", ids, name=name, key=key, with_lora=lora
+            backend,
+            say("history.edits_zip", edits=count(len(ids), "edit")),
+            ids,
+            name=name,
+            key=key,
+            with_lora=lora,
         )
 
 
@@ -81,10 +89,9 @@ def lora_switch(key: str) -> bool:
     """Whether the trained LoRAs go along."""
     return bool(
         st.toggle(
-            "With the LoRA",
+            say("history.include_loras"),
             key=key,
-            help="The trained LoRA goes along, so that the edit can be recomputed elsewhere "
-            "without training again. It makes the file some megabytes larger.",
+            help=say("history.include_loras_help"),
         )
     )
 
@@ -93,17 +100,16 @@ def importer(backend: Backend) -> None:
     """Take a zip in; what came of it stays on the page until the next one."""
     nonce = int(st.session_state.get("history_import_nonce", 0))
     file = st.file_uploader(
-        "A zip that a workbench exported",
+        say("history.a_zip_exported_by_the"),
         type=["zip"],
         key=f"history_import_{nonce}",
         max_upload_size=MOST_MB,
-        help="Everything in it is checked first. Nothing that you have is overwritten; a damaged "
-        "or suspicious file is refused as a whole.",
+        help=say("history.a_zip_exported_by_the_help"),
     )
     if file is not None:
         st.session_state["history_import_nonce"] = nonce + 1
         st.session_state[_SAID] = None
-        with guard(), st.spinner("Checking every file …"):
+        with guard(), st.spinner(say("history.checking_files")):
             try:
                 done = archive.import_zip(backend.store, file.getvalue(), name=file.name)
                 st.session_state[_SAID] = (True, words(done))
@@ -121,14 +127,11 @@ def words(done: archive.Imported) -> str:
     """What came of an import, as sentences."""
     said = [f"{count(len(done.added), 'edit')} added."]
     if done.known:
-        said.append(f"{count(len(done.known), 'edit')} {_were(done.known)} here already.")
+        said.append(
+            say("history.edits_already_in_the_history", edits=count(len(done.known), "edit"))
+        )
     if done.differing:
         said.append(
-            f"{count(len(done.differing), 'edit')} {_were(done.differing)} here with another "
-            "content; yours stayed as they are."
+            say("history.edits_already_in_the_history_2", edits=count(len(done.differing), "edit"))
         )
     return " ".join(said)
-
-
-def _were(names: Sequence[str]) -> str:
-    return "was" if len(names) == 1 else "were"

@@ -15,6 +15,7 @@ from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import count, inert
+from workbench.ui.shell.words import say
 
 PER_PAGE = 20
 PICTURE_SIDE = 320  # px of a thumbnail, shown at half that width
@@ -87,7 +88,7 @@ def _row(backend: Backend, row: Row, here: bool) -> None:
             st.html(branch_of(row), width="content")
         with st.container(key=f"tick_{name}", width="content"):
             st.checkbox(
-                f"Choose {inert(title_of(record, row.notes), 40)}",
+                say("history.select_title_of", title_of=inert(title_of(record, row.notes), 40)),
                 key=f"ticked_{name}",
                 value=name in ticked(),
                 label_visibility="collapsed",
@@ -104,7 +105,7 @@ def _row(backend: Backend, row: Row, here: bool) -> None:
                 on_click=router.remember,
                 args=("edit", name),
             )
-            st.caption(inert(record.request.prompt, 90) or "No prompt")
+            st.caption(inert(record.request.prompt, 90) or say("history.no_prompt"))
             st.markdown(line_of(row))
         with st.container(key=f"star_{name}", width="content"):
             star = row.notes.favourite
@@ -112,7 +113,9 @@ def _row(backend: Backend, row: Row, here: bool) -> None:
                 ":orange[★]" if star else "☆",
                 key=f"star_{'on' if star else 'off'}_{name}",
                 type="tertiary",
-                help="No favourite any more" if star else "Make it a favourite",
+                help=say("history.remove_from_favourites")
+                if star
+                else say("history.add_to_favourites"),
                 on_click=_star,
                 args=(backend, name, not star),
             )

@@ -35,6 +35,7 @@ from workbench.ui.shell.text import (
     plain,
     size,
 )
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 NARROW = 880  # CSS px; below it the chosen edit opens under its row
@@ -82,9 +83,9 @@ def unreadable(backend: Backend) -> None:
     found = backend.store.unreadable()
     if not found:
         return
-    label = f"{count(len(found), 'file')} of the history cannot be read"
+    label = say("history.files_of_the_history_could", files=count(len(found), "file"))
     with st.expander(f":orange[:material/warning:] {label}"):
-        st.caption("Nothing was deleted. Everything else of the history is unharmed.")
+        st.caption(say("history.nothing_was_deleted_and_all"))
         for item in found:
             st.markdown(f"**{inert(item.name)}** — {inert(item.reason, 300)}")
 
@@ -98,10 +99,10 @@ def _filters(forest: Forest) -> Filter:
     st.session_state.setdefault("search", router.current("search") or "")
     with st.container(key="history_filters", horizontal=True, vertical_alignment="center"):
         words = st.text_input(
-            "Search",
+            say("history.search"),
             key="search",
             type="search",
-            placeholder="Prompt, title, note, method …",
+            placeholder=say("history.search_placeholder"),
             live=True,
             max_chars=64,
             label_visibility="collapsed",
@@ -112,7 +113,7 @@ def _filters(forest: Forest) -> Filter:
         if st.session_state.get("picture", "") not in options:
             st.session_state["picture"] = ""
         picture = st.selectbox(
-            "Picture",
+            say("common.picture"),
             options,
             key="picture",
             format_func=lambda image: _picture_name(pictures.get(image)),
@@ -120,16 +121,16 @@ def _filters(forest: Forest) -> Filter:
             width=240,
         )
         status = st.pills(
-            "Status",
+            say("history.status"),
             list(STATUS_WORDS),
             selection_mode="multi",
             format_func=lambda s: STATUS_WORDS[s],
             key="status",
             label_visibility="collapsed",
         )
-        stars = st.toggle("Favourites", key="favourites")
+        stars = st.toggle(say("history.favourites"), key="favourites")
         st.space("stretch")
-        binned = st.toggle(f"Bin ({len(forest.binned)})", key="bin")
+        binned = st.toggle(say("history.bin_number", number=len(forest.binned)), key="bin")
     return Filter(
         words=str(words or ""),
         favourites=bool(stars),
@@ -141,7 +142,7 @@ def _filters(forest: Forest) -> Filter:
 
 def _picture_name(family: Family | None) -> str:
     if family is None:
-        return "All pictures"
+        return say("history.all_pictures")
     return f"{plain(family.image.name, 40)} ({family.edits})"
 
 
@@ -151,54 +152,69 @@ def _tools(backend: Backend, forest: Forest, wanted: Filter, rows: list[Row]) ->
         st.caption(_how_many(forest, wanted, rows))
         st.space("stretch")
         if wanted.binned:
-            with st.popover("Empty the bin", icon=":material/delete_forever:", disabled=not rows):
+            with st.popover(
+                say("history.empty_the_bin"), icon=":material/delete_forever:", disabled=not rows
+            ):
                 _emptying(backend, len(forest.binned))
             return
-        with st.popover("Download", icon=":material/download:", disabled=not forest.records):
+        with st.popover(
+            say("history.download"), icon=":material/download:", disabled=not forest.records
+        ):
             lora = files.lora_switch("history_all_lora")
             if wanted.narrows and rows:
                 names = [r.record.id for r in rows]
-                words = f"What is shown ({len(names)})"
+                words = say("history.these_results_number", number=len(names))
                 files.download(
                     backend, words, names, name="history-part", key="zip_shown", with_lora=lora
                 )
             files.download(
-                backend, "Everything", None, name="history", key="zip_all", with_lora=lora,
+                backend,
+                say("history.complete_history_zip"),
+                None,
+                name="history",
+                key="zip_all",
+                with_lora=lora,
                 disabled=len(forest.binned) == len(forest.records),
-            )  # fmt: skip
-            st.caption("A zip with pictures, masks, arrows, settings and a page that shows them.")
-        with st.popover("Import", icon=":material/upload:"):
+            )
+            st.caption(say("history.a_zip_with_pictures_masks"))
+        with st.popover(say("common.import"), icon=":material/upload:"):
             files.importer(backend)
 
 
 def _how_many(forest: Forest, wanted: Filter, rows: list[Row]) -> str:
     here = forest.binned if wanted.binned else forest.records.keys() - forest.binned
-    where = " in the bin" if wanted.binned else ""
+    where = say("history.in_the_bin") if wanted.binned else ""
     if len(rows) == len(here):
         return f"{count(len(rows), 'edit')}{where}"
     return f"{len(rows)} of {count(len(here), 'edit')}{where}"
 
 
 def _emptying(backend: Backend, number: int) -> None:
-    st.markdown(f"Remove **{count(number, 'edit')}** for good?")
-    st.caption("Pictures that no other edit needs go, too. This cannot be undone.")
-    if st.button("Remove for good", type="primary", key="empty_bin_really"):
+    st.markdown(say("history.permanently_delete_edits", edits=count(number, "edit")))
+    st.caption(say("history.pictures_that_no_other_edit"))
+    if st.button(say("history.delete_permanently"), type="primary", key="empty_bin_really"):
         with guard():
             removed, freed = empty_bin(backend.store)
             ticks.tick_none()
-            st.toast(f"{count(removed, 'edit')} removed, {size(freed)} freed.")
+            st.toast(
+                say(
+                    "history.edits_deleted_size_freed",
+                    edits=count(removed, "edit"),
+                    size=size(freed),
+                )
+            )
             st.rerun()
 
 
 def _empty(forest: Forest, wanted: Filter) -> None:
     with st.container(key="card_empty"):
         if wanted.narrows:
-            st.markdown("**Nothing fits.** Take a filter or a word away.")
+            st.markdown(say("history.no_matches_remove_a_filter"))
         elif wanted.binned:
-            st.markdown("**The bin is empty.** Deleted edits wait here until you remove them.")
+            st.markdown(say("history.the_bin_is_empty_deleted"))
         else:
-            st.markdown("**No edits yet.** Every run is kept here, whatever came of it.")
-            router.link("train", "Upload & train", icon=":material/arrow_forward:")
+            st.markdown(say("history.no_edits_yet_every_run"))
+            router.link("train", say("common.upload_train"), icon=":material/arrow_forward:")
 
 
 def _chosen(rows: list[Row]) -> Row:

@@ -12,6 +12,7 @@ from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import count
+from workbench.ui.shell.words import say
 
 _TICKED = "history_ticked"
 
@@ -43,11 +44,11 @@ def bar(backend: Backend, forest: Forest, wanted: Filter) -> None:
     if not names:
         return
     with st.container(key="card_ticked", horizontal=True, vertical_alignment="center"):
-        st.markdown(f"**{count(len(names), 'edit')} chosen**")
+        st.markdown(say("history.edits_selected", edits=count(len(names), "edit")))
         st.space("stretch")
         if wanted.binned:
             st.button(
-                "Restore",
+                say("history.restore"),
                 key="restore_ticked",
                 icon=":material/restore_from_trash:",
                 on_click=_move,
@@ -57,26 +58,30 @@ def bar(backend: Backend, forest: Forest, wanted: Filter) -> None:
             _compare(forest, names)
             files.menu(backend, names, name="history-selection", key="zip_ticked")
             st.button(
-                "Delete",
+                say("history.delete"),
                 key="delete_ticked",
                 icon=":material/delete:",
-                help="To the bin; it can be taken out again.",
+                help=say("history.delete_help_2"),
                 on_click=_move,
                 args=(backend, names, True),
             )
-        st.button("None", key="tick_none", type="tertiary", on_click=tick_none)
+        st.button(
+            say("common.clear_selection"), key="tick_none", type="tertiary", on_click=tick_none
+        )
 
 
 def _compare(forest: Forest, names: list[str]) -> None:
     with_picture = [n for n in names if forest.records[n].result is not None]
     possible = FEWEST <= len(with_picture) <= MOST
     if st.button(
-        "Compare",
+        say("common.compare"),
         key="compare_ticked",
         icon=":material/compare:",
         type="primary",
         disabled=not possible,
-        help=None if possible else f"Choose {FEWEST} to {MOST} edits that have a picture.",
+        help=None
+        if possible
+        else say("history.select_fewest_to_most_edits", fewest=FEWEST, most=MOST),
     ):
         page.choose(with_picture)
         query = {**router.params(), "edits": ",".join(with_picture)}
@@ -93,7 +98,10 @@ def move(backend: Backend, names: list[str], to_bin: bool) -> None:
     """Put edits into the bin or take them out, and say so."""
     if to_bin:
         backend.store.bin(names)
-        st.toast(f"{count(len(names), 'edit')} in the bin.", icon=":material/delete:")
+        st.toast(
+            say("history.edits_moved_to_the_bin", edits=count(len(names), "edit")),
+            icon=":material/delete:",
+        )
     else:
         backend.store.restore(names)
         st.toast(f"{count(len(names), 'edit')} restored.", icon=":material/restore_from_trash:")

@@ -12,6 +12,7 @@ from workbench.ui.shell.text import (
     seconds,
     when,
 )
+from workbench.ui.shell.words import say
 
 INDENT, DEEPEST = 26, 7  # CSS px per level; deeper ones are not indented any further
 METHODS = {
@@ -50,7 +51,7 @@ def line_of(row: Row) -> str:
         parts.append(seconds(sum(record.result.seconds.values())))
         if record.result.distances:
             left = max(left_of(record.request.pairs, record.result), default=0.0)
-            parts.append(f"{left:.1f} px left")
+            parts.append(say("history.left_px_short", left=left))
     if row.notes.note.strip():
         parts.append(f":material/sticky_note_2: {inert(row.notes.note, 40)}")
     words = f":gray[:small[{' · '.join(p for p in parts if p)}]]"

@@ -34,6 +34,7 @@ from workbench.ui.shell.text import (
     plain,
     seconds,
 )
+from workbench.ui.shell.words import say
 
 FILM = 512  # longest side of an animation, px
 
@@ -48,7 +49,7 @@ class EditView:
             BadInput: when it has none.
         """
         if record.result is None:
-            raise BadInput(f"This edit has no picture: it is {record.status.value}.")
+            raise BadInput(say("results.this_edit_has_no_picture", value=record.status.value))
         self.store = store
         self.record = record
         self.request: EditRequest = record.request
@@ -166,18 +167,19 @@ class EditView:
         tips = []
         late = [a for a in self.arrivals() if not a.arrived]
         if late and self.result.stop == Stop.STEP_LIMIT.name:
-            other = " or the method Auto" if self.request.drag.method == "dragdiffusion" else ""
-            tips.append(f"Press “Run on” for more steps, or take the preset strong{other}.")
-        if any(a.share < 0.2 for a in late):
-            tips.append(
-                "An arrow hardly moved: put its handle on something with structure (an edge, a "
-                "corner), and leave paint around it."
+            other = (
+                say("results.or_the_method_auto")
+                if self.request.drag.method == "dragdiffusion"
+                else ""
             )
+            tips.append(say("results.choose_run_more_steps_or", other=other))
+        if any(a.share < 0.2 for a in late):
+            tips.append(say("results.an_arrow_barely_moved_start"))
         tips += [a.sentence for a in self.arrivals() if a.sentence]
         if self.request.mask is None:
-            tips.append("No mask was painted; painting one keeps the rest as it is.")
+            tips.append(say("results.no_mask_was_used_add"))
         if self.result.change_outside_mask > 0 and self.request.drag.composite:
-            tips.append("The rest of the picture changed a little outside the mask.")
+            tips.append(say("results.the_picture_also_changed_slightly"))
         return tips
 
     def timings(self) -> list[tuple[str, float, bool]]:
@@ -194,18 +196,22 @@ class EditView:
 def parameters(request: EditRequest) -> dict[str, str]:
     """Everything that an edit was asked for, label -> value, in a fixed order."""
     rows: dict[str, str] = {
-        "Model": request.model.name,
-        "Method": request.drag.method,
-        "Prompt": plain(request.prompt, 300) or "(none)",
-        "Arrows": str(len(request.pairs)),
-        "Mask": "painted" if request.mask else "none (everything may change)",
-        "Seed": str(request.seed),
-        "Working size": f"{request.working_size} px" if request.working_size else "the model's own",
+        say("common.model"): request.model.name,
+        say("common.method"): request.drag.method,
+        say("common.prompt"): plain(request.prompt, 300) or "(none)",
+        say("common.arrows"): str(len(request.pairs)),
+        say("common.mask"): "painted"
+        if request.mask
+        else say("results.none_the_whole_picture_may"),
+        say("common.seed"): str(request.seed),
+        say("common.working_size"): f"{request.working_size} px"
+        if request.working_size
+        else say("common.automatic"),
     }
     for head, cls, config in (
-        ("Drag", DragConfig, request.drag),
-        ("LoRA", LoraConfig, request.lora),
-        ("Inversion", InversionConfig, request.inversion),
+        (say("common.drag"), DragConfig, request.drag),
+        (say("common.lora"), LoraConfig, request.lora),
+        (say("common.inversion"), InversionConfig, request.inversion),
     ):
         values: Mapping[str, Any] = dataclasses.asdict(config)
         for name, (_kind, _default, opt) in options_of(cls).items():

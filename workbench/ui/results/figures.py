@@ -22,6 +22,7 @@ from PIL import Image
 from workbench.core.errors import BadInput
 from workbench.core.request import Point, PointPair
 from workbench.imaging.coords import Frame, bounds
+from workbench.ui.shell.words import say
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def decode(raw: bytes) -> U8:
         with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG", "WEBP")) as image:
             return np.array(image.convert("RGB"), dtype=np.uint8)
     except (OSError, SyntaxError, ValueError) as exc:
-        raise BadInput("A stored picture could not be shown; it is damaged.") from exc
+        raise BadInput(say("results.a_stored_picture_could_not")) from exc
 
 
 @cache

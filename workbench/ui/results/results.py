@@ -29,15 +29,16 @@ from workbench.ui.shell.text import (
     seconds,
     when,
 )
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace, settings_of
 
 VIEWS = {
-    "Before / after": "slider",
-    "Side by side": "side",
-    "Flicker": "flicker",
-    "What changed": "heat",
-    "Paths": "paths",
-    "Animation": "gif",
+    say("results.before_after"): "slider",
+    say("common.side_by_side"): "side",
+    say("common.flicker"): "flicker",
+    say("common.difference"): "heat",
+    say("results.paths"): "paths",
+    say("results.animation"): "gif",
 }
 MOST_SHOWN = 12
 
@@ -46,8 +47,8 @@ def body(backend: Backend, space: Workspace) -> None:
     """The whole page below the heading."""
     records = backend.store.records(image=space.image.id)
     if not records:
-        st.info("Nothing was run on this picture yet.")
-        router.link("drag", "Mask & points", icon=":material/arrow_forward:")
+        st.info(say("results.no_edits_of_this_picture"))
+        router.link("drag", say("common.mask_points"), icon=":material/arrow_forward:")
         return
     record = _chosen(backend, records)
     _shelf(backend, records, record)
@@ -102,13 +103,13 @@ def _shelf(backend: Backend, records: list[EditRecord], chosen: EditRecord) -> N
 
 def _without_picture(record: EditRecord) -> None:
     words = {
-        JobState.FAILED: "This edit failed.",
-        JobState.CANCELLED: "This edit was cancelled.",
-        JobState.INTERRUPTED: "This edit was interrupted.",
+        JobState.FAILED: say("results.failed"),
+        JobState.CANCELLED: say("common.cancelled"),
+        JobState.INTERRUPTED: say("results.interrupted"),
     }
-    said = words.get(record.status, "This edit has no picture.")
+    said = words.get(record.status, say("results.this_edit_has_no_picture_2"))
     st.warning(f"{said} {inert(record.error or '')}")
-    router.link("drag", "Back to mask & points", icon=":material/arrow_back:")
+    router.link("drag", say("results.back_to_mask_points"), icon=":material/arrow_back:")
 
 
 def _picture(view: EditView) -> None:
@@ -116,9 +117,9 @@ def _picture(view: EditView) -> None:
     store, edit = view.store, view.record.id
     with st.container(horizontal=True, vertical_alignment="center", key="result_bar"):
         chosen = st.segmented_control(
-            "View",
+            say("common.view"),
             list(VIEWS),
-            default="Before / after",
+            default=say("results.before_after"),
             required=True,
             key="result_view",
             label_visibility="collapsed",
@@ -127,20 +128,28 @@ def _picture(view: EditView) -> None:
         near = False
         if mode != "gif" and view.close_up() is not None:
             near = st.toggle(
-                "Close-up",
+                say("results.zoom_to_the_edit"),
                 value=True,
                 key="result_near",
-                help="Shows the part of this big picture that was edited. Off: all of it.",
+                help=say("results.zoom_to_the_edit_help"),
             )
-    with st.spinner("Drawing …", show_time=False):
+    with st.spinner(say("common.loading"), show_time=False):
         if mode in ("slider", "side", "flicker"):
-            two = [("Before", picture_of(store, edit, "before", near=near))]
-            two.append(("After", picture_of(store, edit, "after", near=near)))
+            two = [(say("common.before"), picture_of(store, edit, "before", near=near))]
+            two.append((say("common.after"), picture_of(store, edit, "after", near=near)))
             components.viewer(two, mode=mode, key=f"result_{mode}")
         elif mode == "gif":
-            st.image(picture_of(store, edit, "gif"), width="stretch", alt="The drag as animation")
+            st.image(
+                picture_of(store, edit, "gif"),
+                width="stretch",
+                alt=say("results.animation_of_the_drag"),
+            )
         else:
-            label = "Change per pixel, dark: none, bright: strong" if mode == "heat" else "Paths"
+            label = (
+                say("results.difference_per_pixel_dark_none")
+                if mode == "heat"
+                else say("results.paths")
+            )
             one = [(label, picture_of(store, edit, mode, near=near))]
             components.viewer(one, mode="side", key=f"result_{mode}")
 
@@ -153,8 +162,14 @@ def _outcome(view: EditView) -> None:
         for a in view.arrivals():
             sign = ":green[:material/check_circle:]" if a.arrived else ":orange[:material/pending:]"
             rows.append(
-                f"{sign} Arrow {a.number}: {max(0.0, a.share):.0%} of {a.length:.0f} px, "
-                f"{a.left:.1f} px left"
+                say(
+                    "results.sign_arrow_number_moved_value",
+                    sign=sign,
+                    number=a.number,
+                    value=max(0.0, a.share),
+                    length=a.length,
+                    left=a.left,
+                )
             )
         st.markdown("  \n".join(rows))
         for tip in view.advice():
@@ -171,41 +186,40 @@ def _onwards(backend: Backend, space: Workspace, view: EditView) -> None:
     """Continue from here, run on, use these settings."""
     with st.container(horizontal=True, gap="small"):
         if st.button(
-            "Continue from here",
+            say("common.edit_this_result"),
             type="primary",
             icon=":material/forward:",
-            help="The result becomes the next picture, with a fresh mask and arrows.",
+            help=say("common.edit_this_result_help"),
         ):
             _continue(backend, space, view)
         there = view.result.stop == Stop.REACHED.name  # more steps would end at the same place
         if view.request.drag.method != "warp" and st.button(
-            "Run on",
+            say("results.run_more_steps"),
             icon=":material/fast_forward:",
             disabled=there,
-            help="Every point is where it was sent: there is nothing to run on to."
+            help=say("results.all_points_have_reached_their")
             if there
-            else "The same drag with as many steps again, from where it stopped.",
+            else say("results.runs_the_same_drag_with"),
         ):
             _run_on(backend, space, view)
         if st.button(
-            "Use these settings",
+            say("common.reuse_mask_and_settings"),
             icon=":material/tune:",
-            help="Takes this edit's mask, arrows and options to the drawing page.",
+            help=say("results.reuse_mask_and_settings_help"),
         ):
             _reuse(backend, space, view)
         if st.button(
-            "Compare",
+            say("common.compare"),
             key="compare_this",
             icon=":material/compare:",
-            help="Puts this edit beside others of this picture, or of any.",
+            help=say("results.compare_help"),
         ):
             page.open_with(backend, view.record)
         st.button(
-            "Replay",
+            say("common.reproduce"),
             key="replay",
             icon=":material/replay:",
-            help="Runs the edit again from its record and says how far the two pictures differ. "
-            "On the machine that made it they are the same to the last bit.",
+            help=say("common.reproduce_help"),
             on_click=start_replay,
             args=(backend, view.record.id),
         )
@@ -232,7 +246,9 @@ def _run_on(backend: Backend, space: Workspace, view: EditView) -> None:
     most = 2000
     steps = min(most, request.drag.steps + max(request.drag.steps, 20))
     if steps <= request.drag.steps:
-        raise BadInput(f"The drag has {request.drag.steps} steps already; the limit is {most}.")
+        raise BadInput(
+            say("results.this_edit_already_has_steps", steps=request.drag.steps, most=most)
+        )
     longer = dataclasses.replace(request, drag=dataclasses.replace(request.drag, steps=steps))
     job = backend.submit_edit(longer)
     space.add_job(job)
@@ -253,21 +269,37 @@ def _reuse(backend: Backend, space: Workspace, view: EditView) -> None:
 def _downloads(view: EditView) -> None:
     """Picture, strip, animation, everything; made when they are asked for."""
     with st.container(key="card_downloads"):
-        st.markdown("**Take it away**")
+        st.markdown(say("results.download"))
         card = st.toggle(
-            "Settings inside the picture",
+            say("results.embed_settings_in_the_png"),
             value=True,
             key="with_card",
-            help="The PNG then carries mask, arrows and options: dropped on the first page, it "
-            "opens with all of them. Off: nothing but pixels.",
+            help=say("results.embed_settings_in_the_png_help"),
         )
         with st.container(horizontal=True, gap="small"):
-            _download("Picture", lambda: view.png(bool(card)), view.name("png"), "image/png")
-            _download("Strip", view.strip, f"strip-{view.name('png')}", "image/png")
-            _download("Animation", view.gif, view.name("gif"), "image/gif")
+            _download(
+                say("results.picture_png"),
+                lambda: view.png(bool(card)),
+                view.name("png"),
+                "image/png",
+            )
+            _download(
+                say("results.before_after_image"),
+                view.strip,
+                f"strip-{view.name('png')}",
+                "image/png",
+            )
+            _download(say("results.animation_gif"), view.gif, view.name("gif"), "image/gif")
             if figures.video_encoder():
-                _download("Film", lambda: view.mp4() or b"", view.name("mp4"), "video/mp4")
-            _download("Everything", view.zip, view.name("zip"), "application/zip")
+                _download(
+                    say("results.video_mp4"),
+                    lambda: view.mp4() or b"",
+                    view.name("mp4"),
+                    "video/mp4",
+                )
+            _download(
+                say("results.complete_project_zip"), view.zip, view.name("zip"), "application/zip"
+            )
 
 
 def _download(label: str, make: Callable[[], bytes], name: str, mime: str) -> None:
@@ -288,9 +320,9 @@ def _details(view: EditView) -> None:
         pairs = range(len(view.request.pairs))
         rows = view.rows()
         if len(rows) > 1:
-            st.subheader("How the points moved", anchor=False)
+            st.subheader(say("results.distance_to_target"), anchor=False)
             series = {
-                f"Arrow {n + 1}": [
+                say("results.arrow_n", n=n + 1): [
                     (t, row[n].distance(view.request.pairs[n].target)) for t, row in enumerate(rows)
                 ]
                 for n in pairs
@@ -298,18 +330,18 @@ def _details(view: EditView) -> None:
             components.chart(
                 series,
                 key="convergence",
-                label="Distance of each handle from its target, in pixels, after each tracking",
+                label=say("results.distance_of_each_handle_from"),
                 y_label="px",
                 height=220,
             )
         left, right = st.columns(2, gap="large")
-        with left, st.expander("Time and cache"):
+        with left, st.expander(say("results.time_and_cache")):
             lines = [
-                f"| {run_panel.stage_words(s)} | {'from the cache' if c else seconds(t)} |"
+                f"| {run_panel.stage_words(s)} | {say('results.from_the_cache') if c else seconds(t)} |"
                 for s, t, c in view.timings()
             ]
             st.markdown("\n".join(["| Stage | Time |", "|:--|--:|", *lines]))
-        with right, st.expander("All parameters"):
+        with right, st.expander(say("common.all_parameters")):
             shown = parameters(view.request)
             table = [f"| {inert(k)} | {inert(v)} |" for k, v in shown.items()]
             st.markdown("\n".join(["| | |", "|:--|:--|", *table]))

@@ -19,16 +19,23 @@ from workbench.ui.shell.text import (
     size,
     when,
 )
+from workbench.ui.shell.words import say
 
 KINDS = {
-    "lora": ("LoRAs", "what the model learnt of a picture; training again takes the longest"),
-    "inversion": ("Inversions", "the picture as noise, from which every drag begins"),
-    "reference": ("References", "the original's way, which a drag follows"),
-    "preview": ("Reconstructions", "how well the model knows a picture"),
-    "generation": ("Generated pictures", "their latents, used instead of an inversion"),
-    "state": ("Unfinished work", "from where a run goes on"),
+    "lora": (say("common.loras"), say("settings.trained_on_your_pictures_they")),
+    "inversion": (say("settings.inversions"), say("settings.pictures_converted_to_noise_the")),
+    "reference": (
+        say("settings.reference_passes"),
+        say("settings.recordings_of_the_original_that"),
+    ),
+    "preview": (say("settings.reconstructions"), say("settings.used_to_check_how_well")),
+    "generation": (
+        say("settings.generated_pictures"),
+        say("settings.their_latents_used_instead_of"),
+    ),
+    "state": (say("settings.saved_states"), say("settings.for_resuming_a_run")),
 }
-AGES = {"a day": 1, "a week": 7, "a month": 30}
+AGES = {say("settings.a_day"): 1, say("settings.a_week"): 7, say("settings.a_month"): 30}
 
 
 def show(backend: Backend) -> None:
@@ -40,16 +47,21 @@ def show(backend: Backend) -> None:
     entries = cache.entries()
     total = sum(e.bytes for e in entries)
     limit = backend.app.settings.cache_bytes
-    st.caption(
-        "What can be computed again: keeping it makes the next drag of a picture start at once. "
-        "Clearing it never touches the history."
-    )
+    st.caption(say("settings.cached_results_that_make_repeat"))
     with st.container(key="card_cache"):
         share = min(1.0, total / limit) if limit else 0.0
-        st.progress(share, text=f"{size(total)} of {size(limit)} used, {_entries(entries)}")
+        st.progress(
+            share,
+            text=say(
+                "settings.size_of_size_2_used",
+                size=size(total),
+                size_2=size(limit),
+                entries=_entries(entries),
+            ),
+        )
         left, right = st.columns(2, gap="large", vertical_alignment="bottom")
         with left:
-            field(backend, "cache_gb", "Size limit (GB)")
+            field(backend, "cache_gb", say("settings.size_limit_gb"))
         with right, st.container(horizontal=True, horizontal_alignment="right"):
             _old(backend, entries)
             _all(backend, entries)
@@ -64,15 +76,19 @@ def _entries(entries: Sequence[CacheEntry]) -> str:
 
 
 def _old(backend: Backend, entries: Sequence[CacheEntry]) -> None:
-    with st.popover("Clear what is old", disabled=not entries):
+    with st.popover(say("settings.clear_old_entries"), disabled=not entries):
         age = st.segmented_control(
-            "Not used for", list(AGES), default="a week", required=True, key="cache_age"
+            say("settings.not_used_for"),
+            list(AGES),
+            default=say("settings.a_week"),
+            required=True,
+            key="cache_age",
         )
         limit = time.time() - AGES[str(age)] * 86400
         old = [e for e in entries if e.used < limit]
         freed = sum(e.bytes for e in old)
         st.button(
-            f"Clear {_entries(old)}, {size(freed)}",
+            say("settings.clear_entries_size", entries=_entries(old), size=size(freed)),
             key="cache_clear_old",
             type="primary",
             disabled=not old,
@@ -82,10 +98,10 @@ def _old(backend: Backend, entries: Sequence[CacheEntry]) -> None:
 
 
 def _all(backend: Backend, entries: Sequence[CacheEntry]) -> None:
-    with st.popover("Clear all", icon=":material/delete:", disabled=not entries):
-        st.caption("Everything is computed again when it is needed.")
+    with st.popover(say("settings.clear_all"), icon=":material/delete:", disabled=not entries):
+        st.caption(say("settings.cached_results_are_recomputed_when"))
         st.button(
-            "Clear the whole cache",
+            say("settings.clear_the_whole_cache"),
             key="cache_clear_all",
             type="primary",
             on_click=_clear,
@@ -95,7 +111,7 @@ def _all(backend: Backend, entries: Sequence[CacheEntry]) -> None:
 
 def _kinds(backend: Backend, entries: Sequence[CacheEntry]) -> None:
     """What kinds of things there are, each with its own clearing."""
-    st.subheader("By kind", anchor=False)
+    st.subheader(say("settings.by_kind"), anchor=False)
     groups: dict[str, list[CacheEntry]] = {}
     for entry in entries:
         groups.setdefault(entry.kind, []).append(entry)
@@ -105,12 +121,12 @@ def _kinds(backend: Backend, entries: Sequence[CacheEntry]) -> None:
         with st.container(key=f"line_{kind}", horizontal=True, vertical_alignment="center"):
             with st.container(gap=None):
                 st.markdown(f"**{inert(words)}** · {size(sum(e.bytes for e in found))}")
-                used = f"last used {when(last.isoformat())}"
+                used = say("settings.last_used_isoformat", isoformat=when(last.isoformat()))
                 st.caption(" · ".join(p for p in (_entries(found), used, inert(what)) if p))
             st.button(
-                "Clear",
+                say("settings.clear"),
                 key=f"cache_clear_{kind}",
-                help=f"Clear all: {words}",
+                help=say("settings.clear_help", words=words),
                 on_click=_clear,
                 args=(backend, [e.key for e in found]),
             )
@@ -118,14 +134,14 @@ def _kinds(backend: Backend, entries: Sequence[CacheEntry]) -> None:
 
 def _each(backend: Backend, entries: Sequence[CacheEntry]) -> None:
     """Every entry, to be ticked and cleared one by one."""
-    with st.expander("Every entry"):
+    with st.expander(say("settings.all_entries")):
         rows = [
             {
-                "Of": plain(e.label, 60) or "—",
-                "Kind": KINDS.get(e.kind, (e.kind, ""))[0],
+                say("settings.of"): plain(e.label, 60) or "—",
+                say("common.picture"): KINDS.get(e.kind, (e.kind, ""))[0],
                 "MB": round(e.bytes / 1e6, 2),
-                "Last used": datetime.datetime.fromtimestamp(e.used),
-                "Made": datetime.datetime.fromtimestamp(e.created),
+                say("settings.last_used"): datetime.datetime.fromtimestamp(e.used),
+                say("common.created"): datetime.datetime.fromtimestamp(e.created),
             }
             for e in entries
         ]
@@ -136,13 +152,17 @@ def _each(backend: Backend, entries: Sequence[CacheEntry]) -> None:
             on_select="rerun",
             selection_mode="multi-row",
             column_config={
-                "Last used": st.column_config.DatetimeColumn(format="D MMM YYYY, HH:mm"),
-                "Made": st.column_config.DatetimeColumn(format="D MMM YYYY, HH:mm"),
+                say("settings.last_used"): st.column_config.DatetimeColumn(
+                    format="D MMM YYYY, HH:mm"
+                ),
+                say("common.created"): st.column_config.DatetimeColumn(format="D MMM YYYY, HH:mm"),
             },
         )
         ticked = [entries[n] for n in table.selection.rows if n < len(entries)]
         st.button(
-            f"Clear {_entries(ticked)}" if ticked else "Clear what is ticked",
+            say("settings.clear_entries", entries=_entries(ticked))
+            if ticked
+            else say("settings.clear_selected"),
             key="cache_clear_ticked",
             disabled=not ticked,
             on_click=_clear,
@@ -156,4 +176,7 @@ def _clear(backend: Backend, keys: Sequence[str] | None) -> None:
         removed = backend.app.cache.clear(keys=keys)
         freed = max(0, before - backend.app.cache.size())
         words = count(removed, "entry", "entries")
-        st.toast(f"{words} cleared, {size(freed)} freed.", icon=":material/check:")
+        st.toast(
+            say("settings.words_cleared_size_freed", words=words, size=size(freed)),
+            icon=":material/check:",
+        )

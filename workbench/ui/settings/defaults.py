@@ -17,6 +17,7 @@ from workbench.ui.settings.device import overruled
 from workbench.ui.shell import colors
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
+from workbench.ui.shell.words import say
 from workbench.ui.upload.auto_train import TRAIN_ON_UPLOAD
 
 _SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "robot-784.png"
@@ -27,10 +28,10 @@ def show(backend: Backend) -> None:
     with st.container(key="halves_defaults"):
         left, right = st.columns(2, gap="large")
     with left, st.container(key="card_defaults"):
-        st.subheader("New pictures begin with", anchor=False)
+        st.subheader(say("settings.defaults_for_new_pictures"), anchor=False)
         _defaults(backend)
     with right, st.container(key="card_colours"):
-        st.subheader("Colours of the canvas", anchor=False)
+        st.subheader(say("settings.canvas_colours"), anchor=False)
         _colours(backend)
 
 
@@ -38,21 +39,22 @@ def _defaults(backend: Backend) -> None:
     settings = backend.app.settings
     models = {m.name: m.shown for m in backend.models()}
     names = list(dict.fromkeys([*models, settings.model]))
-    _choice(backend, "model", "Model", names, {**{n: n for n in names}, **models})
+    _choice(backend, "model", say("common.model"), names, {**{n: n for n in names}, **models})
     methods = {name: "{} — {}".format(*METHOD_WORDS[name]) for name in METHODS}
-    _choice(backend, "method", "Method", list(METHODS), methods)
+    _choice(backend, "method", say("common.method"), list(METHODS), methods)
     presets = list(STRENGTHS)
-    _choice(backend, "preset", "Preset", presets, {p: p.capitalize() for p in presets})
+    _choice(
+        backend, "preset", say("settings.preset"), presets, {p: p.capitalize() for p in presets}
+    )
     overruled(("model", "method"))
     st.toggle(
-        "Train as soon as a picture is opened",
+        say("settings.start_training_when_a_picture"),
         value=bool(settings.ui.get(TRAIN_ON_UPLOAD)),
         key="setting_train",
         on_change=lambda: _keep(backend, TRAIN_ON_UPLOAD, bool(st.session_state["setting_train"])),
-        help="The model begins to learn the picture while you draw. The prompt can then only be "
-        "changed by training again.",
+        help=say("settings.start_training_when_a_picture_help"),
     )
-    st.caption("Pictures that are open already keep what they have.")
+    st.caption(say("settings.existing_projects_keep_their"))
 
 
 def _choice(
@@ -84,7 +86,7 @@ def _keep(backend: Backend, name: str, value: Any) -> None:
 def _colours(backend: Backend) -> None:
     now = colors.chosen(backend.app.settings.ui)
     theme = colors.theme_of(now)
-    options = [*colors.THEMES, *(["Custom"] if theme == "Custom" else [])]
+    options = [*colors.THEMES, *([say("common.custom")] if theme == say("common.custom") else [])]
     key = f"colour_theme_{theme}"
 
     def choose() -> None:
@@ -93,18 +95,24 @@ def _colours(backend: Backend) -> None:
             _keep(backend, colors.ENTRY, colors.THEMES[wanted])
 
     st.selectbox(
-        "Theme",
+        say("settings.theme"),
         options,
         index=options.index(theme),
         key=key,
         on_change=choose,
         label_visibility="collapsed",
     )
-    st.image(_sample(now), width="stretch", alt="A picture with mask and arrow in these colours")
+    st.image(_sample(now), width="stretch", alt=say("settings.example_with_mask_and_arrow"))
     form = "_".join(str(v) for v in now.values())
     places = st.columns(3)
     for place, (name, label) in zip(
-        places, {"handle": "Handle", "target": "Target", "arrow": "Arrow"}.items(), strict=True
+        places,
+        {
+            "handle": say("settings.handle"),
+            "target": say("settings.target"),
+            "arrow": say("settings.arrow"),
+        }.items(),
+        strict=True,
     ):
         place.color_picker(
             label,
@@ -115,7 +123,7 @@ def _colours(backend: Backend) -> None:
         )
     low, high = colors.LIGHT
     st.slider(
-        "Brightness of what is protected",
+        say("settings.brightness_outside_the_mask"),
         low,
         high,
         float(now["dim"]),

@@ -15,26 +15,27 @@ from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.options_form import describe, option_widget
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import inert, size
+from workbench.ui.shell.words import say
 
 DEVICES = {
-    "auto": "Automatic",
+    "auto": say("common.automatic"),
     "cpu": "CPU",
-    "cuda": "CUDA (first GPU)",
-    "mps": "Apple GPU (MPS)",
-    "all": "All CUDA GPUs, one job each",
+    "cuda": say("settings.cuda_first_gpu"),
+    "mps": say("settings.apple_gpu_mps"),
+    "all": say("settings.use_all_cuda_gpus_one"),
 }
 PRECISIONS = {
-    "auto": "Automatic",
+    "auto": say("common.automatic"),
     "fp32": "float32",
     "fp16": "float16",
     "bf16": "bfloat16",
 }
 
 RUNNING = {
-    "low_memory": "Always in the low-memory mode",
-    "kept_models": "Models that stay in memory",
-    "threads": "CPU threads (0: automatic)",
-    "queue": "Jobs that may wait",
+    "low_memory": say("settings.always_use_low_memory_mode"),
+    "kept_models": say("settings.models_kept_in_memory"),
+    "threads": say("settings.cpu_threads_0_automatic"),
+    "queue": say("settings.maximum_queued_jobs"),
 }
 
 
@@ -43,15 +44,15 @@ def show(backend: Backend) -> None:
     with st.container(key="halves_device"):
         left, right = st.columns(2, gap="large")
     with left, st.container(key="card_device"):
-        st.subheader("Where and how it computes", anchor=False)
+        st.subheader(say("settings.compute"), anchor=False)
         _device(backend)
         _precision(backend)
         overruled(("device", "dtype", "threads"))
     with left, st.container(key="card_memory"):
-        st.subheader("Memory now", anchor=False)
+        st.subheader(say("settings.memory"), anchor=False)
         _memory(backend)
     with right, st.container(key="card_running"):
-        st.subheader("Running", anchor=False)
+        st.subheader(say("settings.jobs"), anchor=False)
         for name, label in RUNNING.items():
             field(backend, name, label)
 
@@ -77,8 +78,11 @@ def overruled(names: tuple[str, ...]) -> None:
         variable = ENVIRONMENT[name]
         if os.environ.get(variable):
             st.caption(
-                f":material/info: {inert(variable)} is set to {inert(os.environ[variable], 40)} "
-                "in the environment; at the next start that counts again."
+                say(
+                    "settings.variable_is_set_to_environ",
+                    variable=inert(variable),
+                    environ=inert(os.environ[variable], 40),
+                )
             )
 
 
@@ -96,7 +100,7 @@ def _device(backend: Backend) -> None:
         st.session_state[key] = now  # refused: the form shows what counts
 
     st.selectbox(
-        "Device",
+        say("settings.device"),
         list(dict.fromkeys(options)),
         index=options.index(now),
         key=key,
@@ -106,7 +110,7 @@ def _device(backend: Backend) -> None:
         help=describe(options_of(Settings)["device"][2], "auto"),
     )
     if len(backend.app.settings.workers()) > 1:
-        st.caption("The number of jobs at a time changes at the next start.")
+        st.caption(say("settings.the_number_of_parallel_jobs"))
 
 
 def _found() -> list[str]:
@@ -138,15 +142,13 @@ def _precision(backend: Backend) -> None:
             backend.app.change(dtype=st.session_state[key])
 
     st.selectbox(
-        "Precision",
+        say("settings.precision"),
         list(PRECISIONS),
         index=list(PRECISIONS).index(backend.app.settings.dtype),
         key=key,
         format_func=lambda name: PRECISIONS[name],
         on_change=save,
-        help="float16 halves the memory and is fast on a GPU; float32 is exact and the right one "
-        "for a CPU. bfloat16 never overflows, but point tracking loses precision. Automatic takes "
-        "float16 on a GPU for large models, float32 otherwise.",
+        help=say("settings.precision_help"),
     )
 
 
@@ -155,7 +157,7 @@ def _memory(backend: Backend) -> None:
 
     def panel() -> None:
         if "torch" not in sys.modules:
-            st.caption("The engine is starting …")
+            st.caption(say("settings.starting"))
             return
         with guard():
             for where in _devices(backend):
@@ -163,17 +165,17 @@ def _memory(backend: Backend) -> None:
         loaded = backend.app.loaded()
         if loaded:
             names = ", ".join(f"{inert(name, 60)} on {inert(where)}" for where, name in loaded)
-            st.markdown(f"Loaded: {names}")
+            st.markdown(say("settings.loaded_names", names=names))
             st.button(
-                "Unload",
+                say("settings.unload"),
                 key="unload",
                 icon=":material/eject:",
-                help="Gives the memory back; the next run loads the model again.",
+                help=say("settings.unload_help"),
                 on_click=backend.app.unload,
                 disabled=bool(backend.queue()),
             )
         else:
-            st.caption("No model is loaded; the next run loads one.")
+            st.caption(say("settings.no_model_is_loaded_the"))
 
     st.fragment(panel, run_every=3.0)()
 
@@ -195,7 +197,9 @@ def _bar(where: str) -> None:
     from workbench.diffusion import device
 
     memory = device.memory(where)
-    name = {"cpu": "This machine", "mps": "Apple GPU"}.get(where, where)
+    name = {"cpu": say("settings.this_machine"), "mps": say("settings.apple_gpu")}.get(where, where)
     used = 1.0 - memory.free / memory.total if memory.total else 0.0
-    text = f"{name}: {size(memory.free)} of {size(memory.total)} free"
+    text = say(
+        "settings.name_size_of_size_2", name=name, size=size(memory.free), size_2=size(memory.total)
+    )
     st.progress(min(1.0, max(0.0, used)), text=inert(text))

@@ -8,6 +8,7 @@ from workbench.doctor import Finding, examine, verdict
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import inert
+from workbench.ui.shell.words import say
 
 _SIGNS = {
     "ok": ":green[:material/check_circle:]",
@@ -22,14 +23,14 @@ def show(backend: Backend) -> None:
     """The whole part."""
     with st.container(horizontal=True, vertical_alignment="center"):
         quick = st.button(
-            "Check", key="health_check", type="primary", icon=":material/stethoscope:"
+            say("settings.check"), key="health_check", type="primary", icon=":material/stethoscope:"
         )
         deep = st.button(
-            "Check thoroughly",
+            say("settings.check_thoroughly"),
             key="health_deep",
-            help="Also reads every stored byte and loads the model.",
+            help=say("settings.check_thoroughly_help"),
         )
-        st.caption("Packages, device, memory, disk, models, cache and history.")
+        st.caption(say("settings.checks_packages_device_memory_disk"))
     if quick or deep:
         _look(backend, deep)
     found: list[Finding] | None = st.session_state.get(_KEPT)
@@ -39,7 +40,7 @@ def show(backend: Backend) -> None:
 
 def _look(backend: Backend, deep: bool) -> None:
     found: list[Finding] = []
-    with guard(), st.spinner("Looking …"):
+    with guard(), st.spinner(say("settings.checking")):
         for finding in examine(backend.app, deep=deep):
             found.append(finding)
     st.session_state[_KEPT] = found

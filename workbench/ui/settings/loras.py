@@ -12,6 +12,7 @@ from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.facts import facts_list
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import count, inert, size
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 from workbench.ui.upload.lora_cards import Card, card_of
 
@@ -21,17 +22,14 @@ _SAID = "lora_import_said"
 
 def show(backend: Backend, space: Workspace | None) -> None:
     """The whole part."""
-    st.caption(
-        "A LoRA is what a model learnt of a picture (or a style). Every training is kept in the "
-        "cache until the room is needed; what has a name here is kept until you remove it."
-    )
+    st.caption(say("settings.a_lora_stores_what_a"))
     with st.container(key="halves_loras"):
         left, right = st.columns([3, 2], gap="large")
     with left:
         _library(backend)
         _trained(backend)
     with right, st.container(key="card_lora_import"):
-        st.subheader("Import", anchor=False)
+        st.subheader(say("common.import"), anchor=False)
         _import(backend, space)
 
 
@@ -40,9 +38,9 @@ def show(backend: Backend, space: Workspace | None) -> None:
 
 def _library(backend: Backend) -> None:
     entries = backend.app.loras.entries()
-    st.subheader("Named", anchor=False)
+    st.subheader(say("settings.saved_loras"), anchor=False)
     if not entries:
-        st.caption("None yet. Name one that was trained here, or import a file.")
+        st.caption(say("settings.none_yet_save_one_from"))
     for entry in entries:
         with guard(), st.container(key=f"card_lora_{_slug(entry.name)}"):
             _entry(backend, entry)
@@ -56,29 +54,31 @@ def _entry(backend: Backend, entry: LoraEntry) -> None:
             st.markdown(f"**{inert(entry.name)}** · {size(entry.bytes)}")
             st.caption(inert(card.line()))
         st.download_button(
-            "Export",
+            say("settings.export"),
             data=entry.path.read_bytes,
             file_name=entry.path.name,
             mime="application/octet-stream",
             key=f"lora_export_{entry.name}",
             on_click="ignore",
             icon=":material/download:",
-            help="A standard diffusers/PEFT file, or as it was imported.",
+            help=say("settings.export_help"),
         )
-        with st.popover("More", key=f"lora_more_{_slug(entry.name)}"):
+        with st.popover(say("common.more"), key=f"lora_more_{_slug(entry.name)}"):
             _entry_more(backend, entry, card)
 
 
 def _entry_more(backend: Backend, entry: LoraEntry, card: Card) -> None:
     facts_list(card.facts())
     key = f"lora_rename_{entry.name}"
-    st.text_input("Name", value=entry.name, key=key, max_chars=64)
-    st.button("Rename", key=f"{key}_do", on_click=_rename, args=(backend, entry.name, key))
+    st.text_input(say("settings.name"), value=entry.name, key=key, max_chars=64)
     st.button(
-        "Remove",
+        say("settings.rename"), key=f"{key}_do", on_click=_rename, args=(backend, entry.name, key)
+    )
+    st.button(
+        say("settings.remove"),
         key=f"lora_remove_{entry.name}",
         icon=":material/delete:",
-        help="Edits that used it keep their own copy.",
+        help=say("settings.remove_help"),
         on_click=_remove,
         args=(backend, entry.name),
     )
@@ -98,13 +98,13 @@ def _rename(backend: Backend, name: str, key: str) -> None:
     with guard():
         to = str(st.session_state[key]).strip()
         backend.app.loras.rename(name, to)
-        st.toast(f"It is called {inert(to)} now.", icon=":material/check:")
+        st.toast(say("settings.renamed_to_to", to=inert(to)), icon=":material/check:")
 
 
 def _remove(backend: Backend, name: str) -> None:
     with guard():
         backend.app.loras.remove(name)
-        st.toast(f"{inert(name)} was removed.", icon=":material/delete:")
+        st.toast(say("settings.name_was_removed", name=inert(name)), icon=":material/delete:")
 
 
 # --- what was trained here ----------------------------------------------------------------------------
@@ -117,21 +117,23 @@ def _trained(backend: Backend) -> None:
         return
     nothing_named = not backend.app.loras.entries()
     with st.expander(
-        f"Trained here ({len(found)})", icon=":material/school:", expanded=nothing_named
+        say("settings.trained_here_number", number=len(found)),
+        icon=":material/school:",
+        expanded=nothing_named,
     ):
-        st.caption("The last used first. Give one a name to keep it.")
+        st.caption(say("settings.most_recently_used_first_enter"))
         for entry in found[:20]:
             with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
                 key = f"lora_name_{entry.key}"
                 st.text_input(
-                    f"{inert(entry.label, 40) or 'Picture'}, {size(entry.bytes)}",
+                    f"{inert(entry.label, 40) or say('common.picture')}, {size(entry.bytes)}",
                     key=key,
-                    placeholder="A name",
+                    placeholder=say("settings.name"),
                     max_chars=64,
                     width=320,
                 )
                 st.button(
-                    "Keep",
+                    say("settings.save"),
                     key=f"lora_keep_{entry.key}",
                     on_click=_keep,
                     args=(backend, entry.key, key),
@@ -143,11 +145,11 @@ def _keep(backend: Backend, cache_key: str, key: str) -> None:
         name = str(st.session_state.get(key) or "").strip()
         raw = backend.app.cache.get(cache_key)
         if raw is None:
-            raise BadInput("This LoRA is no longer in the cache; train it again.")
+            raise BadInput(say("settings.this_lora_is_no_longer"))
         if not name:
-            raise BadInput("Write a name first, then press Keep.")
+            raise BadInput(say("settings.enter_a_name_then_press"))
         backend.app.loras.put(name, raw)
-        st.toast(f"{inert(name)} is kept.", icon=":material/check:")
+        st.toast(say("settings.name_was_saved", name=inert(name)), icon=":material/check:")
 
 
 # --- import -------------------------------------------------------------------------------------------
@@ -156,28 +158,28 @@ def _keep(backend: Backend, cache_key: str, key: str) -> None:
 def _import(backend: Backend, space: Workspace | None) -> None:
     nonce = int(st.session_state.get("lora_import_nonce", 0))
     file = st.file_uploader(
-        "A .safetensors file",
+        say("settings.a_safetensors_file"),
         type=["safetensors"],
         key=f"lora_import_{nonce}",
         max_upload_size=MOST_MB,
-        help="diffusers, PEFT, kohya, DragDiffusion's and GoodDrag's own. Pickles (.pt, .bin, "
-        ".ckpt) are not opened: convert them first.",
+        help=say("settings.a_safetensors_file_help"),
     )
     models = [m.name for m in backend.models()]
     model = st.selectbox(
-        "To be used with",
+        say("settings.use_with"),
         models,
         index=models.index(backend.default_model()) if backend.default_model() in models else 0,
         key="lora_model",
-        help="Whether the file fits this model is looked at; a file for another one can be kept, "
-        "too.",
+        help=say("settings.use_with_help"),
     )
     name = st.text_input(
-        "Name", value=Path(file.name).stem[:64] if file else "", key=f"lora_import_name_{nonce}"
+        say("settings.name"),
+        value=Path(file.name).stem[:64] if file else "",
+        key=f"lora_import_name_{nonce}",
     )
-    if st.button("Import", key="lora_import_do", type="primary", disabled=file is None):
+    if st.button(say("common.import"), key="lora_import_do", type="primary", disabled=file is None):
         assert file is not None
-        with guard(), st.spinner("Looking at the file …"):
+        with guard(), st.spinner(say("settings.reading_the_file")):
             said = take(backend, file.getvalue(), str(name).strip(), str(model), space)
             st.session_state["lora_import_nonce"] = nonce + 1
             st.session_state[_SAID] = said
@@ -198,12 +200,20 @@ def take(backend: Backend, raw: bytes, name: str, model: str, space: Workspace |
     from workbench.diffusion.lora_files import read
 
     if not name:
-        raise BadInput("A LoRA needs a name.")
+        raise BadInput(say("settings.enter_a_name_for_the"))
     file = read(raw, name)
     warnings = _misfits(backend, raw, name, model, space)
     backend.app.loras.put(name, raw)
     number = len(file.weights) + len(file.left_out)
-    return [f"{name} is in the library: {file.layout}, {count(number, 'tensor')}.", *warnings]
+    return [
+        say(
+            "settings.name_was_added_layout_tensors",
+            name=name,
+            layout=file.layout,
+            tensors=count(number, "tensor"),
+        ),
+        *warnings,
+    ]
 
 
 def _misfits(

@@ -22,6 +22,7 @@ from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.facts import facts_list
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import count, inert, size
+from workbench.ui.shell.words import say
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,11 @@ def found(backend: Backend) -> list[Found]:
 
 def show(backend: Backend) -> None:
     """The whole part."""
-    st.caption(
-        "The models that can edit a picture. Nothing is fetched until you ask for it; everything "
-        "runs on this machine."
-    )
+    st.caption(say("settings.models_for_generating_and_editing"))
     for model in found(backend):
         with st.container(key=f"card_model_{_slug(model.spec.name)}"), guard():
             _card(backend, model)
-    with st.expander("Add a model", icon=":material/add:"):
+    with st.expander(say("settings.add_a_model"), icon=":material/add:"):
         _add(backend)
 
 
@@ -72,41 +70,41 @@ def _card(backend: Backend, model: Found) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"**{inert(spec.shown, 80)}**")
         if default:
-            st.badge("chosen at first", color="blue")
+            st.badge(say("settings.default"), color="blue")
         if model.files is not None:
-            st.badge("on this machine", icon=":material/check:", color="green")
+            st.badge(say("settings.installed"), icon=":material/check:", color="green")
         elif spec.hub:
-            st.badge("not on this machine", color="gray")
+            st.badge(say("settings.not_installed"), color="gray")
         else:
-            st.badge("cannot be used", icon=":material/error:", color="red")
+            st.badge(say("settings.unusable"), icon=":material/error:", color="red")
         st.space("stretch")
         if model.files is not None and not default:
             st.button(
-                "Choose at first",
+                say("settings.make_default"),
                 key=f"default_{spec.name}",
                 type="tertiary",
-                help="New pictures begin with this model.",
+                help=say("settings.make_default_help"),
                 on_click=_make_default,
                 args=(backend, spec.name),
             )
         if not spec.builtin:
             st.button(
-                "Take off the list",
+                say("settings.remove"),
                 key=f"remove_{spec.name}",
                 type="tertiary",
-                help="Its files stay where they are.",
+                help=say("settings.remove_help_2"),
                 on_click=_remove,
                 args=(backend, spec.name),
             )
         if model.files is not None:
-            with st.popover("Details", key=f"details_{_slug(spec.name)}"):
+            with st.popover(say("settings.details"), key=f"details_{_slug(spec.name)}"):
                 facts_list(_facts(model.files))
         elif model.fetchable:
             st.button(
-                "Download …",
+                say("settings.download"),
                 key=f"ask_{spec.name}",
                 icon=":material/download:",
-                help="Shows size and licence first; nothing is fetched before you say so.",
+                help=say("settings.download_help"),
                 on_click=_ask,
                 args=(spec.name,),
             )
@@ -126,10 +124,12 @@ def _line(model: Found) -> str:
     parts = [spec.note.rstrip(".")] if spec.note else []
     if model.files is not None:
         parts.append(size(model.files.bytes))
-        parts.append(f"made for {native_size(model.files)} px")
+        parts.append(say("settings.native_size_files_px", files=native_size(model.files)))
     elif spec.native_size:
-        parts.append(f"made for {spec.native_size} px")
-    parts.append(f"licence: {spec.licence}" if spec.licence else "licence: see where it is from")
+        parts.append(say("settings.native_size_native_size_px", native_size=spec.native_size))
+    parts.append(
+        f"licence: {spec.licence}" if spec.licence else say("settings.licence_see_the_models_page")
+    )
     if spec.hub:
         parts.append(spec.hub)
     line = " · ".join(parts)
@@ -140,16 +140,20 @@ def _facts(files: ModelFiles) -> dict[str, str]:
     spec = files.spec
     prediction = spec.prediction or str(files.config("scheduler").get("prediction_type", "epsilon"))
     rows = {
-        "Name": spec.name,
-        "Kind": "Stable Diffusion XL" if files.is_sdxl else "Stable Diffusion 1.x or 2.x",
-        "Predicts": prediction,
-        "Where": str(files.single or files.root),
-        "Weights": ", ".join(f"{k} {v or 'plain'}" for k, v in files.variants.items()),
+        say("settings.name"): spec.name,
+        say("settings.type"): say("settings.stable_diffusion_xl")
+        if files.is_sdxl
+        else say("settings.stable_diffusion_1_x_or"),
+        say("settings.prediction_type"): prediction,
+        say("settings.location"): str(files.single or files.root),
+        say("settings.weights"): ", ".join(
+            f"{k} {v or 'plain'}" for k, v in files.variants.items()
+        ),
     }
     if spec.vae:
-        rows["Autoencoder"] = spec.vae
+        rows[say("settings.autoencoder")] = spec.vae
     if spec.config:
-        rows["Configuration from"] = spec.config
+        rows[say("settings.configuration_from")] = spec.config
     return rows
 
 
@@ -177,10 +181,7 @@ def _fetch(backend: Backend, spec: ModelSpec) -> None:
     if st.session_state.get(f"asked_{spec.name}"):
         with guard():
             _question(backend, spec, bool(st.session_state.get(f"full_{spec.name}")))
-    st.caption(
-        f"Or in a terminal: `python -m workbench models download {spec.name}`. Without a network, "
-        "copy the model's folder or file to this machine and add it below."
-    )
+    st.caption(say("settings.or_run_python_m_workbench", name=spec.name))
 
 
 def _question(backend: Backend, spec: ModelSpec, full: bool) -> None:
@@ -188,17 +189,21 @@ def _question(backend: Backend, spec: ModelSpec, full: bool) -> None:
     free = shutil.disk_usage(backend.app.settings.folder).free
     with st.container(key=f"ask_box_{_slug(spec.name)}"):
         st.markdown(
-            f"**{size(asked.bytes)}** in {count(len(asked.files), 'file')}, licence "
-            f"**{inert(asked.licence)}**. {size(free)} are free on this disk."
+            say(
+                "settings.size_in_files_licence_licence",
+                size=size(asked.bytes),
+                files=count(len(asked.files), "file"),
+                licence=inert(asked.licence),
+                size_2=size(free),
+            )
         )
         st.toggle(
-            "Full precision (float32)",
+            say("settings.full_precision_float32"),
             key=f"full_{spec.name}",
-            help="Twice as large. Half precision is what a GPU runs; take the full one for a CPU "
-            "or to repeat published figures.",
+            help=say("settings.full_precision_float32_help"),
         )
         st.button(
-            f"Download {size(asked.bytes)}",
+            say("settings.download_size", size=size(asked.bytes)),
             key=f"fetch_{spec.name}",
             type="primary",
             disabled=asked.bytes > free,
@@ -215,7 +220,7 @@ def _plan(spec: ModelSpec, full: bool) -> Plan:
     """
     key = f"plan_of_{spec.name}_{full}"
     if key not in st.session_state:
-        with st.spinner("Asking the hub …"):
+        with st.spinner(say("settings.asking_the_hugging_face_hub")):
             st.session_state[key] = plan(spec, full=full)
     made: Plan = st.session_state[key]
     return made
@@ -242,41 +247,44 @@ def _download_job(backend: Backend, name: str) -> Job | None:
 def _add(backend: Backend) -> None:
     with st.form("add_model", border=False, clear_on_submit=False):
         source = st.text_input(
-            "Folder, file or hub id",
+            say("settings.folder_file_or_hub_id"),
             key="model_source",
-            placeholder="/models/comic.safetensors  ·  /models/my-diffusers-folder  ·  owner/name",
-            help="A diffusers folder or a .safetensors checkpoint on this machine, or the id of a "
-            "model on the Hugging Face hub (fetched only when you ask). Pickles (.ckpt, .bin) are "
-            "refused: they can run any program.",
+            placeholder=say("settings.folder_file_or_hub_id_placeholder"),
+            help=say("settings.folder_file_or_hub_id_help"),
         )
         left, right = st.columns(2)
         name = left.text_input(
-            "Short name", key="model_name", help="Letters, digits, '.', '_' and '-'."
+            say("settings.short_name"), key="model_name", help=say("settings.short_name_help")
         )
-        title = right.text_input("Title (optional)", key="model_title")
-        with st.expander("What the files may not say"):
+        title = right.text_input(say("settings.title_optional"), key="model_title")
+        with st.expander(say("settings.advanced_only_if_detection_fails")):
             a, b, c = st.columns(3)
             config = a.text_input(
-                "Configuration from",
+                say("settings.configuration_from"),
                 key="model_config",
-                help="For a single file: the registered model or folder that lends its "
-                "configuration and tokenizer, e.g. sd15, sd21, sd21-base, sdxl.",
+                help=say("settings.configuration_from_help"),
             )
             prediction = b.selectbox(
-                "Predicts", ["", "epsilon", "v_prediction"], key="model_prediction",
-                format_func=lambda p: p or "as the files say",
+                say("settings.predicts"), ["", "epsilon", "v_prediction"], key="model_prediction",
+                format_func=lambda p: p or say("common.automatic"),
             )  # fmt: skip
             native = c.number_input(
-                "Made for (px)", 0, 4096, 0, 64, key="model_native", help="0: from the files."
+                say("settings.native_size_px"),
+                0,
+                4096,
+                0,
+                64,
+                key="model_native",
+                help=say("settings.native_size_px_help"),
             )
-            vae = st.text_input("Another autoencoder (folder)", key="model_vae")
-        pressed = st.form_submit_button("Add", type="primary")
+            vae = st.text_input(say("settings.autoencoder_folder"), key="model_vae")
+        pressed = st.form_submit_button(say("settings.add"), type="primary")
     if not pressed:
         return
     with guard():
         registry = backend.app.registry
         if not source.strip() or not name.strip():
-            raise BadInput("A model needs its place (folder, file or hub id) and a short name.")
+            raise BadInput(say("settings.enter_a_folder_file_or"))
         spec = ModelSpec(
             name=name.strip(),
             title=title.strip(),
@@ -290,5 +298,7 @@ def _add(backend: Backend) -> None:
             find_files(spec, registry)  # says what is wrong before it is registered
         registry.add(spec)
         backend.facts.forget()
-        st.toast(f"{inert(spec.shown, 60)} is on the list.", icon=":material/check:")
+        st.toast(
+            say("settings.shown_was_added", shown=inert(spec.shown, 60)), icon=":material/check:"
+        )
         st.rerun()

@@ -20,10 +20,18 @@ from workbench.ui.settings import (
 )
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 _HERE = Path(__file__).parent
-PARTS = ("Models", "Device & memory", "Cache", "LoRAs", "Defaults & colours", "Health")
+PARTS = (
+    say("settings.models"),
+    say("settings.device_memory"),
+    say("settings.cache"),
+    say("common.loras"),
+    say("settings.defaults_colours"),
+    say("settings.health_check"),
+)
 
 
 def body(backend: Backend, space: Workspace | None) -> None:

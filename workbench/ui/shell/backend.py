@@ -39,6 +39,7 @@ from workbench.ui.draw import trace
 from workbench.ui.draw.area import Areas
 from workbench.ui.results import figures
 from workbench.ui.shell import colors, router
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace, settings_of
 from workbench.ui.upload import prepared
 from workbench.ui.upload.prepared import Facts, ModelFacts
@@ -264,7 +265,9 @@ class Backend:
                 space.set(prepared={"of": prepared.digest(made), **kept})
                 further = job.result.get("lora_file")
                 if further and space.get("adopted") != job_id:
-                    name = further["name"] or f"Trained further, +{made.lora.steps} steps"
+                    name = further["name"] or say(
+                        "shell.trained_further_steps_steps", steps=made.lora.steps
+                    )
                     space.set(lora_file={**further, "name": name}, adopted=job_id)
         known = space.get("prepared") or {}
         if known.get("of") != prepared.digest(space.request((), None)):
@@ -320,7 +323,7 @@ class Backend:
         request = self._training(space)
         raw = self.app.lora_of(request)
         if raw is None:
-            raise BadInput("There is no LoRA to go on from; train one first.")
+            raise BadInput(say("shell.there_is_no_lora_to"))
         start = request.lora_file or LoraRef(id=self.store.put_blob(raw, "safetensors"))
         rank = read(raw).rank or request.lora.rank
         lora = dataclasses.replace(request.lora, rank=rank)

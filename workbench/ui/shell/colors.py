@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workbench.canvas.overlay import Style
+from workbench.ui.shell.words import say
 
 ENTRY = "colours"  # in Settings.ui
 _HEX = re.compile(r"#[0-9a-fA-F]{6}")
@@ -15,22 +16,32 @@ LIGHT = (0.1, 0.9)  # of the protected area: from nearly black to nearly as it i
 
 # DragDiffusion's own; then pairs that people tell apart who do not see red and green (Okabe, Ito 2008)
 THEMES: dict[str, dict[str, Any]] = {
-    "Classic": {"handle": "#e53935", "target": "#1e64e6", "arrow": "#ffffff", "dim": 0.42},
-    "Colour-blind safe": {
+    say("shell.classic"): {
+        "handle": "#e53935",
+        "target": "#1e64e6",
+        "arrow": "#ffffff",
+        "dim": 0.42,
+    },
+    say("shell.colour_blind_safe"): {
         "handle": "#e69f00",
         "target": "#56b4e9",
         "arrow": "#ffffff",
         "dim": 0.42,
     },
-    "High contrast": {"handle": "#ff2d00", "target": "#00e5ff", "arrow": "#ffff00", "dim": 0.2},
-    "Soft": {"handle": "#d9665f", "target": "#6f93d6", "arrow": "#f3f0e8", "dim": 0.65},
+    say("shell.high_contrast"): {
+        "handle": "#ff2d00",
+        "target": "#00e5ff",
+        "arrow": "#ffff00",
+        "dim": 0.2,
+    },
+    say("shell.soft"): {"handle": "#d9665f", "target": "#6f93d6", "arrow": "#f3f0e8", "dim": 0.65},
 }
 
 
 def chosen(ui: Mapping[str, Any]) -> dict[str, Any]:
     """The colours of the settings; what is missing or damaged is classic."""
     kept = ui.get(ENTRY)
-    found = dict(THEMES["Classic"])
+    found = dict(THEMES[say("shell.classic")])
     if isinstance(kept, Mapping):
         for name in _PARTS:
             value = kept.get(name)
@@ -44,7 +55,9 @@ def chosen(ui: Mapping[str, Any]) -> dict[str, Any]:
 
 def theme_of(colours: Mapping[str, Any]) -> str:
     """The theme that these colours are, or "Custom"."""
-    return next((name for name, theme in THEMES.items() if theme == dict(colours)), "Custom")
+    return next(
+        (name for name, theme in THEMES.items() if theme == dict(colours)), say("common.custom")
+    )
 
 
 def style(ui: Mapping[str, Any]) -> Style:

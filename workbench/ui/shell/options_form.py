@@ -9,6 +9,7 @@ import streamlit as st
 
 from workbench.core.options import Option, options_of, range_text
 from workbench.ui.shell.text import field_label
+from workbench.ui.shell.words import say
 
 
 def describe(opt: Option, default: Any) -> str:
@@ -16,10 +17,14 @@ def describe(opt: Option, default: Any) -> str:
     span = range_text(opt).strip()
     parts = [opt.help]
     if span:
-        parts.append(f"Possible: {span}.")
+        parts.append(say("shell.range_span", span=span))
     if opt.choices:
-        parts.append(f"Possible: {', '.join(opt.choices)}.")
-    parts.append(f"Default: {default:g}." if isinstance(default, float) else f"Default: {default}.")
+        parts.append(say("shell.values_choices", choices=", ".join(opt.choices)))
+    parts.append(
+        say("shell.default_default", default=default)
+        if isinstance(default, float)
+        else say("shell.default_default_2", default=default)
+    )
     return " ".join(parts)
 
 

@@ -11,15 +11,18 @@ from typing import NoReturn
 
 import streamlit as st
 
+from workbench.ui.shell.words import say
+
 # a local file: a named icon would be fetched from a font server
 ICON = Path(__file__).resolve().parents[1] / "assets" / "icon.png"
+
 PAGES: dict[str, tuple[str, str]] = {
-    "train": ("pages/train.py", "Upload & train"),
-    "drag": ("pages/drag.py", "Mask & points"),
-    "results": ("pages/results.py", "Results"),
-    "compare": ("pages/compare.py", "Compare"),
-    "history": ("pages/history.py", "History"),
-    "settings": ("pages/settings.py", "Settings"),
+    "train": ("pages/train.py", say("common.upload_train")),
+    "drag": ("pages/drag.py", say("common.mask_points")),
+    "results": ("pages/results.py", say("common.results")),
+    "compare": ("pages/compare.py", say("common.compare")),
+    "history": ("pages/history.py", say("common.history")),
+    "settings": ("pages/settings.py", say("common.settings")),
 }
 KEPT = ("project", "job", "edit")
 

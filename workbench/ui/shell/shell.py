@@ -15,6 +15,7 @@ from workbench.core.errors import Cancelled, WorkbenchError
 from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend, get_backend
 from workbench.ui.shell.text import count, inert
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -81,12 +82,12 @@ def _head(backend: Backend, title: str, intro: str, space: Workspace | None) -> 
             _under_way(backend)
         if space is not None:
             st.button(
-                "Another picture",
+                say("shell.open_another_picture"),
                 key="bar_leave",
                 type="tertiary",
                 icon=":material/swap_horiz:",
                 on_click=_leave_for_home,
-                help=f"Close {inert(space.title, 40)}; it stays in the list of your work.",
+                help=say("shell.open_another_picture_help"),
             )
 
 
@@ -96,7 +97,10 @@ def _under_way(backend: Backend) -> None:
     def badge() -> None:
         waiting = len(backend.queue())
         if waiting:
-            st.badge(f"{count(waiting, 'job')} under way", icon=":material/hourglass_top:")
+            st.badge(
+                say("shell.jobs_running", jobs=count(waiting, "job")),
+                icon=":material/hourglass_top:",
+            )
 
     st.fragment(badge, run_every=2.0 if backend.queue() else None)()
 
@@ -115,8 +119,8 @@ def _leave_for_home() -> None:
 def need_picture() -> None:
     """What a page says that cannot do anything without a picture."""
     with st.container(key="card_empty"):
-        st.markdown("**No picture is open.** Choose one first; everything else follows from it.")
-        router.link("train", "Upload & train", icon=":material/arrow_forward:")
+        st.markdown(say("shell.no_picture_is_open_open"))
+        router.link("train", say("common.upload_train"), icon=":material/arrow_forward:")
 
 
 @contextlib.contextmanager
@@ -125,7 +129,7 @@ def guard() -> Iterator[None]:
     try:
         yield
     except Cancelled:
-        st.info("Stopped, as you asked.")
+        st.info(say("common.cancelled"))
     except WorkbenchError as exc:
         st.error(inert(str(exc)))
     except Exception:
@@ -136,7 +140,4 @@ def unexpected() -> str:
     """Log the exception at hand with its traceback; return the sentence with its reference."""
     reference = secrets.token_hex(3)
     log.exception("unexpected error, reference %s", reference)
-    return (
-        f"Something went wrong that should not have (reference {reference}). Your work is saved; "
-        "try again, and if it happens again, the log has the details under this reference."
-    )
+    return say("shell.something_went_wrong_reference", reference=reference)

@@ -30,6 +30,7 @@ from workbench.core.request import (
     PointPair,
 )
 from workbench.storage.history import Project, Store
+from workbench.ui.shell.words import say
 
 C = TypeVar("C")
 MOST_JOBS = 50
@@ -41,10 +42,10 @@ LORA_PRESETS: dict[str, dict[str, Any]] = {
     "tutorial": {"steps": 100, "learning_rate": 2e-4, "batch_size": 1},
 }
 LORA_WORDS = {
-    "quick": "Quick: 40 steps, for a first look",
-    "standard": "Standard: 80 steps, as the authors recommend",
-    "thorough": "Thorough: 200 steps, keeps small details",
-    "tutorial": "Tutorial: 100 steps one by one at 2e-4",
+    "quick": say("shell.quick_40_steps_for_a"),
+    "standard": say("shell.standard_80_steps_recommended"),
+    "thorough": say("shell.thorough_200_steps_keeps_small"),
+    "tutorial": say("shell.tutorial_100_steps_with_batch"),
 }
 
 
@@ -109,7 +110,7 @@ class Workspace:
     @property
     def title(self) -> str:
         """What the project is called."""
-        return self.project.title or self.project.image_name or "Untitled"
+        return self.project.title or self.project.image_name or say("shell.untitled")
 
     @property
     def image(self) -> ImageAsset:
@@ -252,7 +253,9 @@ def lora_preset(name: str) -> LoraConfig:
         BadInput: for a name that is not known.
     """
     if name not in LORA_PRESETS:
-        raise BadInput(f"There is no preset {name!r}; choose one of: {', '.join(LORA_PRESETS)}.")
+        raise BadInput(
+            say("shell.there_is_no_preset_name", name=name, lora_presets=", ".join(LORA_PRESETS))
+        )
     return LoraConfig(**LORA_PRESETS[name])
 
 

@@ -20,6 +20,7 @@ from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.options_form import option_grid, option_widget
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import count, inert, plain
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace, made_as
 from workbench.ui.upload import ideas
 from workbench.ui.upload.prepared import ModelFacts
@@ -27,11 +28,11 @@ from workbench.ui.upload.prepared import ModelFacts
 MOST = 8  # candidates that the page offers; the command line makes up to 16
 SAMPLERS = {"ddim": "DDIM", "dpm++2m": "DPM++ 2M", "dpm++2m-karras": "DPM++ 2M Karras"}
 SHAPES: dict[str, tuple[int, int] | None] = {
-    "Square": (1, 1),
-    "Landscape 4:3": (4, 3),
+    say("upload.square"): (1, 1),
+    say("upload.landscape_4_3"): (4, 3),
     "Portrait 3:4": (3, 4),
-    "Wide 16:9": (16, 9),
-    "Own size": None,
+    say("upload.wide_16_9"): (16, 9),
+    say("upload.custom_size"): None,
 }
 # b1, b2, s1, s2 as FreeU's authors advise for each architecture; the mildest for any other model
 FREEU = {
@@ -52,18 +53,15 @@ def choose(backend: Backend) -> None:
     with st.container(key="halves_generate"):
         left, right = st.columns([2, 3], gap="large")
     with left, st.container(key="card_generate"):
-        st.subheader("What shall it show?", anchor=False)
+        st.subheader(say("upload.describe_a_picture"), anchor=False)
         _form(backend, draft, running=backend.is_live(job_id))
     with right:
         if backend.knows(job_id):
             _progress_and_gallery(backend, job_id)
         else:
             with st.container(key="card_gallery_empty"):
-                st.markdown("**The candidates appear here.**")
-                st.caption(
-                    "Take the one you like best: it is dragged from the very noise that it was "
-                    "made of, so nothing has to be trained or inverted."
-                )
+                st.markdown(say("upload.your_pictures_will_appear_here"))
+                st.caption(say("upload.choose_your_favourite_and_drag"))
         run_panel.queue_panel(backend, key="generate_queue", but=job_id)
 
 
@@ -84,7 +82,7 @@ def _draft(backend: Backend, job_id: str) -> dict[str, Any]:
     if isinstance(kept, dict):
         return kept
     draft = {
-        "prompt": "", "model": backend.default_model(), "count": 4, "shape": "Square",
+        "prompt": "", "model": backend.default_model(), "count": 4, "shape": say("upload.square"),
         "config": dataclasses.asdict(GenerationConfig()),
     }  # fmt: skip
     task = backend.job(job_id).payload if job_id else None
@@ -100,36 +98,36 @@ def _form(backend: Backend, draft: dict[str, Any], *, running: bool) -> None:
     config: dict[str, Any] = draft["config"]
     st.session_state.setdefault("gen_prompt", draft["prompt"])
     draft["prompt"] = st.text_area(
-        "Prompt",
+        say("common.prompt"),
         max_chars=MAX_PROMPT,
         key="gen_prompt",
         height=84,
         placeholder=ideas.placeholder(draft["model"]),
-        help="What the picture shall show. The same words serve when it is dragged.",
+        help=say("upload.prompt_help"),
     )
     config["negative_prompt"] = st.text_input(
-        "Negative prompt",
+        say("upload.negative_prompt"),
         value=config["negative_prompt"],
         max_chars=MAX_NEGATIVE,
         key="gen_negative",
-        placeholder="fog, text",
-        help="What the picture should not show.",
+        placeholder=say("upload.negative_prompt_placeholder"),
+        help=say("upload.negative_prompt_help"),
     )
     facts = _model(backend, draft)
     problem = _shape(draft, facts)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         draft["count"] = st.number_input(
-            "Candidates", 1, MOST, draft["count"], key="gen_count", width=120,
-            help="How many pictures are made to choose from, each with the next seed.",
+            say("upload.pictures"), 1, MOST, draft["count"], key="gen_count", width=120,
+            help=say("upload.pictures_help"),
         )  # fmt: skip
         config["seed"] = _seed(config)
-    with st.expander("More options"):
+    with st.expander(say("upload.more_options")):
         _sampling(draft, config)
     words = facts.problem or problem
     if words:
         st.error(inert(words))
     pressed = st.button(
-        "Making pictures …" if running else "Make pictures",
+        say("upload.generating") if running else say("upload.generate"),
         key="generate",
         type="primary",
         width="stretch",
@@ -145,26 +143,25 @@ def _model(backend: Backend, draft: dict[str, Any]) -> ModelFacts:
     specs = {m.name: m for m in backend.models()}
     names = list(specs) if draft["model"] in specs else [*specs, draft["model"]]
     draft["model"] = st.selectbox(
-        "Model",
+        say("common.model"),
         names,
         index=names.index(draft["model"]),
         key="gen_model",
         format_func=lambda name: specs[name].shown if name in specs else plain(name, 60),
-        help="Which diffusion model draws the picture, and later edits it.",
+        help=say("upload.model_help"),
     )
     if draft["model"] == "storybook":
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.caption(
-                "Storybook draws robots, cats, faces, landscapes, flowers and sailboats, best in "
-                "its own words.",
+                say("upload.storybook_draws_robots_cats_faces"),
                 width=280,
             )
             st.button(
-                "Show me one",
+                say("upload.example_prompt"),
                 key="gen_idea",
                 type="tertiary",
                 icon=":material/lightbulb:",
-                help="Writes an example into the prompt; press again for another.",
+                help=say("upload.example_prompt_help"),
                 on_click=_suggest,
                 args=(draft["model"],),
             )
@@ -180,12 +177,12 @@ def _shape(draft: dict[str, Any], facts: ModelFacts) -> str:
     """Width and height into the draft; why they are impossible, or ""."""
     config = draft["config"]
     draft["shape"] = st.selectbox(
-        "Size",
+        say("upload.size"),
         list(SHAPES),
         index=list(SHAPES).index(draft["shape"]),
         key="gen_shape",
         format_func=lambda name: _shape_words(name, facts.native),
-        help="Models draw best at the size at which they were trained.",
+        help=say("upload.size_help"),
     )
     ratio = SHAPES[draft["shape"]]
     if ratio is not None:
@@ -195,13 +192,15 @@ def _shape(draft: dict[str, Any], facts: ModelFacts) -> str:
         for name in ("width", "height"):
             config[name] = st.number_input(
                 f"{name.capitalize()} (px)", 64, 4096, config[name] or facts.native, 8,
-                key=f"gen_{name}", help="A multiple of 8.",
+                key=f"gen_{name}", help=say("upload.a_multiple_of_8"),
             )  # fmt: skip
     sizes = (config["width"], config["height"])
     if any(side % 8 for side in sizes):
-        return f"The size is {sizes[0]} × {sizes[1]} px; width and height must be multiples of 8."
+        return say("upload.the_size_is_sizes0_sizes1", sizes0=sizes[0], sizes1=sizes[1])
     if sizes[0] * sizes[1] > 16 * facts.native**2:
-        return f"{sizes[0]} × {sizes[1]} px is far beyond the model's {facts.native} px; take less."
+        return say(
+            "upload.sizes0_sizes1_px_is_too", sizes0=sizes[0], sizes1=sizes[1], native=facts.native
+        )
     return ""
 
 
@@ -216,7 +215,7 @@ def _shape_of(config: GenerationConfig, native: int) -> str:
     """The name of a generation's shape."""
     size = config.width or native, config.height or native
     named = (n for n, ratio in SHAPES.items() if ratio and shape_size(ratio, native) == size)
-    return next(named, "Own size")
+    return next(named, say("upload.custom_size"))
 
 
 def _shape_words(name: str, native: int) -> str:
@@ -230,10 +229,10 @@ def _seed(config: dict[str, Any]) -> int:
 
     st.session_state.setdefault("gen_seed", min(config["seed"], 2**31 - 1))
     value = st.number_input(
-        "Seed", 0, 2**31 - 1, step=1, key="gen_seed",
-        help="The same seed and options give the same picture again.",
+        say("common.seed"), 0, 2**31 - 1, step=1, key="gen_seed",
+        help=say("upload.seed_help"),
     )  # fmt: skip
-    st.button("Another seed", key="gen_roll", icon=":material/casino:", on_click=roll)
+    st.button(say("upload.new_seed"), key="gen_roll", icon=":material/casino:", on_click=roll)
     return int(value)
 
 
@@ -247,20 +246,19 @@ def _sampling(draft: dict[str, Any], config: dict[str, Any]) -> None:
         GenerationConfig, option_fields, config, prefix="gen", on_change=nothing, columns=2
     )
     config["scheduler"] = st.selectbox(
-        "Scheduler",
+        say("upload.scheduler"),
         list(SAMPLERS),
         index=list(SAMPLERS).index(config["scheduler"]),
         key="gen_scheduler",
         format_func=lambda name: SAMPLERS[name],
-        help="How the noise is taken away step by step. DPM++ 2M needs about half the steps of "
-        "DDIM; Karras spaces them so that details get more of them.",
+        help=say("upload.scheduler_help"),
     )
     is_on = GenerationConfig(**{n: config[n] for n in FREEU_FIELDS}).freeu is not None
     if not st.toggle(
-        "FreeU",
+        say("upload.freeu"),
         value=is_on,
         key="gen_freeu",
-        help="Weighs the network's inner signals so that shapes come out cleaner, at no cost.",
+        help=say("upload.freeu_help"),
     ):
         config |= dict.fromkeys(FREEU_FIELDS, 1.0)
         return
@@ -277,7 +275,7 @@ def _sampling(draft: dict[str, Any], config: dict[str, Any]) -> None:
 def _start(backend: Backend, draft: Mapping[str, Any]) -> None:
     # not a disabled button: the click itself is what sends the text that was just typed
     if not draft["prompt"].strip():
-        raise BadInput("Write in the prompt what the picture shall show.")
+        raise BadInput(say("upload.describe_the_picture_in_the"))
     task = GenerateTask(
         prompt=draft["prompt"].strip(),
         config=GenerationConfig(**draft["config"]),
@@ -301,10 +299,19 @@ def _progress_and_gallery(backend: Backend, job_id: str) -> None:
         return
     result = job.result
     if not isinstance(result, Mapping):
-        raise BadInput("The result of this job is not known any more; make the pictures again.")
+        raise BadInput(say("upload.these_pictures_are_no_longer"))
     made = list(result["pictures"])
-    st.subheader("Choose one" if len(made) > 1 else "Take it, or make another", anchor=False)
-    st.caption(f"{count(len(made), 'candidate')} for “{inert(str(result['prompt']), 120)}”")
+    st.subheader(
+        say("upload.choose_one") if len(made) > 1 else say("upload.use_it_or_generate_another"),
+        anchor=False,
+    )
+    st.caption(
+        say(
+            "upload.candidates_for_prompt",
+            candidates=count(len(made), "candidate"),
+            prompt=inert(str(result["prompt"]), 120),
+        )
+    )
     if result.get("notice"):
         st.caption(f":material/info: {inert(str(result['notice']))}")
     columns = st.columns(2 if len(made) < 5 else 3, gap="small")
@@ -312,9 +319,15 @@ def _progress_and_gallery(backend: Backend, job_id: str) -> None:
         seed = picture["config"]["seed"]
         with columns[n % len(columns)], st.container(key=f"tile_made_{n}", gap="small"), guard():
             st.image(
-                backend.shown(picture["image"], 512), width="stretch", alt=f"Candidate, seed {seed}"
+                backend.shown(picture["image"], 512),
+                width="stretch",
+                alt=say("upload.generated_picture_seed_seed", seed=seed),
             )
-            if st.button(f"Drag this one · seed {seed}", key=f"take_{job_id}_{n}", width="stretch"):
+            if st.button(
+                say("upload.edit_this_one_seed_seed", seed=seed),
+                key=f"take_{job_id}_{n}",
+                width="stretch",
+            ):
                 _enter(take(backend.store, result, n, backend.defaults()))
 
 
@@ -324,12 +337,9 @@ def own_latents(space: Workspace) -> bool:
         return False
     then = space.made_unlike
     if then is not None:
-        st.info(
-            "This picture was made from another prompt or by another model, so it is trained and "
-            "inverted like a photograph."
-        )
+        st.info(say("upload.this_picture_was_generated_with"))
         st.button(
-            "Back to those it was made with",
+            say("upload.restore_the_original_prompt_and"),
             key="made_again",
             icon=":material/undo:",
             on_click=lambda: _back_to(space, *then),
@@ -337,16 +347,15 @@ def own_latents(space: Workspace) -> bool:
         return False
     key = f"own_latents_{space.id}"
     on: bool = st.toggle(
-        "Start from the noise it was made of",
+        say("upload.use_the_original_generation_data"),
         value=bool(space.get("own_latents", True)),
         key=key,
         on_change=lambda: space.set(own_latents=bool(st.session_state[key])),
-        help="The latents of its making are exact, so nothing has to be trained or inverted. Off: "
-        "it is treated like a photograph.",
+        help=say("upload.use_the_original_generation_data_help"),
     )
     if on:
-        st.success("This picture was made here: one can drag it at once.")
-        router.link("drag", "Mask & points", icon=":material/arrow_forward:")
+        st.success(say("upload.generated_here_ready_to_drag"))
+        router.link("drag", say("common.mask_points"), icon=":material/arrow_forward:")
     return on
 
 
@@ -375,7 +384,7 @@ def take(
         if project.image == picture["image"] and project.settings.get("made") == made:
             return Workspace(store, project)
     seed = picture["config"]["seed"]
-    title = f"{plain(str(result['prompt']), 40) or 'Made from a prompt'} · {seed}"
+    title = f"{plain(str(result['prompt']), 40) or say('upload.generated_picture')} · {seed}"
     asset = ImageAsset(
         id=picture["image"], width=picture["width"], height=picture["height"], name=title
     )

@@ -21,6 +21,7 @@ from workbench.ui.shell.text import (
     plain,
     when,
 )
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 from workbench.ui.upload import auto_train, generating, working
 
@@ -41,11 +42,11 @@ def examples() -> list[dict[str, Any]]:
 
 def choose(backend: Backend) -> None:
     """The first page while no picture is open."""
-    ways = ("Open a picture", "Make one from a prompt")
+    ways = (say("upload.open_a_picture"), say("upload.generate"))
     job = router.current("job")
     making = bool(job) and backend.knows(str(job)) and backend.job(str(job)).kind == "generate"
     way = st.segmented_control(
-        "Where the picture comes from",
+        say("upload.source"),
         ways,
         default=ways[making],
         required=True,
@@ -60,7 +61,7 @@ def choose(backend: Backend) -> None:
         left, right = st.columns([2, 3], gap="large")
     with left:
         with st.container(key="card_upload"):
-            st.subheader("Your picture", anchor=False)
+            st.subheader(say("upload.your_picture"), anchor=False)
             _upload(backend)
         _recent(backend)
     with right:
@@ -71,13 +72,12 @@ def _upload(backend: Backend) -> None:
     nonce = st.session_state.get("upload_nonce", 0)
     key = f"upload_{nonce}"
     file = st.file_uploader(
-        "Drop a picture here, choose a file, or paste one with Ctrl+V",
+        say("upload.drop_a_picture_here_choose"),
         type=TYPES,
         key=key,
-        help="PNG, JPEG, WebP, GIF, TIFF or BMP, up to 64 MB and 64 megapixels. A result that was "
-        "saved by the workbench brings its mask, arrows and settings along.",
+        help=say("upload.drop_a_picture_here_choose_help"),
     )
-    st.caption("It stays on this machine: nothing is sent anywhere.")
+    st.caption(say("upload.your_pictures_stay_on_this"))
     with st.container(key="quiet_paste"):
         components.paste(key, key="paste")
     if file is not None:
@@ -101,7 +101,9 @@ def take(backend: Backend, raw: bytes, name: str) -> Workspace:
     asset = backend.store.put_image(decoded.rgb, decoded.name)
     alpha = backend.alpha_blob(decoded.alpha)
     asset = dataclasses.replace(asset, alpha=alpha) if alpha else asset
-    space = Workspace.create(backend.store, asset, title=plain(Path(name).stem, 60) or "Picture")
+    space = Workspace.create(
+        backend.store, asset, title=plain(Path(name).stem, 60) or say("common.picture")
+    )
     space.set(notices=list(decoded.notices), **backend.defaults())
     return space
 
@@ -118,7 +120,7 @@ def _examples(backend: Backend) -> None:
     found = examples()
     if not found:
         return
-    st.subheader("Or begin with an example", anchor=False)
+    st.subheader(say("upload.or_start_with_an_example"), anchor=False)
     columns = st.columns(min(4, len(found)), gap="small")
     for n, entry in enumerate(found):
         with columns[n % len(columns)], st.container(key=f"tile_example_{n}", gap="small"):
@@ -138,7 +140,7 @@ def _recent(backend: Backend) -> None:
     projects = backend.store.projects.recent()[:MOST_RECENT]
     if not projects:
         return
-    st.subheader("Or go on with earlier work", anchor=False)
+    st.subheader(say("upload.recent"), anchor=False)
     columns = st.columns(3, gap="small")
     for n, project in enumerate(projects):
         space = Workspace(backend.store, project)
@@ -160,4 +162,8 @@ def what_was_read(backend: Backend, space: Workspace) -> None:
         st.caption(f":material/info: {inert(str(notice))}")
     edits = len(backend.store.records(image=image.id))
     if edits:
-        router.link("results", f"{count(edits, 'edit')} so far", icon=":material/history:")
+        router.link(
+            "results",
+            say("upload.edits_so_far", edits=count(edits, "edit")),
+            icon=":material/history:",
+        )

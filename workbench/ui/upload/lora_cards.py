@@ -11,6 +11,7 @@ from typing import Any
 
 from workbench.core.errors import ModelError
 from workbench.diffusion.registry.files import read_header
+from workbench.ui.shell.words import say
 
 ENTRY = "workbench"  # the card in the file's metadata, as `lora_files` writes it
 
@@ -37,17 +38,17 @@ class Card:
             f"rank {self.rank}" if self.rank else "",
             f"{self.steps} steps" * bool(self.steps),
         ]
-        return " · ".join(p for p in parts if p) or "made elsewhere; it says nothing about itself"
+        return " · ".join(p for p in parts if p) or say("upload.no_information_in_the_file")
 
     def facts(self) -> dict[str, str]:
         """The card, name by name."""
         rows = {
-            "Model": self.model,
-            "Picture": self.image_name,
-            "Prompt": self.prompt,
-            "Rank": str(self.rank or ""),
-            "Steps": str(self.steps or ""),
-            "Tensors": str(self.tensors or ""),
+            say("common.model"): self.model,
+            say("common.picture"): self.image_name,
+            say("common.prompt"): self.prompt,
+            say("upload.rank"): str(self.rank or ""),
+            say("common.steps"): str(self.steps or ""),
+            say("upload.tensors"): str(self.tensors or ""),
         }
         return {k: v for k, v in rows.items() if v}
 
@@ -57,7 +58,7 @@ def card_of(path: Path) -> Card:
     try:
         stat = path.stat()
     except OSError as exc:
-        return Card(problem=f"It cannot be read ({exc.strerror}).")
+        return Card(problem=say("upload.could_not_be_read_strerror", strerror=exc.strerror))
     return _card(path, stat.st_mtime_ns, stat.st_size)
 
 

@@ -12,10 +12,11 @@ from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import inert, plain
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
-_OWN = "Trained here"
-_NONE = "None"
+_OWN = say("upload.trained_here")
+_NONE = say("common.none")
 MOST_WEIGHT = 2.0
 
 
@@ -24,27 +25,22 @@ def lora_choice(backend: Backend, space: Workspace) -> None:
     names = [e.name for e in backend.app.loras.entries()]
     if not names and space.lora_file is None and space.style is None:
         return
-    with st.expander("Other LoRAs"):
-        st.caption(
-            "In place of the LoRA that is trained for this picture you may use a named one, and "
-            "stack a style under either."
-        )
+    with st.expander(say("upload.other_loras")):
+        st.caption(say("upload.use_a_saved_lora_instead"))
         _one(
-            backend, space, "lora_file", "The picture's LoRA", _OWN, names,
-            "What the model knows of this picture. A named one saves the training if it was "
-            "trained on this picture, or one much like it.",
+            backend, space, "lora_file", say("upload.lora_for_this_picture"), _OWN, names,
+            say("upload.a_saved_lora_skips_the"),
         )  # fmt: skip
         _one(
-            backend, space, "style", "Style", _NONE, names,
-            "A LoRA for the way of painting, stacked under the picture's LoRA. The picture is then "
-            "learnt and inverted anew with it.",
+            backend, space, "style", say("upload.style_lora"), _NONE, names,
+            say("upload.combined_with_the_lora_for"),
         )  # fmt: skip
-        to_library("Import, export and name LoRAs")
+        to_library(say("upload.manage_loras"))
 
 
 def to_library(label: str) -> None:
     """A link to where LoRAs are named, exported and imported."""
-    router.link("settings", label, icon=":material/settings:", part="LoRAs")
+    router.link("settings", label, icon=":material/settings:", part=say("common.loras"))
 
 
 def _one(
@@ -87,8 +83,8 @@ def _one(
 
     with right:
         st.slider(
-            "Weight", 0.0, MOST_WEIGHT, min(max(now.weight, 0.0), MOST_WEIGHT), 0.05,
-            key=weight_key, on_change=weigh, help="How strongly it works: 1 as trained, 0 not at all.",
+            say("upload.strength"), 0.0, MOST_WEIGHT, min(max(now.weight, 0.0), MOST_WEIGHT), 0.05,
+            key=weight_key, on_change=weigh, help=say("upload.strength_help"),
         )  # fmt: skip
 
 
@@ -96,12 +92,11 @@ def train_further(backend: Backend, space: Workspace, *, running: bool) -> None:
     """The button that goes on with a trained LoRA for as many steps as the options say."""
     steps = space.lora.steps
     pressed = st.button(
-        "Train further",
+        say("upload.train_longer"),
         key="train_further",
         icon=":material/forward_media:",
         disabled=running or steps == 0,
-        help=f"Goes on from the LoRA there is for another {steps} steps (training options), at its "
-        "own rank. Take it where the reconstruction below lacks something.",
+        help=say("upload.train_longer_help", steps=steps),
     )
     if pressed:
         with guard():
@@ -116,16 +111,16 @@ def in_use(backend: Backend, space: Workspace, *, running: bool) -> None:
     """What is said of a picture that is edited with a LoRA from a file."""
     ref = space.lora_file
     if ref is None:
-        raise BadInput("No LoRA file is chosen.")
-    st.success(f"Its edits use the LoRA “{inert(ref.name or 'without a name', 60)}”.")
+        raise BadInput(say("upload.no_lora_file_is_selected"))
+    st.success(say("upload.edits_use_the_lora_name", name=inert(ref.name or "without a name", 60)))
     with st.container(horizontal=True, vertical_alignment="center"):
         if backend.reconstruction(space) is None:
             pressed = st.button(
-                "See how well it knows the picture",
+                say("upload.check_reconstruction"),
                 key="check_lora",
                 icon=":material/compare:",
                 disabled=running,
-                help="Inverts the picture with this LoRA and denoises it again.",
+                help=say("upload.check_reconstruction_help"),
             )
             if pressed:
                 job = backend.submit_train(space)
@@ -135,9 +130,9 @@ def in_use(backend: Backend, space: Workspace, *, running: bool) -> None:
                 st.rerun(scope="app")
         train_further(backend, space, running=running)
         st.button(
-            "Back to the one trained here",
+            say("upload.use_the_one_trained_here"),
             key="own_lora",
             icon=":material/undo:",
             on_click=lambda: space.set(lora_file=None),
         )
-    router.link("drag", "Mask & points", icon=":material/arrow_forward:")
+    router.link("drag", say("common.mask_points"), icon=":material/arrow_forward:")

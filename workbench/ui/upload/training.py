@@ -17,6 +17,7 @@ from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.options_form import option_grid
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import inert
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import (
     LORA_PRESETS,
     LORA_WORDS,
@@ -49,15 +50,14 @@ def _prompt(space: Workspace) -> None:
         space.change(prompt=st.session_state[key])
 
     st.text_area(
-        "What does the picture show?",
+        say("upload.describe_the_picture"),
         value=space.project.prompt,
         max_chars=MAX_PROMPT,
         key=key,
         on_change=save,
         height=84,
         placeholder=ideas.placeholder(space.model.name),
-        help="The prompt. Name everything that matters: parts that it does not describe show "
-        "artefacts sooner. The same prompt serves training and dragging.",
+        help=say("upload.describe_the_picture_help"),
     )
 
 
@@ -75,13 +75,13 @@ def _model(backend: Backend, space: Workspace) -> None:
         space.set(model=st.session_state[key])
 
     st.selectbox(
-        "Model",
+        say("common.model"),
         names,
         index=names.index(space.model.name),
         key=key,
         on_change=save,
         format_func=lambda name: titles.get(name, name),
-        help="Which diffusion model edits the picture. More can be added on the settings page.",
+        help=say("upload.model_help_2"),
     )
 
 
@@ -96,7 +96,7 @@ def _preset(space: Workspace) -> None:
             space.set(lora=dataclasses.asdict(lora_preset(name)), lora_form=_form(space) + 1)
 
     st.segmented_control(
-        "How thoroughly to learn it",
+        say("upload.training"),
         [*LORA_PRESETS, *(["custom"] if now == "custom" else [])],
         default=now,
         key=key,
@@ -105,7 +105,7 @@ def _preset(space: Workspace) -> None:
         required=True,
         help="  \n".join(f"- {words}" for words in LORA_WORDS.values()),
     )
-    with st.expander("Training options"):
+    with st.expander(say("upload.training_options")):
         prefix = f"lora_{space.id}_{_form(space)}"
 
         def save() -> None:
@@ -131,14 +131,14 @@ def _seed(space: Workspace) -> None:
         space.set(seed=int(st.session_state[key]))
 
     st.number_input(
-        "Seed",
+        say("common.seed"),
         min_value=0,
         max_value=2**31 - 1,
         value=space.seed,
         step=1,
         key=key,
         on_change=save,
-        help="The same seed gives the same LoRA again on the same machine.",
+        help=say("upload.seed_help_2"),
     )
 
 
@@ -151,31 +151,26 @@ def _start(backend: Backend, space: Workspace) -> None:
     job_id = str(space.get("train_job") or "")
     running = backend.is_live(job_id)
     if max(space.image.width, space.image.height) > facts.native and not space.project.drawing:
-        st.info(
-            f"The picture is larger than the {facts.native} px that this model knows. The part "
-            "around your mask will be edited at full detail, and that part is what should be "
-            "learnt: paint the mask first, and train then, or leave the training to the first run."
-        )
-        router.link("drag", "Mask & points", icon=":material/arrow_forward:")
+        st.info(say("upload.the_picture_is_larger_than", native=facts.native))
+        router.link("drag", say("common.mask_points"), icon=":material/arrow_forward:")
     trained = backend.is_trained(space)
     if space.lora_file is not None:
         lora_choice.in_use(backend, space, running=running)
         return
     if trained:
-        st.success("The model knows this picture already, with these settings. Go on to draw.")
-        router.link("drag", "Mask & points", icon=":material/arrow_forward:")
+        st.success(say("upload.already_trained_you_can_start"))
+        router.link("drag", say("common.mask_points"), icon=":material/arrow_forward:")
         lora_choice.train_further(backend, space, running=running)
-        lora_choice.to_library("Name, export or import LoRAs")
+        lora_choice.to_library(say("upload.manage_loras"))
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button(
-            "Training …" if running else "Train",
+            say("upload.training_2") if running else say("upload.train"),
             key="train",
             type="primary",
             icon=":material/school:",
             disabled=running,
-            help="The model learns the picture by heart (a LoRA) and inverts it. You may draw while "
-            "it trains; a run that needs it waits for it.",
+            help=say("upload.fine_tunes_the_model_on"),
         )
         st.caption(training_words(space.lora))
     if pressed:
@@ -189,10 +184,13 @@ def _start(backend: Backend, space: Workspace) -> None:
 def training_words(config: LoraConfig) -> str:
     """What the training will be, in one line."""
     if config.steps == 0:
-        return "No LoRA is trained: the picture's identity is kept less well."
-    return (
-        f"{config.steps} steps, {config.batch_size} at a time, rank {config.rank}, "
-        f"learning rate {config.learning_rate:g}"
+        return say("upload.no_training_the_picture_will")
+    return say(
+        "upload.steps_steps_batch_size_batch",
+        steps=config.steps,
+        batch_size=config.batch_size,
+        rank=config.rank,
+        learning_rate=config.learning_rate,
     )
 
 
@@ -213,18 +211,14 @@ def reconstruction(backend: Backend, space: Workspace) -> None:
     found = backend.reconstruction(space)
     if found is None:
         return
-    st.subheader("How well the model knows your picture", anchor=False)
+    st.subheader(say("upload.reconstruction"), anchor=False)
     psnr = found.get("psnr")
-    told = f" Likeness here: {psnr:.1f} dB (PSNR; above 25 is good)." if psnr else ""
-    st.caption(
-        "Left the original, right what comes back when it is inverted and denoised without any "
-        "drag. What is lost here is lost in every drag: train longer, or describe it in the "
-        f"prompt.{told}"
-    )
+    told = say("upload.similarity_psnr_db_psnr_above", psnr=psnr) if psnr else ""
+    st.caption(say("upload.left_the_original_right_the", told=told))
     components.viewer(
         [
-            ("Original", backend.shown_part(space.image.id, found.get("crop"), 512)),
-            ("Reconstruction", backend.shown(str(found["reconstruction"]), 512)),
+            (say("upload.original"), backend.shown_part(space.image.id, found.get("crop"), 512)),
+            (say("upload.reconstruction"), backend.shown(str(found["reconstruction"]), 512)),
         ],
         key="reconstruction",
         max_height=440,

@@ -10,6 +10,7 @@ from workbench.imaging.crop import Crop
 from workbench.ui.results import figures
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.text import plain
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 DIM = 0.45  # how much of its light the part keeps that is not edited
@@ -28,7 +29,7 @@ def picture_and_size(backend: Backend, space: Workspace) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.caption(f"{image.width} × {image.height} px · {words(piece, image.width, image.height)}")
         if space.generation is None:
-            with st.popover("Change", key=f"working_{space.id}", type="tertiary"):
+            with st.popover(say("upload.change"), key=f"working_{space.id}", type="tertiary"):
                 _form(space, facts.native)
 
 
@@ -36,9 +37,13 @@ def words(piece: Crop, width: int, height: int) -> str:
     """What becomes of a picture of width x height px, in one line."""
     at = f"{piece.working[0]} × {piece.working[1]} px"
     if not piece.is_whole(width, height):
-        part = f"the {piece.width} × {piece.height} px around the mask are edited"
+        part = say("upload.editing_width_height_px_around", width=piece.width, height=piece.height)
         return part if (piece.width, piece.height) == piece.working else f"{part} at {at}"
-    return "edited at this size" if piece.working == (width, height) else f"edited at {at}"
+    return (
+        say("upload.edited_at_full_size")
+        if piece.working == (width, height)
+        else say("upload.edited_at_at", at=at)
+    )
 
 
 def lit(rgb: NDArray[np.uint8], piece: Crop, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -62,24 +67,20 @@ def _form(space: Workspace, native: int) -> None:
         space.set(working_size=0 if size == 0 else max(64, size))
 
     st.number_input(
-        "Working size (px)",
+        say("upload.working_size_px"),
         min_value=0,
         max_value=4096,
         value=space.working_size,
         step=64,
         key=key,
         on_change=resize,
-        help=f"Longest side at which the model works; 0 takes its own, {native} px. Larger keeps "
-        "more detail and needs more time and memory; far beyond the model's own size it begins to "
-        "repeat itself.",
+        help=say("upload.working_size_px_help", native=native),
     )
     crop_key = f"working_crop_{space.id}"
     st.toggle(
-        "Only the part around the mask",
+        say("upload.edit_only_the_part_around"),
         value=space.crop,
         key=crop_key,
         on_change=lambda: space.set(crop=bool(st.session_state[crop_key])),
-        help="Of a picture larger than the working size only the part around mask and arrows is "
-        "edited, at full detail, and put back. Off: the whole picture is scaled down, and the "
-        "model sees all of it. Either way what is not painted stays as it is, bit for bit.",
+        help=say("upload.edit_only_the_part_around_help"),
     )
