@@ -329,7 +329,6 @@ class App:
         if executor is not None:
             executor.close(timeout)
         self.store.close()
-        self.cache.close()
 
 
 _app: App | None = None

@@ -151,7 +151,9 @@ def _cache(app: App, deep: bool) -> Iterator[Finding]:
         return
     entries = app.cache.entries()
     size = sum(e.bytes for e in entries) / _GB
+    hits, misses = app.cache.hits()
     text = f"{size:.2f} of {app.settings.cache_gb:g} GB used, entries: {len(entries)}"
+    text += f", reads: {hits} found, {misses} not"
     if deep:
         bad = app.cache.check()
         if bad:

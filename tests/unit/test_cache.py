@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import stat
 import subprocess
 import sys
@@ -9,18 +11,18 @@ import threading
 import time
 from pathlib import Path
 
+import diskcache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.core.errors import Cancelled
-from workbench.storage import cache as cache_module
 from workbench.storage.cache import Cache, CacheEntry
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "derived", limit_bytes=10_000)
+    return Cache(tmp_path / "derived", limit_bytes=1_000_000)
 
 
 def test_bytes_go_in_and_come_out(cache: Cache) -> None:
@@ -48,7 +50,7 @@ def test_it_is_there_after_reopening(cache: Cache) -> None:
 def test_any_text_key_and_any_bytes(
     tmp_path_factory: pytest.TempPathFactory, key: str, raw: bytes
 ) -> None:
-    cache = Cache(tmp_path_factory.getbasetemp() / "any", limit_bytes=100_000)
+    cache = Cache(tmp_path_factory.getbasetemp() / "any", limit_bytes=1_000_000)
     assert cache.put(key, raw, kind="k")
     assert cache.get(key) == raw
 
@@ -93,45 +95,43 @@ def test_clearing_by_kind_by_key_and_all(cache: Cache) -> None:
 
 
 def test_the_least_recently_used_goes_first(cache: Cache) -> None:
-    for name in "abcde":
-        cache.put(name, b"x" * 2000, kind="k")
+    for name in "abcd":
+        cache.put(name, b"x" * 170_000, kind="k")
     assert cache.get("a") is not None  # used: b is the oldest now
-    cache.put("f", b"x" * 2000, kind="k")
-    assert sorted(e.key for e in cache.entries()) == ["a", "c", "d", "e", "f"]
-    assert cache.size() <= cache.limit_bytes
-    assert len(list(cache.folder.rglob("*.val"))) == 5
+    cache.put("e", b"x" * 170_000, kind="k")
+    assert sorted(e.key for e in cache.entries()) == ["a", "c", "d", "e"]
+    assert len(list(cache.folder.rglob("*.val"))) == 4
 
 
-def test_one_large_value_pushes_out_as_many_as_it_needs_and_no_more(cache: Cache) -> None:
-    for name in "abcde":
-        cache.put(name, b"x" * 2000, kind="k")
-    cache.put("large", b"x" * 5000, kind="k")
-    assert sorted(e.key for e in cache.entries()) == ["d", "e", "large"]
+def test_a_lower_limit_holds_from_the_next_write_and_the_next_start(cache: Cache) -> None:
+    for name in "abcd":
+        cache.put(name, b"x" * 170_000, kind="k")
+    cache.limit_bytes = 500_000
+    cache.put("e", b"x" * 10, kind="k")
+    assert cache.size() <= 500_000
+    assert Cache(cache.folder, limit_bytes=100).entries() == []
 
 
-def test_diskcache_itself_drops_nothing(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own culling takes ten entries at a time, the one just written among them."""
-    monkeypatch.setitem(cache_module._SETTINGS, "size_limit", 1)
-    small = Cache(cache.folder, limit_bytes=10_000)
-    for name in "abc":
-        small.put(name, b"x" * 100, kind="k")
-    assert len(small.entries()) == 3
+def test_unfinished_work_expires(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.put("state", b"x", kind="state")
+    cache.put("lora", b"x", kind="lora")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 40 * 86400)
+    assert not cache.has("state")
+    assert cache.has("lora")
+    assert [e.key for e in Cache(cache.folder).entries()] == ["lora"]
 
 
-def test_the_new_entry_stays_though_the_clock_went_back(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in "abcde":
-        cache.put(name, b"x" * 2000, kind="k")
-    monkeypatch.setattr(time, "time", lambda: 5.0)
-    cache.put("new", b"x" * 2000, kind="k")
-    assert cache.get("new") is not None
-    assert len(cache.entries()) == 5
+def test_reads_are_counted(cache: Cache) -> None:
+    cache.put("a", b"x", kind="k")
+    cache.get("a")
+    cache.get("b")
+    assert Cache(cache.folder).hits() == (1, 1)
 
 
 def test_a_value_above_the_limit_is_not_stored_and_pushes_nothing_out(cache: Cache) -> None:
     cache.put("a", b"x" * 100, kind="k")
-    assert not cache.put("huge", b"x" * 10_001, kind="k")
+    assert not cache.put("huge", b"x" * 1_000_001, kind="k")
     assert [e.key for e in cache.entries()] == ["a"]
 
 
@@ -141,7 +141,6 @@ def test_nobody_else_may_look(tmp_path: Path) -> None:
     cache.put("a", b"x", kind="k")
     for folder in (cache.folder, cache.folder / "db"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert all(stat.S_IMODE(f.stat().st_mode) == 0o600 for f in cache.folder.rglob("*.val"))
 
 
 def test_get_or_make(cache: Cache) -> None:
@@ -245,7 +244,7 @@ def test_no_handle_and_no_thread_is_left(cache: Cache) -> None:
 
 
 def test_a_second_cache_on_the_folder_sees_the_same(cache: Cache) -> None:
-    other = Cache(cache.folder, limit_bytes=10_000)
+    other = Cache(cache.folder, limit_bytes=1_000_000)
     cache.put("a", b"1", kind="k")
     assert other.get("a") == b"1"
     other.clear()
@@ -265,3 +264,29 @@ def test_check_names_damaged_entries(cache: Cache) -> None:
     newest = max(cache.folder.rglob("*.val"), key=lambda f: f.read_bytes()[-1])
     newest.write_bytes(b"short")
     assert cache.check() == ["bad"]
+
+
+def test_the_folder_of_version_1_is_read(tmp_path: Path) -> None:
+    """Its database had no tag index, no culling and no statistics; its rows and files are alike."""
+    db = tmp_path / "derived" / "db"
+    old = diskcache.Cache(str(db), tag_index=0, statistics=0, cull_limit=0, disk_min_file_size=0)
+    check = hashlib.blake2b(b"wb1:k" + b"value", digest_size=16).digest()
+    old.set("wb1:k", b"WBC1" + check + b"value", tag='{"kind": "lora", "label": "robot"}')
+    old.close()
+    cache = Cache(tmp_path / "derived")
+    assert cache.get("wb1:k") == b"value"
+    assert [(e.kind, e.label, e.bytes) for e in cache.entries()] == [("lora", "robot", 5)]
+    assert cache.check() == []
+
+
+def test_what_killed_processes_left_is_swept(cache: Cache) -> None:
+    cache.put("kept", b"x", kind="k")
+    left = cache.folder / "db" / "00" / "11" / f"{'a' * 28}.val"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x")
+    os.utime(left, (1e9, 1e9))
+    (cache.folder / "locks").mkdir()
+    (cache.folder / "locks" / "dead.lock").touch()
+    assert Cache(cache.folder).get("kept") == b"x"
+    assert not left.exists()
+    assert list((cache.folder / "locks").iterdir()) == []

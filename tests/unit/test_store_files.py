@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import Timeout
 
 from workbench.core.errors import StoreError
 from workbench.storage.files import write_atomic
-from workbench.storage.locks import FileLock, Presence, process_exists
+from workbench.storage.locks import ProcessLock, file_lock, release, remove_if_free
 
 
 def traced(patch: pytest.MonkeyPatch) -> list[str]:
@@ -89,36 +90,40 @@ def test_the_whole_of_a_large_file_is_written(tmp_path: Path) -> None:
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:
-    first, second = FileLock(tmp_path / "l"), FileLock(tmp_path / "l")
-    assert first.try_acquire()
-    assert first.held
-    assert not second.try_acquire()
-    first.release()
-    first.release()
-    assert second.try_acquire()
-    second.release()
+    first, second = file_lock(tmp_path / "l"), file_lock(tmp_path / "l")
+    first.acquire(blocking=False)
+    with pytest.raises(Timeout):
+        second.acquire(blocking=False)
+    assert not remove_if_free(tmp_path / "l")
+    release(first)
+    second.acquire(blocking=False)
+    release(second)
     assert not (tmp_path / "l").exists()
 
 
-def test_a_forgotten_lock_is_let_go(tmp_path: Path) -> None:
-    lock = FileLock(tmp_path / "l")
-    assert lock.try_acquire()
-    del lock
-    assert FileLock(tmp_path / "l").try_acquire()
-
-
-def test_a_lock_file_removed_under_its_holder_is_no_lock_any_more(tmp_path: Path) -> None:
+def test_a_lock_file_removed_under_its_holder_no_longer_locks(tmp_path: Path) -> None:
     """The next one makes a new file; both know which file the name stands for."""
-    first, second, third = (FileLock(tmp_path / "l") for _ in range(3))
-    assert first.try_acquire()
+    first, second, third = (file_lock(tmp_path / "l") for _ in range(3))
+    first.acquire(blocking=False)
     (tmp_path / "l").unlink()
-    assert second.try_acquire()
-    assert not third.try_acquire()
-    second.release()
+    second.acquire(blocking=False)
+    with pytest.raises(Timeout):
+        third.acquire(blocking=False)
+    release(second)
 
 
-def test_presence(tmp_path: Path) -> None:
-    mine, other = Presence(tmp_path), Presence(tmp_path)
+def test_a_removed_lock_file_is_made_again(tmp_path: Path) -> None:
+    mine, other = ProcessLock(tmp_path), ProcessLock(tmp_path)
+    (tmp_path / mine.name).unlink()
+    assert not other.lives(mine.name, mine.host)
+    mine.renew()
+    assert other.lives(mine.name, mine.host)
+    mine.close()
+    assert not other.lives(mine.name, mine.host)
+
+
+def test_process_lock(tmp_path: Path) -> None:
+    mine, other = ProcessLock(tmp_path), ProcessLock(tmp_path)
     assert mine.lives(mine.name, "any host")
     assert mine.lives(other.name, other.host)
     other.close()
@@ -131,7 +136,7 @@ def test_presence(tmp_path: Path) -> None:
 def test_sweeping_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "1-0123456789abcdef.alive").touch()
     (tmp_path / "other.alive").touch()
-    mine, other = Presence(tmp_path), Presence(tmp_path)
+    mine, other = ProcessLock(tmp_path), ProcessLock(tmp_path)
     mine.sweep()
     assert {p.name for p in tmp_path.iterdir()} == {mine.name, other.name, "other.alive"}
 
@@ -141,11 +146,11 @@ def test_without_locks_the_process_id_is_asked(
 ) -> None:
     """Some network disks know no locks: then nobody is called dead who may be alive."""
 
-    def no_locks(_fd: int) -> None:
+    def no_locks(_fd: int, _flags: int) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("workbench.storage.locks._grab", no_locks)
-    mine = Presence(tmp_path)
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    mine = ProcessLock(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     )
@@ -158,9 +163,3 @@ def test_without_locks_the_process_id_is_asked(
         name = f"{pid}-0123456789abcdef.alive"
         (tmp_path / name).touch()
         assert mine.lives(name, host) is alive
-
-
-def test_process_exists() -> None:
-    assert process_exists(os.getpid())
-    assert process_exists(1)
-    assert not process_exists(2**31 - 2)

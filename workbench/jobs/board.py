@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.core.errors import StoreError
 from workbench.storage.files import write_atomic
-from workbench.storage.locks import Presence
+from workbench.storage.locks import ProcessLock
 from workbench.storage.ulid import is_ulid
 
 log = logging.getLogger(__name__)
@@ -29,19 +29,20 @@ class Board:
     def __init__(self, folder: str | Path, keep: int = 500) -> None:
         """Use `folder`; never fails (see the log)."""
         self.folder = Path(folder)
-        self._presence: Presence | None = None
+        self._process: ProcessLock | None = None
         try:
-            self._presence = Presence(self.folder)
-            self._presence.sweep()
+            self._process = ProcessLock(self.folder)
+            self._process.sweep()
             self._prune(keep)
         except OSError as exc:
             log.warning("the job board cannot be used (%s); jobs run without it", exc.strerror)
 
     def write(self, line: dict[str, Any]) -> None:
         """Keep a job's state; what had not ended when this process dies reads as interrupted."""
-        if self._presence is None:
+        if self._process is None:
             return
-        body = {**line, "process": self._presence.name, "host": self._presence.host}
+        self._process.renew()
+        body = {**line, "process": self._process.name, "host": self._process.host}
         try:
             raw = json.dumps(body, default=_left_out).encode()
             for field in ("payload", "result"):  # too large a file would not be read again
@@ -65,8 +66,8 @@ class Board:
 
     def close(self) -> None:
         """Let go of the folder."""
-        if self._presence is not None:
-            self._presence.close()
+        if self._process is not None:
+            self._process.close()
 
     def _paths(self) -> list[Path]:
         if not self.folder.is_dir():
@@ -95,7 +96,7 @@ class Board:
 
     def _lives(self, line: dict[str, Any]) -> bool:
         name, host = str(line.get("process", "")), str(line.get("host", ""))
-        return self._presence is not None and self._presence.lives(name, host)
+        return self._process is not None and self._process.lives(name, host)
 
 
 def _left_out(_value: object) -> None:

@@ -44,7 +44,7 @@ class Pending:
     request: EditRequest
     owner: str = ""
     started: str = ""
-    process: str = ""  # name of the Presence that lives as long as the process
+    process: str = ""  # name of the ProcessLock that lives as long as the process
     host: str = ""
     pid: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -28,7 +28,7 @@ from workbench.storage.history.format import FORMAT
 from workbench.storage.history.parts import Notes, Pending
 from workbench.storage.history.projects import Projects, utc_now
 from workbench.storage.history.thumbs import Thumbs
-from workbench.storage.locks import Presence
+from workbench.storage.locks import ProcessLock
 from workbench.storage.ulid import UlidMaker
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Store:
         for name in (*self._edits.ids()[-1:], *self._pending.ids()[-1:]):
             self._ids.seen(name)  # order holds although the clock may have been set back
         try:
-            self._presence = Presence(self.folder / "pending")
+            self._process = ProcessLock(self.folder / "pending")
         except OSError as exc:
             raise StoreError(
                 f"The history folder {self.folder.name}/ cannot be written ({exc.strerror}); "
@@ -77,7 +77,7 @@ class Store:
 
     def close(self) -> None:
         """Let go of the folder; edits begun here and not finished count as interrupted."""
-        self._presence.close()
+        self._process.close()
 
     # --- making an edit ---------------------------------------------------------------------------
 
@@ -93,14 +93,15 @@ class Store:
         Raises:
             StoreError: when the disk refuses.
         """
+        self._process.renew()
         name = self._ids.new()
         data = {
             "id": name,
             "owner": owner,
             "request": request.to_json(),
             "started": utc_now(),
-            "process": self._presence.name,
-            "host": self._presence.host,
+            "process": self._process.name,
+            "host": self._process.host,
             "pid": os.getpid(),
             "environment": dict(environment or {}),
         }
@@ -145,7 +146,7 @@ class Store:
         """
         found = []
         for name, pending in sorted(self._pending.load().items()):
-            if self._presence.lives(pending.process, pending.host):
+            if self._process.lives(pending.process, pending.host):
                 continue
             record = EditRecord(
                 id=name,
@@ -161,7 +162,7 @@ class Store:
                 found.append(name)
                 log.info("edit %s was interrupted", name)
             self._pending.remove(name)
-        self._presence.sweep()
+        self._process.sweep()
         return found
 
     def pending(self) -> list[Pending]:
