@@ -20,12 +20,12 @@ from benchmarks import metrics
 from benchmarks.distances import Distances, Extractor
 from benchmarks.locate import seed_of
 from benchmarks.readers import Entry, Sample
-from benchmarks.rows import Book
+from benchmarks.rows import Book, requests_by_method
 from benchmarks.scenes_run import machine
 from workbench.app import App
 from workbench.canvas.preview import warp
 from workbench.core import keys
-from workbench.core.config import METHODS, DragConfig
+from workbench.core.config import SPECS
 from workbench.core.errors import BadInput, ModelError, OutOfMemory
 from workbench.core.record import OnStep
 from workbench.core.request import EditRequest
@@ -86,8 +86,7 @@ class Run:
     def _sample(self, number: int, sample: Sample, book: Book) -> None:
         base = self._request(sample)
         distances = Distances(sample, self.extractor)
-        for method in self.methods:
-            request = None if method not in METHODS else _with(base, method)
+        for method, request in requests_by_method(base, self.methods).items():
             edit = None if request is None else keys.edit_key(request)
             if book.has(sample.key, method, edit):
                 continue
@@ -194,8 +193,12 @@ class Run:
             "lora": dataclasses.asdict(self.args.lora),
             "inversion": dataclasses.asdict(self.args.inversion),
             "working_size": self.args.working_size, "methods": list(self.methods),
-            "drag": {m: dataclasses.asdict(DragConfig.preset(m)) for m in self.methods
-                     if m in METHODS},
+            "drag": {m: dataclasses.asdict(SPECS[m].drag_config()) for m in self.methods
+                     if m in SPECS},
+            "inversion_strength": {
+                m: SPECS[m].inversion_config(steps=self.args.inversion.steps).strength
+                for m in self.methods if m in SPECS
+            },
             "locator": self.extractor.name, "notes": self.notes,
             "environment": environment(self.runtime), **machine(),
         }  # fmt: skip
@@ -240,7 +243,3 @@ def _pseudo(method: str, sample: Sample) -> U8:
     if method == "nothing":
         return sample.rgb
     return warp(sample.rgb, sample.mask, sample.pairs)
-
-
-def _with(request: EditRequest, method: str) -> EditRequest:
-    return dataclasses.replace(request, drag=DragConfig.preset(method))

@@ -16,7 +16,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from workbench.core.config import METHODS
 from workbench.core.errors import BadInput
+from workbench.core.request import EditRequest
 
 Record = dict[str, Any]
 SAME = (
@@ -148,3 +150,11 @@ def read_records(paths: Sequence[Path]) -> list[Record]:
 def rows_of(records: Iterable[Record]) -> dict[tuple[str, str], Record]:
     """The rows by drag and method; the last one counts."""
     return {(r["drag"], r["method"]): r for r in records if r["kind"] == "row"}
+
+
+def requests_by_method(base: EditRequest, methods: Sequence[str]) -> dict[str, EditRequest | None]:
+    """The edit that each method makes of `base`, with the method's own defaults.
+
+    None for rows that no method makes ("nothing", "truth", ...).
+    """
+    return {m: base.with_method(m) if m in METHODS else None for m in methods}

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.judge import Judge
-from benchmarks.rows import Book
+from benchmarks.rows import Book, requests_by_method
 from benchmarks.scenes import (
     Drag,
     Pictures,
@@ -32,7 +32,7 @@ from benchmarks.scenes import (
 from workbench.app import App
 from workbench.canvas.preview import warp
 from workbench.core import keys
-from workbench.core.config import METHODS, DragConfig
+from workbench.core.config import SPECS
 from workbench.core.errors import ModelError, OutOfMemory
 from workbench.core.record import OnStep
 from workbench.core.request import EditRequest, TrainTask
@@ -82,16 +82,16 @@ class Scenes:
         pictures = drag.pictures()
         base = self._request(drag, pictures)
         wanted: dict[str, EditRequest | None] = {}
-        for method in self.methods:
-            request = None if method not in METHODS else _with(base, method)
+        for method, request in requests_by_method(base, self.methods).items():
             edit = None if request is None else keys.edit_key(request)
             if not book.has(drag.key, method, edit):
                 wanted[method] = request
         if not wanted:
             return
         judge = Judge(drag, pictures, self.runtime)
-        if any(request is not None for request in wanted.values()):
-            self._prepare(drag, base, book)
+        inversions = {r.inversion: r for r in wanted.values() if r is not None}
+        if inversions:
+            self._prepare(drag, list(inversions.values()), book)
         for method, request in wanted.items():
             row: dict[str, Any] = {"kind": "row", **about(drag), "method": method}
             if request is None:
@@ -125,13 +125,20 @@ class Scenes:
             seed=SEED,
         )
 
-    def _prepare(self, drag: Drag, request: EditRequest, book: Book) -> None:
-        """LoRA, inversion and the original's pass, so that no method pays for them."""
+    def _prepare(self, drag: Drag, requests: Sequence[EditRequest], book: Book) -> None:
+        """LoRA, inversions and the original's passes, so that no method pays for them.
+
+        `requests` has one request per inversion; the row tells the first one's figures and the time
+        of all.
+        """
         wall, cpu = time.perf_counter(), time.process_time()
-        made = prepare(
-            TrainTask(request=request), runtime=self.runtime, cache=self.app.cache,
-            store=self.store, on_step=self.on_step,
-        )  # fmt: skip
+        made, *_ = [
+            prepare(
+                TrainTask(request=request), runtime=self.runtime, cache=self.app.cache,
+                store=self.store, on_step=self.on_step,
+            )
+            for request in requests
+        ]  # fmt: skip
         book.add({
             "kind": "prepared", "drag": drag.key, "index": drag.index,
             "wall": round(time.perf_counter() - wall, 3),
@@ -201,8 +208,12 @@ class Scenes:
             "lora": dataclasses.asdict(self.args.lora),
             "inversion": dataclasses.asdict(self.args.inversion),
             "methods": list(self.methods),
-            "drag": {m: dataclasses.asdict(DragConfig.preset(m)) for m in self.methods
-                     if m in METHODS},
+            "drag": {m: dataclasses.asdict(SPECS[m].drag_config()) for m in self.methods
+                     if m in SPECS},
+            "inversion_strength": {
+                m: SPECS[m].inversion_config(steps=self.args.inversion.steps).strength
+                for m in self.methods if m in SPECS
+            },
             "locators": judge.locators, "environment": environment(self.runtime), **machine(),
         }  # fmt: skip
 
@@ -236,10 +247,6 @@ def machine() -> dict[str, Any]:
         "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
         "machine": f"{platform.system()} {platform.machine()}, {cores} cores, {processor()}",
     }
-
-
-def _with(request: EditRequest, method: str) -> EditRequest:
-    return dataclasses.replace(request, drag=DragConfig.preset(method))
 
 
 def _times(row: dict[str, Any], wall: float, cpu: float) -> None:

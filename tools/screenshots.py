@@ -32,11 +32,11 @@ from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
 from workbench.app import App  # noqa: E402
 from workbench.canvas.drawing import Drawing  # noqa: E402
 from workbench.canvas.rasterize import rasterise  # noqa: E402
-from workbench.core.config import DragConfig, InversionConfig  # noqa: E402
+from workbench.core.config import DragConfig, InversionConfig, lora_preset  # noqa: E402
 from workbench.core.record import EditRecord  # noqa: E402
 from workbench.core.request import EditRequest, ModelRef, TrainTask  # noqa: E402
 from workbench.storage.settings import Settings  # noqa: E402
-from workbench.ui.shell.workspace import Workspace, lora_preset, settings_of  # noqa: E402
+from workbench.ui.shell.workspace import Workspace, settings_of  # noqa: E402
 from workbench.ui.upload import prepared  # noqa: E402
 from workbench.ui.upload.intake import examples  # noqa: E402
 

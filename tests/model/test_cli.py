@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from workbench.cli import main
+from workbench.core.record import STAGES
 from workbench.doctor import Finding, verdict
 from workbench.imaging import decode
 
@@ -102,7 +103,7 @@ def test_a_clean_environment_and_progress_on_stderr(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "done"
-    assert "Training the LoRA" in done.stderr
+    assert STAGES["lora"] in done.stderr
     assert "Traceback" not in done.stderr
     assert (own_cache / "history" / "FORMAT").exists()
 

@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from workbench.app import App
 from workbench.core.config import DragConfig
 from workbench.core.record import (
+    STAGES,
     EditRecord,
     EditResult,
     JobState,
@@ -113,7 +114,7 @@ def test_how_far_it_got_how_long_it_took_and_what_the_cache_gave(
     assert "20 steps in 2.5 s, 1 stage from the cache" in text
     assert "The picture was padded." in text
     assert say("results.an_arrow_barely_moved_start") in text
-    assert "| Learning the picture (LoRA) | from the cache |" in text
+    assert f"| {STAGES['lora']} | from the cache |" in text
     assert "| Dragging | 2.0 s |" in text
     assert "| Drag: mask weight | 0.3 |" in text
 

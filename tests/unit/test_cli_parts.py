@@ -21,21 +21,18 @@ import pytest
 from workbench.cli import build_parser, execute, main
 from workbench.cli.parsers import (
     CONFIGS,
-    LORA_PRESETS,
     option_name,
     pair,
     read_points,
 )
 from workbench.cli.progress import Progress
 from workbench.cli.stopping import stopping
-from workbench.core.config import GenerationConfig, LoraConfig
+from workbench.core.config import GenerationConfig
 from workbench.core.errors import BadInput
 from workbench.core.options import options_of
 from workbench.core.record import StepInfo
 from workbench.core.request import Point, PointPair
 from workbench.jobs.queue import CancelToken
-from workbench.ui.shell import workspace
-from workbench.ui.shell.workspace import lora_preset
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -157,12 +154,6 @@ def test_a_field_is_named_as_its_option() -> None:
         "out-of-range",
         {"value": 1},
     )
-
-
-def test_training_presets_are_those_of_the_pages() -> None:
-    assert {k: LoraConfig(**v) for k, (v, _) in LORA_PRESETS.items()} == {
-        name: lora_preset(name) for name in workspace.LORA_PRESETS
-    }
 
 
 def test_pair() -> None:

@@ -17,13 +17,12 @@ from workbench.cli.edit import (
 from workbench.cli.engine import opened_app
 from workbench.cli.parsers import (
     CONFIGS,
-    LORA_PRESETS,
     add_model,
     add_run,
     read_file,
     read_points,
 )
-from workbench.core.config import METHODS, STRENGTHS
+from workbench.core.config import LORA_PRESETS, METHODS, STRENGTHS
 from workbench.core.errors import BadInput, Cancelled, WorkbenchError
 from workbench.core.options import options_of
 from workbench.core.request import PointPair

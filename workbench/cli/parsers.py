@@ -11,23 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from workbench.core.config import METHODS, STRENGTHS, DragConfig, InversionConfig, LoraConfig
+from workbench.core.config import (
+    LORA_PRESETS,
+    METHODS,
+    STRENGTHS,
+    DragConfig,
+    InversionConfig,
+    LoraConfig,
+)
 from workbench.core.errors import BadInput
 from workbench.core.options import Option, options_of, range_text
 from workbench.core.request import Point, PointPair
 from workbench.storage.settings import Settings
 
 T = TypeVar("T")
-# name -> options of the LoRA, and what they mean; the same names as on the pages
-LORA_PRESETS: dict[str, tuple[dict[str, Any], str]] = {
-    "quick": ({"steps": 40}, "40 steps"),
-    "standard": ({}, "80 steps, as the authors recommend"),
-    "thorough": ({"steps": 200}, "200 steps"),
-    "tutorial": (
-        {"steps": 100, "learning_rate": 2e-4, "batch_size": 1},
-        "100 steps one by one at 0.0002, as in the authors' walk-through",
-    ),
-}
 CONFIGS: tuple[tuple[str, type[Any], str], ...] = (
     ("lora", LoraConfig, "LoRA (the picture's own fine-tuning)"),
     ("inversion", InversionConfig, "inversion"),
@@ -205,7 +202,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora-preset",
         choices=tuple(LORA_PRESETS),
-        help="training: " + "; ".join(f"{k}: {what}" for k, (_, what) in LORA_PRESETS.items()),
+        help="training: " + "; ".join(f"{k}: {p.description}" for k, p in LORA_PRESETS.items()),
     )
 
 

@@ -8,21 +8,9 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from workbench.core.record import StepInfo
+from workbench.core.record import STAGES, StepInfo, stage_label
 
-STAGES = {
-    "load": "Loading the model",
-    "download": "Downloading",
-    "encode": "Encoding",
-    "lora": "Training the LoRA",
-    "invert": "Inverting",
-    "reference": "Reading the original",
-    "drag": "Dragging",
-    "denoise": "Denoising",
-    "decode": "Decoding",
-    "save": "Saving",
-    "generate": "Generating",
-}
+_WIDTH = max(map(len, STAGES.values()))
 _PLAIN_EVERY = 10.0  # seconds between two lines of one stage where there is no terminal
 _LIVE_EVERY = 0.1
 
@@ -78,12 +66,12 @@ class Progress:
     def line(self, info: StepInfo, now: float) -> str:
         """The text for a step: stage, bar, count, what is left to go, speed, time left."""
         if info.waiting:
-            name = f"{self._prefix}{STAGES.get(info.stage, info.stage):<20}"
+            name = f"{self._prefix}{stage_label(info.stage):<{_WIDTH}}"
             return f"{name}  another run is at the same; waiting for it, {_clock_text(now - self._first[1])}"
         total, step = max(1, info.total), min(info.step, max(1, info.total))
         filled = round(20 * step / total)
         parts = [
-            f"{self._prefix}{STAGES.get(info.stage, info.stage):<20}",
+            f"{self._prefix}{stage_label(info.stage):<{_WIDTH}}",
             "[" + "#" * filled + "." * (20 - filled) + f"] {info.step}/{info.total}",
         ]
         if info.cached:

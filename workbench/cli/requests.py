@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from workbench.app import App
-from workbench.cli.parsers import LORA_PRESETS, configured, read_file
-from workbench.core.config import DragConfig, InversionConfig, LoraConfig, LoraRef
+from workbench.cli.parsers import configured, read_file
+from workbench.core.config import (
+    DragConfig,
+    InversionConfig,
+    LoraConfig,
+    LoraRef,
+    lora_preset,
+    method_spec,
+)
 from workbench.core.errors import BadInput, StoreError
 from workbench.core.request import EditRequest, ImageAsset, MaskAsset, ModelRef, PointPair
 from workbench.imaging import decode
@@ -132,17 +139,11 @@ def configs_of(
         BadInput: when a value is out of its range.
     """
     method = getattr(args, "method", None) or app.settings.method
-    drag = DragConfig.preset(method, getattr(args, "preset", None) or app.settings.preset)
-    lora = LoraConfig()
-    if getattr(args, "lora_preset", None):
-        lora = LoraConfig(**LORA_PRESETS[args.lora_preset][0])
-    inversion = configured(args, "inversion", inversion_of(method))
+    spec = method_spec(method)
+    drag = spec.drag_config(getattr(args, "preset", None) or app.settings.preset)
+    lora = lora_preset(getattr(args, "lora_preset", None) or "standard")
+    inversion = configured(args, "inversion", spec.inversion_config())
     return configured(args, "lora", lora), inversion, configured(args, "drag", drag)
-
-
-def inversion_of(method: str) -> InversionConfig:
-    """A method's own inversion: GoodDrag starts a little deeper (0.75)."""
-    return InversionConfig(strength=0.75) if method == "gooddrag" else InversionConfig()
 
 
 def lora_ref(app: App, name: str | None, weight: float) -> LoraRef | None:

@@ -1,12 +1,14 @@
-"""The settings of an edit: how the LoRA is trained, the picture inverted, the latent dragged.
+"""Settings of an edit: drag methods with their defaults, LoRA training, inversion, drag, generation.
 
-Each field describes itself (range, unit, effect); `--help` and the pages are built from that.
+Each field describes itself (range, unit, effect); `--help` and the pages are built from that. `SPECS`
+is the one table of drag methods: pages, command line, sweeps, batch and benchmarks read it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.core.errors import BadInput
@@ -14,7 +16,141 @@ from workbench.core.options import check, option
 
 SCHEDULERS = ("ddim", "dpm++2m", "dpm++2m-karras")
 MAX_NEGATIVE = 2000
-METHODS = ("dragdiffusion", "gooddrag", "warp", "auto")
+STRENGTHS = {"gentle": 0.5, "normal": 1.0, "strong": 2.5}  # factor on the method's own steps
+_ROUNDS = ("drag_rounds", "trackings_per_round", "updates_per_tracking", "no_change_limit")
+_OF_PICTURE = ("composite", "feather", "parity")  # kept when the method changes
+_SHARING = ("sharing_start_layer", "sharing_start_step")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSpec:
+    """A drag method: how it is called, its own defaults, and which options it reads.
+
+    `drag` and `inversion` hold the fields that differ from the defaults of `DragConfig` and
+    `InversionConfig`. `own` names options that only this method reads; `only`, where it is given,
+    all that it reads.
+    """
+
+    name: str
+    label: str
+    description: str
+    drag: Mapping[str, Any] = field(default_factory=dict)
+    inversion: Mapping[str, Any] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+    optimises: bool = True  # runs motion supervision: has steps, losses and tracked points
+    moves_pixels: bool = False  # begins by moving the picture's pixels; needs them
+
+    def reads(self, option: str) -> bool:
+        """True when the method looks at this field of `DragConfig`."""
+        if self.only is not None:
+            return option in self.only
+        return not any(option in s.own for s in SPECS.values() if s.name != self.name)
+
+    def drag_config(self, strength: str = "normal") -> DragConfig:
+        """The method's defaults; `strength` (gentle, normal, strong) scales its steps.
+
+        Raises:
+            BadInput: for an unknown strength.
+        """
+        if strength not in STRENGTHS:
+            raise BadInput(
+                f"There is no preset {strength!r}; choose one of: {', '.join(STRENGTHS)}.",
+                code="unknown-name",
+                field="preset",
+            )
+        base = DragConfig(method=self.name, **self.drag)
+        return dataclasses.replace(base, steps=max(1, round(base.steps * STRENGTHS[strength])))
+
+    def inversion_config(self, **given: Any) -> InversionConfig:
+        """The method's inversion, with the fields of `given` in place of its own."""
+        return InversionConfig(**{**self.inversion, **given})
+
+
+SPECS: dict[str, MethodSpec] = {
+    spec.name: spec
+    for spec in (
+        MethodSpec(
+            name="dragdiffusion",
+            label="DragDiffusion",
+            description="the authors' method, step by step",
+        ),
+        MethodSpec(
+            name="gooddrag",
+            label="GoodDrag",
+            description="drags and denoises in turn; arrives more often, takes longer",
+            drag={
+                "steps": 210, "learning_rate": 0.02, "mask_weight": 0.2, "patch_radius": 4,
+                "track_radius": 12, "max_shift": 4.0,
+            },
+            inversion={"strength": 0.75},
+            own=_ROUNDS,
+        ),
+        MethodSpec(
+            name="warp",
+            label="Warp",
+            description="one move without optimisation, in a fraction of the time",
+            drag={"steps": 0},
+            only=(*_OF_PICTURE, *_SHARING),
+            optimises=False,
+            moves_pixels=True,
+        ),
+        MethodSpec(
+            name="auto",
+            label="Auto",
+            description="starts from the warp and refines it until the points arrive",
+            drag={
+                "steps": 30, "learning_rate": 0.04, "patch_radius": 4, "track_radius": 12,
+                "max_shift": 4.0,
+            },
+            moves_pixels=True,
+        ),
+    )
+}  # fmt: skip
+METHODS = tuple(SPECS)
+
+
+def method_spec(name: str) -> MethodSpec:
+    """The entry of a method.
+
+    Raises:
+        BadInput: for an unknown name.
+    """
+    if name not in SPECS:
+        raise BadInput(
+            f"There is no drag method {name!r}; choose one of: {', '.join(METHODS)}.",
+            code="unknown-name",
+            field="drag.method",
+        )
+    return SPECS[name]
+
+
+def method_label(name: str) -> str:
+    """A method's label; its name where a newer version wrote it."""
+    return SPECS[name].label if name in SPECS else name
+
+
+def with_method(
+    drag: DragConfig, inversion: InversionConfig, method: str
+) -> tuple[DragConfig, InversionConfig]:
+    """Both configurations for another method.
+
+    The drag takes the method's defaults at the same strength and keeps what concerns the picture
+    (compositing, feather, parity). Of the inversion every field that stands at the old method's
+    default takes the new one's; what was set by hand stays.
+
+    Raises:
+        BadInput: for an unknown name.
+    """
+    old, new = method_spec(drag.method), method_spec(method)
+    # normal first: a method without steps has the same number at every strength
+    order = sorted(STRENGTHS, key=lambda s: s != "normal")
+    strength = next((s for s in order if old.drag_config(s).steps == drag.steps), "normal")
+    kept = {name: getattr(drag, name) for name in _OF_PICTURE}
+    usual, now = dataclasses.asdict(old.inversion_config()), dataclasses.asdict(inversion)
+    by_hand = {name: value for name, value in now.items() if value != usual[name]}
+    made = dataclasses.replace(new.drag_config(strength), **kept)
+    return made, new.inversion_config(**by_hand)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +184,54 @@ class LoraConfig:
     def __post_init__(self) -> None:
         """Check all ranges."""
         check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraPreset:
+    """A named choice of LoRA training options."""
+
+    label: str
+    description: str
+    values: Mapping[str, Any]
+
+    @property
+    def config(self) -> LoraConfig:
+        """The training options."""
+        return LoraConfig(**self.values)
+
+
+LORA_PRESETS: dict[str, LoraPreset] = {
+    "quick": LoraPreset(
+        label="Quick", description="40 steps, for a first look", values={"steps": 40}
+    ),
+    "standard": LoraPreset(
+        label="Standard", description="80 steps, recommended", values={}
+    ),
+    "thorough": LoraPreset(
+        label="Thorough", description="200 steps, keeps small details", values={"steps": 200}
+    ),
+    # the values of the DragDiffusion authors' tutorial
+    "tutorial": LoraPreset(
+        label="Tutorial",
+        description="100 steps with batch size 1 and learning rate 0.0002",
+        values={"steps": 100, "learning_rate": 2e-4, "batch_size": 1},
+    ),
+}
+
+
+def lora_preset(name: str) -> LoraConfig:
+    """Training options of a preset.
+
+    Raises:
+        BadInput: for an unknown name.
+    """
+    if name not in LORA_PRESETS:
+        raise BadInput(
+            f"There is no preset {name!r}; choose one of: {', '.join(LORA_PRESETS)}.",
+            code="unknown-name",
+            field="lora_preset",
+        )
+    return LORA_PRESETS[name].config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,36 +364,7 @@ class DragConfig:
         Raises:
             BadInput: for a name that is not known.
         """
-        if method not in METHODS:
-            raise BadInput(
-                f"There is no drag method {method!r}; choose one of: {', '.join(METHODS)}.",
-                code="unknown-name",
-                field="drag.method",
-            )
-        if strength not in STRENGTHS:
-            raise BadInput(
-                f"There is no preset {strength!r}; choose one of: {', '.join(STRENGTHS)}.",
-                code="unknown-name",
-                field="preset",
-            )
-        values = dict(_METHOD_DEFAULTS[method])
-        base = cls(method=method, **values)
-        return dataclasses.replace(base, steps=max(1, round(base.steps * STRENGTHS[strength])))
-
-
-STRENGTHS = {"gentle": 0.5, "normal": 1.0, "strong": 2.5}
-
-_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "dragdiffusion": {},
-    "gooddrag": {
-        "steps": 210, "learning_rate": 0.02, "mask_weight": 0.2, "patch_radius": 4,
-        "track_radius": 12, "max_shift": 4.0,
-    },
-    "warp": {"steps": 0},
-    "auto": {
-        "steps": 30, "learning_rate": 0.04, "patch_radius": 4, "track_radius": 12, "max_shift": 4.0,
-    },
-}  # fmt: skip
+        return method_spec(method).drag_config(strength)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from workbench.core.config import DragConfig
+from workbench.core.config import SPECS, DragConfig
 from workbench.core.errors import BadInput
 from workbench.core.request import EditRequest, Point, PointPair
 
@@ -29,9 +29,29 @@ class Stop(enum.Enum):
     ONE_STEP = "The picture was moved in one step, without optimisation."
 
 
+STAGES = {  # in words, for page and command line
+    "load": "Loading the model",
+    "download": "Downloading",
+    "encode": "Reading the picture",
+    "lora": "Training on your picture",
+    "invert": "Analysing the picture",
+    "generate": "Generating",
+    "reference": "Recording the original",
+    "drag": "Dragging",
+    "denoise": "Rendering",
+    "decode": "Decoding",
+    "save": "Saving",
+}
+
+
+def stage_label(stage: str) -> str:
+    """A stage in words; its name where a newer version wrote it."""
+    return STAGES.get(stage, stage.capitalize())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInfo:
-    """One step of progress. `stage` is load, encode, lora, invert, drag, denoise, decode or save."""
+    """One step of progress in one of the `STAGES`."""
 
     stage: str
     step: int  # steps finished, 0..total
@@ -61,6 +81,11 @@ class JobState(enum.StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
+
+    @property
+    def label(self) -> str:
+        """The state in a word, for people."""
+        return "Finished" if self is JobState.DONE else self.value.capitalize()
 
     @property
     def ended(self) -> bool:
@@ -286,11 +311,11 @@ def _jumps(way: Sequence[Point], drag: DragConfig, per_cell: float) -> tuple[int
     A turn pulls by at most `max_shift`; a feature that answers twice as strongly is still followed.
     The warped start of `warp` and `auto` is one long step by intention: the first row to the second.
     """
-    if drag.method == "warp":
+    spec = SPECS[drag.method]
+    if not spec.optimises:
         return ()
-    most = (2 * drag.max_shift + _SLACK) * per_cell
-    if drag.method == "gooddrag":
-        most = (2 * drag.max_shift * drag.updates_per_tracking + _SLACK) * per_cell
-    first = 1 if drag.method == "auto" else 0
+    updates = drag.updates_per_tracking if spec.reads("updates_per_tracking") else 1
+    most = (2 * drag.max_shift * updates + _SLACK) * per_cell
+    first = 1 if spec.moves_pixels else 0
     steps = enumerate(pairwise(way[first:]), 1)
     return tuple(k for k, (a, b) in steps if a.distance(b) > most)

@@ -20,6 +20,7 @@ from workbench.core.config import (
     InversionConfig,
     LoraConfig,
     LoraRef,
+    with_method,
 )
 from workbench.core.errors import BadInput
 from workbench.core.options import from_mapping
@@ -231,6 +232,15 @@ class EditRequest:
                 code="out-of-range",
                 field="working_size",
             )
+
+    def with_method(self, method: str) -> EditRequest:
+        """The request with another method and its defaults; see `config.with_method`.
+
+        Raises:
+            BadInput: for an unknown name.
+        """
+        drag, inversion = with_method(self.drag, self.inversion, method)
+        return dataclasses.replace(self, drag=drag, inversion=inversion)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; `from_json` restores an equal request."""

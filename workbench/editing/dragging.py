@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load, save
 
 from workbench.core import keys
+from workbench.core.config import SPECS
 from workbench.core.errors import ModelError
 from workbench.core.record import Stop
 from workbench.core.request import EditRequest
@@ -55,7 +56,7 @@ def problem_of(stages: Stages) -> DragProblem:
         added=run.added(text, piece.size),
         uncond_added=run.added(uncond, piece.size) if uncond else None,
         graphs=None if _freeu(request) else run.graphs,
-        pixels=_pixels(stages) if request.drag.method in ("warp", "auto") else None,
+        pixels=_pixels(stages) if SPECS[request.drag.method].moves_pixels else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import median
 
+from workbench.core.config import SPECS
 from workbench.core.record import EditRecord, EditResult
 from workbench.core.request import EditRequest
 
@@ -82,7 +83,7 @@ def _depth(request: EditRequest, _result: EditResult | None) -> float:
 
 def _drag_work(request: EditRequest, result: EditResult | None) -> float:
     """Steps of motion supervision; a warp has one move, whatever its settings say."""
-    if request.drag.method == "warp":
+    if not SPECS[request.drag.method].optimises:
         return 1.0
     return float(result.iterations if result is not None else request.drag.steps)
 

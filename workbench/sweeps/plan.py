@@ -17,7 +17,15 @@ from functools import cached_property
 from typing import Any
 
 from workbench.core import keys
-from workbench.core.config import METHODS, STRENGTHS, DragConfig, InversionConfig, LoraConfig
+from workbench.core.config import (
+    METHODS,
+    SPECS,
+    DragConfig,
+    InversionConfig,
+    LoraConfig,
+    method_label,
+    method_spec,
+)
 from workbench.core.errors import BadInput
 from workbench.core.options import Option, options_of, range_text
 from workbench.core.request import EditRequest, ModelRef
@@ -27,9 +35,6 @@ MOST_RUNS = 36
 MOST_AXES = 3
 METHOD = "method"
 PARTS: dict[str, type[Any]] = {"drag": DragConfig, "lora": LoraConfig, "inversion": InversionConfig}
-_GOODDRAG = ("drag_rounds", "trackings_per_round", "updates_per_tracking", "no_change_limit")
-_OF_WARP = ("composite", "feather", "sharing_start_layer", "sharing_start_step", "parity")
-_EVERY_METHOD = ("composite", "feather", "parity")  # kept when the method changes
 
 Value = str | int | float | bool
 
@@ -144,16 +149,8 @@ class Axis:
     def word(self, value: Value) -> str:
         """One value for people: 'GoodDrag', 'steps 40'."""
         if self.name == METHOD:
-            return NAMES[str(value)]
+            return method_label(str(value))
         return f"{self.label} {show(value)}"
-
-
-NAMES = {
-    "dragdiffusion": "DragDiffusion",
-    "gooddrag": "GoodDrag",
-    "warp": "Warp",
-    "auto": "Auto",
-}
 
 
 def _check(of: Parameter, value: Value) -> None:
@@ -291,20 +288,20 @@ class Plan:
     def request(self, values: Sequence[Value]) -> EditRequest:
         """The edit for one value of each axis."""
         chosen = dict(zip((a.name for a in self.axes), values, strict=True))
-        drag = self.base.drag
-        method = str(chosen.pop(METHOD, drag.method))
-        if method != drag.method:
-            drag = _with_method(drag, method)
+        base = self.base
+        method = str(chosen.pop(METHOD, base.drag.method))
+        if method != base.drag.method:
+            base = base.with_method(method)
         parts: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
         for name, value in chosen.items():
             of = parameter(name)
-            if of.part != "drag" or applies(method, of.field):
+            if of.part != "drag" or method_spec(method).reads(of.field):
                 parts[of.part][of.field] = value
         return dataclasses.replace(
-            self.base,
-            drag=dataclasses.replace(drag, **parts["drag"]),
-            lora=dataclasses.replace(self.base.lora, **parts["lora"]),
-            inversion=dataclasses.replace(self.base.inversion, **parts["inversion"]),
+            base,
+            drag=dataclasses.replace(base.drag, **parts["drag"]),
+            lora=dataclasses.replace(base.lora, **parts["lora"]),
+            inversion=dataclasses.replace(base.inversion, **parts["inversion"]),
         )
 
     # --- as a file ------------------------------------------------------------------------------------
@@ -344,23 +341,9 @@ class Plan:
 
 def _sentence(parts: Sequence[str], between: str) -> str:
     """Labels in a row; after the first, only names keep their capital."""
-    named = ("LoRA", *NAMES.values())
+    named = ("LoRA", *(s.label for s in SPECS.values()))
     rest = [p if p.startswith(named) else p[:1].lower() + p[1:] for p in parts[1:]]
     return between.join([*parts[:1], *rest])
-
-
-def _with_method(drag: DragConfig, method: str) -> DragConfig:
-    """Another method with its own defaults, as strongly as this one drags."""
-    same = (s for s in STRENGTHS if DragConfig.preset(drag.method, s).steps == drag.steps)
-    made = DragConfig.preset(method, next(same, "normal"))
-    return dataclasses.replace(made, **{name: getattr(drag, name) for name in _EVERY_METHOD})
-
-
-def applies(method: str, field: str) -> bool:
-    """Whether a method looks at a field of `DragConfig`."""
-    if method == "warp":
-        return field in _OF_WARP
-    return field not in _GOODDRAG or method == "gooddrag"
 
 
 def key_of(request: EditRequest) -> str:

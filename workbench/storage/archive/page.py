@@ -12,19 +12,12 @@ from html import escape
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from workbench.core.config import DragConfig, InversionConfig, LoraConfig
+from workbench.core.config import DragConfig, InversionConfig, LoraConfig, method_label
 from workbench.core.options import options_of
-from workbench.core.record import EditRecord, JobState, Stop
+from workbench.core.record import EditRecord, Stop
 
 if TYPE_CHECKING:
     from workbench.storage.archive.write import Item
-
-_WORDS = {
-    JobState.DONE: "Finished",
-    JobState.FAILED: "Failed",
-    JobState.CANCELLED: "Cancelled",
-    JobState.INTERRUPTED: "Interrupted",
-}
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -281,8 +274,8 @@ def _changed_first(config: LoraConfig | InversionConfig | DragConfig) -> list[tu
 
 
 def _facts(record: EditRecord) -> str:
-    method = escape(record.request.drag.method)
-    return f"{_WORDS[record.status]} · {method} · {escape(_when(record))}"
+    method = escape(method_label(record.request.drag.method))
+    return f"{record.status.label} · {method} · {escape(_when(record))}"
 
 
 def _when(record: EditRecord) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from workbench.core.config import method_label
 from workbench.core.errors import StoreError
 from workbench.core.record import EditRecord, JobState
 from workbench.storage.history import Store
@@ -18,12 +19,6 @@ from workbench.ui.shell.text import plain, seconds
 from workbench.ui.shell.words import say
 
 FEWEST, MOST = 2, 6
-METHOD_NAMES = {
-    "dragdiffusion": "DragDiffusion",
-    "gooddrag": "GoodDrag",
-    "warp": "Warp",
-    "auto": "Auto",
-}
 _IN_A_NAME = 3  # parameters that a short name has room for
 
 
@@ -62,7 +57,6 @@ def parameter_rows(store: Store, records: Sequence[EditRecord]) -> list[Row]:
         # two pictures may have one name, two masks one area: the number tells them apart
         image = request.image
         number = f" ({pictures.index(image.id) + 1})" if len(pictures) > 1 else ""
-        column[say("common.method")] = METHOD_NAMES.get(request.drag.method, request.drag.method)
         column[say("common.picture")] = (
             f"{plain(image.name, 60)}{number}, {image.width} × {image.height} px"
         )
@@ -169,7 +163,7 @@ def names(records: Sequence[EditRecord]) -> list[str]:
             for label in column
             if len({c.get(label) for c in alike}) > 1 and label not in unsaid
         ]
-        words = [METHOD_NAMES.get(record.request.drag.method, record.request.drag.method)]
+        words = [method_label(record.request.drag.method)]
         words += [f"{_tail(k)} {plain(column[k], 24)}" for k in apart[:_IN_A_NAME]]
         if pictures:
             words.insert(0, plain(record.request.image.name, 24))

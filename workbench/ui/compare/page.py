@@ -12,6 +12,7 @@ import streamlit as st
 
 from workbench.canvas import preview
 from workbench.canvas.sheets import sheet
+from workbench.core.config import method_label
 from workbench.core.errors import BadInput
 from workbench.core.record import EditRecord
 from workbench.ui import components
@@ -215,7 +216,7 @@ def _cell(backend: Backend, record: EditRecord) -> dict[str, str]:
         "id": record.id,
         "src": components.data_url(backend.thumbnail(picture, 160)),
         "title": ", ".join(filter(None, (f"{name}: {words}", when(record.finished)))),
-        "note": f"{facts.METHOD_NAMES[record.request.drag.method]}\n{_when_and_steps(record)}",
+        "note": f"{method_label(record.request.drag.method)}\n{_when_and_steps(record)}",
         "state": "done",
     }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from workbench.core.config import METHODS
+from workbench.core.config import METHODS, method_label
 from workbench.core.errors import BadInput, WorkbenchError
 from workbench.core.options import range_text
 from workbench.core.request import EditRequest
@@ -22,7 +22,6 @@ from workbench.sweeps.plan import (
     suggested,
 )
 from workbench.ui.compare import page, sweep_state
-from workbench.ui.compare.facts import METHOD_NAMES
 from workbench.ui.draw import projection
 from workbench.ui.results.edits import one_line
 from workbench.ui.shell.backend import Backend
@@ -62,7 +61,7 @@ def form(backend: Backend, space: Workspace | None) -> Wish:
             list(METHODS),
             selection_mode="multi",
             default=[base.drag.method],
-            format_func=METHOD_NAMES.__getitem__,
+            format_func=method_label,
             key="sweep_methods",
             help=say("compare.methods_help"),
         )

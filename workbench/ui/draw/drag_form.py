@@ -7,21 +7,19 @@ from typing import Any
 
 import streamlit as st
 
-from workbench.core.config import METHODS, STRENGTHS, DragConfig, InversionConfig
+from workbench.core.config import (
+    METHODS,
+    SPECS,
+    STRENGTHS,
+    DragConfig,
+    InversionConfig,
+    with_method,
+)
 from workbench.core.options import options_of
 from workbench.ui.shell.options_form import option_grid, option_widget
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.workspace import Workspace, strength_of
 
-METHOD_WORDS = {
-    "dragdiffusion": ("DragDiffusion", "the authors' method, step by step"),
-    "gooddrag": ("GoodDrag", "drags and denoises in turn; arrives more often, takes longer"),
-    "warp": ("Warp", "one move without optimisation, in a fraction of the time"),
-    "auto": ("Auto", "starts from the warp and refines it until the points arrive"),
-}
-_OWN = {
-    "gooddrag": ("drag_rounds", "trackings_per_round", "updates_per_tracking", "no_change_limit")
-}
 _FRONT = ("method", "steps")
 
 
@@ -36,10 +34,10 @@ def drag_form(space: Workspace) -> None:
         names,
         index=names.index(config.method),
         key=method_key,
-        format_func=lambda name: "{} — {}".format(*METHOD_WORDS[name]),
-        on_change=lambda: _choose(space, method=st.session_state[method_key]),
+        format_func=method_line,
+        on_change=lambda: choose_method(space, st.session_state[method_key]),
     )
-    if config.method != "warp":
+    if SPECS[config.method].optimises:
         _strength(space, config, form)
     with st.expander("All options"):
         _options(space, config, form)
@@ -58,7 +56,7 @@ def _strength(space: Workspace, config: DragConfig, form: int) -> None:
             format_func=str.capitalize,
             wrap=True,  # with "custom" as the fourth there is no room for one line
             required=True,
-            on_change=lambda: _choose(space, strength=st.session_state[key]),
+            on_change=lambda: choose_strength(space, st.session_state[key]),
             help="How many steps at most: half, the method's own number, or two and a half times "
             "as many. Begin with normal; take strong when things do not move far enough.",
         )
@@ -70,25 +68,38 @@ def _strength(space: Workspace, config: DragConfig, form: int) -> None:
             config.steps,
             key=steps_key,
             label="Step limit (n_pix_steps)",
-            default=DragConfig.preset(config.method).steps,
+            default=SPECS[config.method].drag_config().steps,
             on_change=lambda: _save(space, DragConfig, {"steps": st.session_state[steps_key]}),
         )
 
 
-def _choose(space: Workspace, *, method: str = "", strength: str = "") -> None:
-    """Another method or preset: its own values, and a form that shows them."""
-    now = strength_of(space.drag)
-    wanted = strength or (now if now in STRENGTHS else "normal")
-    if wanted not in STRENGTHS:
-        return
-    made = DragConfig.preset(method or space.drag.method, wanted)
-    space.set(drag=dataclasses.asdict(made), drag_form=int(space.get("drag_form", 0)) + 1)
+def method_line(name: str) -> str:
+    """A method in one line, for a list of choices."""
+    return f"{SPECS[name].label} — {SPECS[name].description}"
+
+
+def choose_method(space: Workspace, method: str) -> None:
+    """Take another method with its own drag and inversion defaults."""
+    drag, inversion = with_method(space.drag, space.inversion, method)
+    _renew(space, drag=dataclasses.asdict(drag), inversion=dataclasses.asdict(inversion))
+
+
+def choose_strength(space: Workspace, strength: str) -> None:
+    """Take the method's own drag options at a strength; "custom" changes nothing."""
+    if strength in STRENGTHS:
+        made = SPECS[space.drag.method].drag_config(strength)
+        _renew(space, drag=dataclasses.asdict(made))
+
+
+def _renew(space: Workspace, **settings: Any) -> None:
+    """Save settings and make the form show them."""
+    space.set(**settings, drag_form=int(space.get("drag_form", 0)) + 1)
 
 
 def _options(space: Workspace, config: DragConfig, form: int) -> None:
-    foreign = {n for m, own in _OWN.items() if m != config.method for n in own}
-    usual = DragConfig.preset(config.method)
-    fields = [n for n in options_of(DragConfig) if n not in _FRONT and n not in foreign]
+    spec = SPECS[config.method]
+    usual = spec.drag_config()
+    fields = [n for n in options_of(DragConfig) if n not in _FRONT and spec.reads(n)]
     prefix = f"drag_{space.id}_{form}"
     st.markdown("**Drag**")
     option_grid(
@@ -107,6 +118,7 @@ def _options(space: Workspace, config: DragConfig, form: int) -> None:
         inversion,
         dataclasses.asdict(space.inversion),
         prefix=other,
+        defaults=dataclasses.asdict(spec.inversion_config()),
         on_change=lambda: _from_form(space, InversionConfig, inversion, other),
     )
     key = f"size_{space.id}_{form}"
@@ -134,8 +146,13 @@ def _size(space: Workspace, size: int) -> None:
 
 
 def _reset(space: Workspace) -> None:
-    space.set(inversion=dataclasses.asdict(InversionConfig()), working_size=0)
-    _choose(space, strength="normal")
+    spec = SPECS[space.drag.method]
+    _renew(
+        space,
+        drag=dataclasses.asdict(spec.drag_config()),
+        inversion=dataclasses.asdict(spec.inversion_config()),
+        working_size=0,
+    )
 
 
 def _from_form(space: Workspace, cls: type[Any], fields: list[str], prefix: str) -> None:

@@ -13,7 +13,7 @@ import streamlit as st
 
 from workbench.canvas.overlay import overlay
 from workbench.core.errors import BadInput
-from workbench.core.record import JobState
+from workbench.core.record import JobState, stage_label
 from workbench.core.request import EditRequest, TrainTask
 from workbench.imaging.coords import Frame
 from workbench.jobs.queue import Job
@@ -28,24 +28,6 @@ POLL = 0.5  # seconds between two looks
 QUEUE_POLL = 2.0  # the same for the jobs beside the one at hand
 TOO_SOON = 0.25  # seconds after a run within which its end may not have reached the browser
 _EDITED = "edited_beside_a_job"
-STAGES = {
-    "load": "Loading the model",
-    "encode": "Reading the picture",
-    "lora": "Learning the picture (LoRA)",
-    "invert": "Inverting the picture",
-    "reference": "Following the original",
-    "generate": "Making pictures",
-    "drag": "Dragging",
-    "denoise": "Painting the result",
-    "decode": "Decoding",
-    "save": "Saving",
-    "download": "Downloading (in MB)",
-}
-
-
-def stage_words(stage: str) -> str:
-    """A stage's name in words."""
-    return STAGES.get(stage, stage.capitalize())
 
 
 def edited() -> None:
@@ -127,7 +109,7 @@ def describe(job: Job) -> tuple[str, float]:
         step = job.progress
         if step is None:
             return "Starting", 0.0
-        words = stage_words(step.stage)
+        words = stage_label(step.stage)
         if job.kind == "generate" and step.stage == "generate" and step.total:
             words += (
                 f" · picture {min(step.step, step.total - 1) // 100 + 1} of {step.total // 100}"
@@ -144,13 +126,7 @@ def describe(job: Job) -> tuple[str, float]:
                 words += f" · about {seconds(job.eta)} left"
         return words, min(1.0, step.step / step.total) if step.total else 0.0
     took = f" in {seconds(job.finished - job.started)}" if job.started and job.finished else ""
-    ends = {
-        JobState.DONE: f"Done{took}",
-        JobState.FAILED: "Failed",
-        JobState.CANCELLED: "Cancelled",
-        JobState.INTERRUPTED: "Interrupted",
-    }
-    return ends[job.state], 1.0
+    return f"Done{took}" if job.state is JobState.DONE else job.state.label, 1.0
 
 
 def _pace(per_second: float) -> str:
@@ -163,7 +139,7 @@ def _stages(job: Job) -> None:
     parts = []
     for done in job.stages:
         took = "from the cache" if done.cached else seconds(done.seconds)
-        parts.append(f"{stage_words(done.stage)}: {took}")
+        parts.append(f"{stage_label(done.stage)}: {took}")
     if parts:
         st.caption(" · ".join(parts))
 

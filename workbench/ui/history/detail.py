@@ -17,7 +17,7 @@ from workbench.ui import components
 from workbench.ui.draw import run_panel
 from workbench.ui.history import files, ticks
 from workbench.ui.history.tree import Forest, Row
-from workbench.ui.history.words import SIGNS, STATUS_WORDS, title_of
+from workbench.ui.history.words import SIGNS, title_of
 from workbench.ui.results import figures, open_edit
 from workbench.ui.results.edits import EditView, parameters, picture_of
 from workbench.ui.shell import router
@@ -104,7 +104,7 @@ def _how(record: EditRecord) -> None:
     """How it ended."""
     if record.status is not JobState.DONE or record.result is None:
         icon, colour = SIGNS.get(record.status, (":material/help:", "gray"))
-        st.markdown(f":{colour}[{icon}] **{STATUS_WORDS.get(record.status, record.status.value)}**")
+        st.markdown(f":{colour}[{icon}] **{record.status.label}**")
         if record.error:
             st.caption(inert(record.error, 400))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from workbench.core.record import JobState
 from workbench.storage.history import empty_bin
 from workbench.ui import components
 from workbench.ui.history import (
@@ -25,7 +26,6 @@ from workbench.ui.history.tree import (
     Forest,
     Row,
 )
-from workbench.ui.history.words import STATUS_WORDS
 from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
@@ -122,9 +122,9 @@ def _filters(forest: Forest) -> Filter:
         )
         status = st.pills(
             say("history.status"),
-            list(STATUS_WORDS),
+            [s for s in JobState if s.ended],
             selection_mode="multi",
-            format_func=lambda s: STATUS_WORDS[s],
+            format_func=lambda s: s.label,
             key="status",
             label_visibility="collapsed",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workbench.core.config import method_label
 from workbench.core.record import EditRecord, JobState, left_of
 from workbench.storage.history import Notes
 from workbench.ui.history.tree import Row
@@ -15,18 +16,6 @@ from workbench.ui.shell.text import (
 from workbench.ui.shell.words import say
 
 INDENT, DEEPEST = 26, 7  # CSS px per level; deeper ones are not indented any further
-METHODS = {
-    "dragdiffusion": "DragDiffusion",
-    "gooddrag": "GoodDrag",
-    "warp": "Warp",
-    "auto": "Auto",
-}
-STATUS_WORDS = {
-    JobState.DONE: "Finished",
-    JobState.FAILED: "Failed",
-    JobState.CANCELLED: "Cancelled",
-    JobState.INTERRUPTED: "Interrupted",
-}
 SIGNS = {
     JobState.FAILED: (":material/error:", "red"),
     JobState.CANCELLED: (":material/do_not_disturb_on:", "gray"),
@@ -38,8 +27,7 @@ def title_of(record: EditRecord, notes: Notes) -> str:
     """What an edit is called: its title, or how it was made."""
     if notes.title.strip():
         return plain(notes.title, 60)
-    method = record.request.drag.method
-    words = METHODS.get(method, method)
+    words = method_label(record.request.drag.method)
     return f"{words}, {count(len(record.request.pairs), 'arrow')}"
 
 
@@ -58,7 +46,7 @@ def line_of(row: Row) -> str:
     if record.status is JobState.DONE:
         return words
     icon, colour = SIGNS.get(record.status, (":material/help:", "gray"))
-    return f":{colour}-badge[{icon} {STATUS_WORDS.get(record.status, record.status.value)}] {words}"
+    return f":{colour}-badge[{icon} {record.status.label}] {words}"
 
 
 def branch_of(row: Row) -> str:

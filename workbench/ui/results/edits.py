@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from workbench.canvas import preview
-from workbench.core.config import DragConfig, InversionConfig, LoraConfig
+from workbench.core.config import DragConfig, InversionConfig, LoraConfig, method_label
 from workbench.core.errors import BadInput
 from workbench.core.options import options_of
 from workbench.core.record import (
@@ -197,7 +197,7 @@ def parameters(request: EditRequest) -> dict[str, str]:
     """Everything that an edit was asked for, label -> value, in a fixed order."""
     rows: dict[str, str] = {
         say("common.model"): request.model.name,
-        say("common.method"): request.drag.method,
+        say("common.method"): method_label(request.drag.method),
         say("common.prompt"): plain(request.prompt, 300) or "(none)",
         say("common.arrows"): str(len(request.pairs)),
         say("common.mask"): "painted"
@@ -230,7 +230,7 @@ def _shown(value: Any) -> str:
 def one_line(record: EditRecord) -> str:
     """An edit in a few words, for lists."""
     request = record.request
-    words = f"{request.drag.method}, {count(len(request.pairs), 'arrow')}"
+    words = f"{method_label(request.drag.method)}, {count(len(request.pairs), 'arrow')}"
     if record.status is not JobState.DONE or record.result is None:
         return f"{words}, {record.status.value}"
     return f"{words}, {seconds(sum(record.result.seconds.values()))}"

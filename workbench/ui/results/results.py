@@ -8,10 +8,9 @@ from collections.abc import Callable
 import streamlit as st
 
 from workbench.core.errors import BadInput
-from workbench.core.record import EditRecord, JobState, Stop
+from workbench.core.record import EditRecord, JobState, Stop, stage_label
 from workbench.ui import components
 from workbench.ui.compare import page
-from workbench.ui.draw import run_panel
 from workbench.ui.history.detail import replay_panel, start_replay
 from workbench.ui.results import figures
 from workbench.ui.results.edits import (
@@ -337,7 +336,7 @@ def _details(view: EditView) -> None:
         left, right = st.columns(2, gap="large")
         with left, st.expander(say("results.time_and_cache")):
             lines = [
-                f"| {run_panel.stage_words(s)} | {say('results.from_the_cache') if c else seconds(t)} |"
+                f"| {stage_label(s)} | {say('results.from_the_cache') if c else seconds(t)} |"
                 for s, t, c in view.timings()
             ]
             st.markdown("\n".join(["| Stage | Time |", "|:--|--:|", *lines]))

@@ -11,7 +11,7 @@ import streamlit as st
 from workbench.canvas.overlay import overlay
 from workbench.core.config import METHODS, STRENGTHS
 from workbench.core.request import Point, PointPair
-from workbench.ui.draw.drag_form import METHOD_WORDS
+from workbench.ui.draw.drag_form import method_line
 from workbench.ui.results import figures
 from workbench.ui.settings.device import overruled
 from workbench.ui.shell import colors
@@ -40,7 +40,7 @@ def _defaults(backend: Backend) -> None:
     models = {m.name: m.shown for m in backend.models()}
     names = list(dict.fromkeys([*models, settings.model]))
     _choice(backend, "model", say("common.model"), names, {**{n: n for n in names}, **models})
-    methods = {name: "{} — {}".format(*METHOD_WORDS[name]) for name in METHODS}
+    methods = {name: method_line(name) for name in METHODS}
     _choice(backend, "method", say("common.method"), list(METHODS), methods)
     presets = list(STRENGTHS)
     _choice(

@@ -24,7 +24,7 @@ from workbench.app import App, get_app
 from workbench.canvas.drawing import Arrow, Drawing, History
 from workbench.canvas.overlay import canvas_background
 from workbench.canvas.piecewarp import sketch
-from workbench.core.config import DragConfig, LoraRef
+from workbench.core.config import LoraRef, method_spec
 from workbench.core.errors import BadInput
 from workbench.core.record import JobState
 from workbench.core.request import EditRequest, MaskAsset, SweepTask, TrainTask
@@ -194,8 +194,12 @@ class Backend:
     def defaults(self) -> dict[str, Any]:
         """The settings with which a new project begins: model, method and preset."""
         wanted = self.app.settings
-        drag = DragConfig.preset(wanted.method, wanted.preset)
-        return {"model": wanted.model, "drag": dataclasses.asdict(drag)}
+        spec = method_spec(wanted.method)
+        return {
+            "model": wanted.model,
+            "drag": dataclasses.asdict(spec.drag_config(wanted.preset)),
+            "inversion": dataclasses.asdict(spec.inversion_config()),
+        }
 
     def model_facts(self, space: Workspace) -> ModelFacts:
         """What is known about a project's model; `problem` says why it cannot be used."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from workbench.core.config import (
+    LORA_PRESETS,
     STRENGTHS,
     DragConfig,
     GenerationConfig,
@@ -34,19 +35,6 @@ from workbench.ui.shell.words import say
 
 C = TypeVar("C")
 MOST_JOBS = 50
-LORA_PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"steps": 40},
-    "standard": {},
-    "thorough": {"steps": 200},
-    # the seeds' walk-through: batch 1, learning rate 2e-4, 100 steps
-    "tutorial": {"steps": 100, "learning_rate": 2e-4, "batch_size": 1},
-}
-LORA_WORDS = {
-    "quick": say("shell.quick_40_steps_for_a"),
-    "standard": say("shell.standard_80_steps_recommended"),
-    "thorough": say("shell.thorough_200_steps_keeps_small"),
-    "tutorial": say("shell.tutorial_100_steps_with_batch"),
-}
 
 
 class Workspace:
@@ -246,22 +234,9 @@ def made_as(image: str, prompt: str, model: str, config: Mapping[str, Any]) -> d
     return {"image": image, "prompt": prompt, "model": model, "config": dict(config)}
 
 
-def lora_preset(name: str) -> LoraConfig:
-    """A preset of the LoRA training.
-
-    Raises:
-        BadInput: for a name that is not known.
-    """
-    if name not in LORA_PRESETS:
-        raise BadInput(
-            say("shell.there_is_no_preset_name", name=name, lora_presets=", ".join(LORA_PRESETS))
-        )
-    return LoraConfig(**LORA_PRESETS[name])
-
-
 def preset_of(config: LoraConfig) -> str:
     """The preset that a configuration equals, or "custom"."""
-    same = (name for name in LORA_PRESETS if lora_preset(name) == config)
+    same = (name for name, preset in LORA_PRESETS.items() if preset.config == config)
     return next(same, "custom")
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import streamlit as st
 
-from workbench.core.config import LoraConfig
+from workbench.core.config import LORA_PRESETS, LoraConfig, lora_preset
 from workbench.core.options import options_of
 from workbench.core.record import JobState
 from workbench.core.request import MAX_PROMPT
@@ -18,13 +18,7 @@ from workbench.ui.shell.options_form import option_grid
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import inert
 from workbench.ui.shell.words import say
-from workbench.ui.shell.workspace import (
-    LORA_PRESETS,
-    LORA_WORDS,
-    Workspace,
-    lora_preset,
-    preset_of,
-)
+from workbench.ui.shell.workspace import Workspace, preset_of
 from workbench.ui.upload import generating, ideas, lora_choice
 
 
@@ -103,7 +97,7 @@ def _preset(space: Workspace) -> None:
         on_change=choose,
         format_func=str.capitalize,
         required=True,
-        help="  \n".join(f"- {words}" for words in LORA_WORDS.values()),
+        help="  \n".join(f"- {p.label}: {p.description}" for p in LORA_PRESETS.values()),
     )
     with st.expander(say("upload.training_options")):
         prefix = f"lora_{space.id}_{_form(space)}"
