@@ -94,6 +94,13 @@ class Case:
         return latent_mask(full, (h // 8, w // 8))
 
     @property
+    def clean(self) -> Tensor:
+        """The edited latent [1,4,h,w] when all is denoised."""
+        if self.gooddrag:
+            return self.tensors["final_latent"]
+        return self.tensors["denoise_latents_msa"][-1, 1:]
+
+    @property
     def result(self) -> np.ndarray[Any, Any]:
         return np.asarray(Image.open(self.folder / "result.png").convert("RGB")).astype(int)
 
@@ -120,9 +127,49 @@ class Case:
             return self.tensors["gen_latents"][15:].flip(0)
         return self.tensors["inv_latents"]
 
+    @property
+    def gooddrag(self) -> bool:
+        return self.name.startswith("gooddrag")
+
+    @property
+    def held(self) -> bool:
+        """Whether there is a mask term; GoodDrag's program takes an empty mask to freeze everything."""
+        return self.gooddrag or bool(self.mask.any())
+
+    # --- the recorded run, update by update ---------------------------------------------------------
+
+    def round_of(self, k: int) -> int:
+        """GoodDrag's round of update k; DragDiffusion has one."""
+        return int(self.arrays["grad_round"][k]) if self.gooddrag else 0
+
+    def timestep(self, k: int) -> int:
+        return int(self.arrays["grad_t"][k]) if self.gooddrag else int(self.info["drag_timestep"])
+
+    def start_of_round(self, i: int) -> Tensor:
+        """The latent [1,4,h,w] that enters round i."""
+        return self.tensors["round_start"][i] if self.gooddrag else self.tensors["init_code"]
+
+    def before(self, k: int) -> Tensor:
+        """The latent [1,4,h,w] that update k starts from."""
+        if k == 0 or self.round_of(k) != self.round_of(k - 1):
+            return self.start_of_round(self.round_of(k))
+        return self.tensors["drag_latents"][k - 1]
+
+    def points_at(self, k: int) -> Tensor:
+        """The points [P,2] that the loss of update k uses."""
+        if self.gooddrag:
+            return torch.from_numpy(self.arrays["grad_points"][k])
+        return self.handles if k == 0 else torch.from_numpy(self.arrays["points"][k - 1])
+
+    def original_after(self, k: int) -> Tensor:
+        """The original's latent [1,4,h,w] one DDIM step after update k's timestep."""
+        if self.gooddrag:
+            return self.tensors["orig_prev"][self.round_of(k)]
+        return self.tensors["denoise_latents_msa"][1, :1]
+
     def config(self, **changes: Any) -> DragConfig:
         o = self.options
-        if self.name.startswith("gooddrag"):
+        if self.gooddrag:
             values: dict[str, Any] = {
                 "method": "gooddrag", "steps": 2000, "learning_rate": o["latent_lr"],
                 "mask_weight": o["lam"], "patch_radius": o["r1"], "track_radius": o["r2"],
@@ -165,4 +212,5 @@ def load_case(folder: Path) -> Case:
 
 def worst(a: Tensor, b: Tensor) -> float:
     """Largest absolute difference."""
+    assert a.shape == b.shape, f"{tuple(a.shape)} is compared with {tuple(b.shape)}"
     return float((a - b).abs().max())

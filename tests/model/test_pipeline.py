@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edit_bench import Bench, picture
+from forced import led
+from gates import LEVELS
+from golden import load_case
 from tiny_models import KINDS
 
 from workbench.core.config import DragConfig, GenerationConfig, InversionConfig, LoraRef
@@ -26,7 +29,7 @@ from workbench.storage.cache import Cache
 def test_whole_edit_equals_the_authors_picture(
     bench: Bench, micro_sd: Path, reference_dir: Path, case: str, tmp_path: Path
 ) -> None:
-    """Upload to PNG: decode, LoRA file, inversion, drag, denoise, decode; gate of the reference."""
+    """Upload to PNG: decode, LoRA file, inversion, drag, denoise, decode; led as forced.py says."""
     bench.runtime = model.load(str(micro_sd), device="cpu")
     facts = json.loads((reference_dir / case / "case.json").read_text())
     source = decode.decode((reference_dir / case / "image.png").read_bytes())
@@ -36,22 +39,23 @@ def test_whole_edit_equals_the_authors_picture(
     points = [Point(*p) for p in facts["points_xy"]]
     library = LoraLibrary(tmp_path / "loras", bench.store)
     lora = reference_dir / "masked/lora_official/pytorch_lora_weights.safetensors"
-    record = bench.edit(
-        EditRequest(
-            image=bench.store.put_image(source.rgb),
-            mask=bench.store.put_mask(mask),
-            pairs=tuple(PointPair(a, b) for a, b in zip(points[::2], points[1::2], strict=True)),
-            prompt=facts["prompt"],
-            lora_file=library.reference(str(lora)),
-            drag=DragConfig(steps=facts["options"]["n_pix_step"], parity=True),
-            working_size=max(source.width, source.height),
-        )
+    request = EditRequest(
+        image=bench.store.put_image(source.rgb),
+        mask=bench.store.put_mask(mask),
+        pairs=tuple(PointPair(a, b) for a, b in zip(points[::2], points[1::2], strict=True)),
+        prompt=facts["prompt"],
+        lora_file=library.reference(str(lora)),
+        drag=DragConfig(steps=facts["options"]["n_pix_step"], parity=True),
+        working_size=max(source.width, source.height),
     )
+    with led(load_case(reference_dir / case)) as seen:
+        record = bench.edit(request)
+    assert len(seen.grads) == facts["options"]["n_pix_step"]
     assert record.result is not None
     ours = bench.store.image(record.result.image)
     theirs = decode.decode((reference_dir / case / "result.png").read_bytes()).rgb
     assert ours.shape == theirs.shape
-    assert np.abs(ours.astype(int) - theirs).max() <= 8
+    assert np.abs(ours.astype(int) - theirs).max() <= LEVELS
 
 
 def test_second_drag_trains_and_inverts_nothing(bench: Bench) -> None:
