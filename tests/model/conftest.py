@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from workbench.storage.history import Store
 
 
 @pytest.fixture(autouse=True)
-def one_thread_repeatable() -> Iterator[None]:
-    """The same bits each time: one thread, and only algorithms that promise it."""
+def repeatable() -> Iterator[None]:
+    """The same bits each time: a fixed number of threads, and only algorithms that promise it."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -32,6 +32,8 @@ LOSS = 2e-5  # relative, from a recorded latent: 4e-6
 ADAM = 5e-6  # its latent, from recorded gradients: 1e-6
 CLEAN = 2e-4  # edited latent after 35 steps with shared attention, under guidance: 4e-5
 LEVELS = 2  # of 255, in the picture of such a latent: 1, where a number is rounded down
+FREE_WORST = 48  # of 255, in the picture of a free run: 15, between processors
+FREE_MEAN = 1.0  # 0.32 when its start changes in its last bit
 TRAINED = 1e-4  # LoRA weights after 20 steps
 TRAINING_LOSS = 1e-5
 

@@ -1,7 +1,7 @@
 """Measure what the gates of the parity tests rest on: how far a correct program can be from another.
 
     PYTHONPATH=. .venv/bin/python tests/model/noise_floor.py    # on this processor
-    make noise                                                  # and on each kind it can play
+    PYTHONPATH=. .venv/bin/python tools/test_machines.py tests/model/noise_floor.py    # on all it can play
 
 Prints, for each recorded case, (1) the largest deviations of a run that is led along the recorded one,
 and (2) how far whole free runs end from each other when only the last bit of their start is changed.
