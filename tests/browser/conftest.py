@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import HANG, until
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
@@ -46,8 +47,6 @@ ARGS = [
     "--disable-sync",
 ]
 HOME = "http://127.0.0.1"
-STARTS_WITHIN = 120.0
-PATIENCE = 30.0  # s that a busy machine may take to write a stroke down
 SENT_AFTER = 0.35  # the canvas collects strokes for 200 ms before it sends them
 MICRO = f"""[micro]
 path = "{(REPO / "tests" / "data" / "reference" / "micro_sd").as_posix()}"
@@ -61,8 +60,8 @@ QUICK = {
     "inversion": {"steps": 8, "strength": 0.5},
     "drag": {"method": "dragdiffusion", "steps": 4},
 }
-JOB = 400_000  # ms that a job may take on a busy machine, torch's import included
-expect.set_options(timeout=90_000)
+JOB = 2000 * HANG  # ms that a job may take on a busy machine, torch's import included
+expect.set_options(timeout=1000 * HANG)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -102,26 +101,24 @@ class Server:
         self._wait()
 
     def _wait(self) -> None:
-        end = time.monotonic() + STARTS_WITHIN
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                break
+        def well() -> bool:
             with (
                 contextlib.suppress(OSError),
-                urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=2) as answer,
+                urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=10) as answer,
             ):
-                if answer.status == 200:
-                    return
-            time.sleep(0.1)
-        raise RuntimeError(f"the server did not start:\n{self.log.read_text()}")
+                return bool(answer.status == 200)
+            return False
+
+        until(lambda: self.process.poll() is not None or well(), every=0.1)
+        assert self.process.poll() is None, f"the server did not start:\n{self.log.read_text()}"
 
     def stop(self) -> None:
         self.process.terminate()
         try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
+            self.process.wait(HANG)
+        finally:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait()
 
     @cached_property
     def store(self) -> Store:
@@ -141,14 +138,10 @@ class Server:
         """What the project's record says was drawn."""
         return stored(self.store.projects.load(project).drawing)
 
-    def drawn(
-        self, project: str, ok: Callable[[Drawing], Any], within: float = PATIENCE
-    ) -> Drawing:
-        """What was drawn, as soon as `ok` of it holds; as it stands when that takes too long."""
-        end = time.monotonic() + within
-        while not ok(found := self.drawing(project)) and time.monotonic() < end:
-            time.sleep(0.1)
-        return found
+    def drawn(self, project: str, ok: Callable[[Drawing], Any]) -> Drawing:
+        """What was drawn, as soon as `ok` of it holds."""
+        until(lambda: ok(self.drawing(project)), every=0.1)
+        return self.drawing(project)
 
     def arrows(self, project: str, count: int) -> list[PointPair]:
         """The arrows of a project, as soon as there are `count` of them."""
@@ -212,11 +205,11 @@ class Bench:
         """Let what is under way arrive: the canvas's patience, then the script's run."""
         self.page.wait_for_timeout(1000 * wait)
         done = "[data-testid=stApp][data-test-script-state=notRunning]"
-        self.page.wait_for_selector(done, timeout=60_000)
+        self.page.wait_for_selector(done, timeout=1000 * HANG)
 
     def query(self, name: str) -> str | None:
         """A parameter of the page's address, as soon as it is there."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + HANG
         while not (found := re.search(rf"[?&]{name}=([^&]*)", self.page.url)):
             if time.monotonic() > end:
                 return None

@@ -175,7 +175,7 @@ def test_a_sweep_of_two_by_two(server: Server, bench: Bench, space: Workspace) -
     expect(run).to_have_text(re.compile("Run 4 edits"))
     run.click()
     cells = page.locator(".wb-board button.cell")
-    expect(cells).to_have_count(4, timeout=90_000)
+    expect(cells).to_have_count(4)
     expect(page.get_by_role("button", name="Cancel all")).to_have_count(0)
     name = bench.query("sweep")
     assert name
@@ -228,7 +228,7 @@ def test_cancel_all_and_begin_anew(server: Server, bench: Bench, space: Workspac
     page.locator(".st-key-sweep_run button").click()
     cancel = page.get_by_role("button", name="Cancel all")
     expect(cancel).to_be_visible()
-    expect(page.locator(".wb-board .cell.running")).to_have_count(1, timeout=60_000)
+    expect(page.locator(".wb-board .cell.running")).to_have_count(1)
     cancel.click()
     expect(page.get_by_text(say("compare.cancelled_finished_edits_are_kept"))).to_be_visible()
     expect(page.get_by_role("button", name=re.compile("Run the missing ones"))).to_be_visible()

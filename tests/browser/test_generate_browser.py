@@ -34,13 +34,13 @@ def test_make_choose_and_drag(server: Server, bench: Bench) -> None:
     bench.settle()
     ask(bench, "a <b>red</b> robot", steps=4, count=2)
     take = page.get_by_role("button", name=re.compile("^Drag this one"))
-    expect(take).to_have_count(2, timeout=120_000)  # the first job also waits for torch
+    expect(take).to_have_count(2)  # the first job also waits for torch
     expect(page.get_by_text("2 candidates for “a <b>red</b> robot”")).to_be_visible()
     first = bench.query("job")
     ask(bench, "a robot of another kind", steps=500, count=8)
     cancel = page.locator(".st-key-card_generate_job").get_by_role("button", name="Cancel")
     cancel.click()
-    expect(page.get_by_text("Cancelled", exact=True)).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Cancelled", exact=True)).to_be_visible()
     assert bench.query("job") != first
 
     assert first
@@ -65,7 +65,7 @@ def test_make_choose_and_drag(server: Server, bench: Bench) -> None:
     bench.stroke((20, 30), (40, 24), size=SIZE)
     page.get_by_role("button", name="Run", exact=True).click()
     see = page.get_by_role("link", name="See the result")
-    expect(see).to_be_visible(timeout=60_000)
+    expect(see).to_be_visible()
     see.click()
     bench.settle(1.0)
     record = server.store.record(bench.query("edit") or "")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import diskcache
+import pytest
+from patience import HANG, started, until
 
 from workbench.storage.cache import Cache
 
@@ -36,17 +41,21 @@ print("hit" if hit else "made", flush=True)
 """
 
 
-def start(folder: Path, log: Path, seconds: float) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(folder), str(log), str(seconds)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=REPO,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+@pytest.fixture
+def start() -> Iterator[Any]:
+    """`start(folder, log, seconds)`: a worker that is ready; all of them are ended with the test."""
+    with contextlib.ExitStack() as running:
+
+        def begin(folder: Path, log: Path, seconds: float) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", WORKER, str(folder), str(log), str(seconds)]
+            process = running.enter_context(
+                started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPO)
+            )
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            return process
+
+        yield begin
 
 
 def go(process: subprocess.Popen[str]) -> None:
@@ -56,12 +65,12 @@ def go(process: subprocess.Popen[str]) -> None:
 
 
 def end(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=HANG)
     assert process.returncode == 0
     return out.strip()
 
 
-def test_fault_31_two_processes_compute_once(tmp_path: Path) -> None:
+def test_fault_31_two_processes_compute_once(tmp_path: Path, start: Any) -> None:
     log = tmp_path / "log"
     processes = [start(tmp_path / "derived", log, 0.5) for _ in range(3)]
     for process in processes:
@@ -70,12 +79,11 @@ def test_fault_31_two_processes_compute_once(tmp_path: Path) -> None:
     assert log.read_text() == "made\n"
 
 
-def test_fault_31_the_holder_is_killed_and_the_other_proceeds(tmp_path: Path) -> None:
+def test_fault_31_the_holder_is_killed_and_the_other_proceeds(tmp_path: Path, start: Any) -> None:
     log = tmp_path / "log"
-    holder, other = start(tmp_path / "derived", log, 60), start(tmp_path / "derived", log, 0)
+    holder, other = start(tmp_path / "derived", log, 2 * HANG), start(tmp_path / "derived", log, 0)
     go(holder)
-    while not log.exists():
-        time.sleep(0.01)
+    until(log.exists)
     go(other)
     time.sleep(0.3)
     assert other.poll() is None  # it waits for the holder

@@ -15,6 +15,7 @@ from typing import Any
 
 import killed_writer
 import pytest
+from patience import HANG, started, until
 
 from workbench.core.record import JobState
 from workbench.jobs.queue import Board, InlineExecutor
@@ -137,8 +138,12 @@ def test_fault_30_a_hundred_kills_at_random_moments(writer: Writer, record_prope
         ready, done = len(writer.said("ready")), len(writer.said("done"))
         pid = writer.start(edits=10_000, seed=kill * 1000)
         edits = chance.randrange(6)  # after so many edits, and a moment: on a busy machine, too
-        while len(writer.said("ready")) == ready or len(writer.said("done")) < done + edits:
-            time.sleep(0.001)
+        until(
+            lambda ready=ready, goal=done + edits: (
+                len(writer.said("ready")) > ready and len(writer.said("done")) >= goal
+            ),
+            every=0.001,
+        )
         time.sleep(chance.uniform(0, 0.01))
         os.kill(pid, signal.SIGKILL)
         assert writer.end() == -signal.SIGKILL
@@ -167,8 +172,8 @@ def test_fault_30_a_hundred_kills_at_random_moments(writer: Writer, record_prope
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_fault_42_a_signal_ends_the_process_within_five_seconds(tmp_path: Path, how: int) -> None:
-    """A worker thread in the middle of a step does not hold the process; records stay consistent."""
+def test_fault_42_a_signal_ends_the_process(tmp_path: Path, how: int) -> None:
+    """A worker thread whose job would never end does not hold the process; records stay consistent."""
     code = """
 import sys, threading, time
 from workbench.jobs.queue import Board, ThreadExecutor
@@ -180,8 +185,8 @@ image = ImageAsset(id="wb1:" + "0" * 32, width=9, height=9)
 def run(task):
     store.begin(EditRequest(image=image, pairs=()))
     print("begun", flush=True)
-    for i in range(10_000):
-        task.on_step(StepInfo(stage="drag", step=i, total=10_000))
+    while True:
+        task.on_step(StepInfo(stage="drag", step=1, total=2))
         time.sleep(0.01)
 jobs = ThreadExecutor(run, board=Board(sys.argv[1] + "/jobs"))
 print(jobs.submit("edit", 1), flush=True)
@@ -191,18 +196,13 @@ try:
 finally:
     jobs.close()
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=REPO,
-    ) as process:
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=REPO) as process:
         assert process.stdout is not None
         job = process.stdout.readline().strip()
         assert process.stdout.readline() == "begun\n"
         process.send_signal(how)
-        process.wait(timeout=5)
+        process.wait(HANG)
     assert process.returncode != 0
     store = Store(tmp_path / "history")
     (name,) = store.recover()

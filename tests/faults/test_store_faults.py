@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import started
 from store_tools import edit
 
 from workbench.core.errors import StoreError, WorkbenchError
@@ -194,13 +195,8 @@ image = ImageAsset(id="wb1:" + "0" * 32, width=9, height=9)
 print(store.begin(EditRequest(image=image, pairs=())), flush=True)
 sys.stdin.readline()
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=REPO,
-    ) as process:
+    command = [sys.executable, "-c", code]
+    with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPO) as process:
         assert process.stdout is not None
         name = process.stdout.readline().strip()
         assert store.recover() == []

@@ -15,6 +15,7 @@ import diskcache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import HANG
 
 from workbench.core.errors import Cancelled
 from workbench.storage.cache import Cache, CacheEntry
@@ -214,12 +215,12 @@ def test_waiting_can_be_cancelled(cache: Cache) -> None:
 
     def slow() -> bytes:
         entered.set()
-        release.wait(10)
+        release.wait(HANG)
         return b"v"
 
     worker = threading.Thread(target=cache.get_or_make, args=("k", slow), kwargs={"kind": "k"})
     worker.start()
-    entered.wait(10)
+    entered.wait(HANG)
 
     def give_up() -> None:
         raise Cancelled("Cancelled.")

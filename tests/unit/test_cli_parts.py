@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import HANG, until
 
 from workbench.cli import build_parser, execute, main
 from workbench.cli.parsers import (
@@ -261,7 +262,7 @@ def test_first_signal_asks_second_stops(number: signal.Signals) -> None:
     with stopping(token, patience=60):
         assert not token.cancelled
         os.kill(os.getpid(), number)
-        assert token.wait(5)
+        assert token.wait(HANG)
     assert signal.getsignal(number) is before
 
 
@@ -271,7 +272,7 @@ def test_second_signal_stops_at_once(number: signal.Signals) -> None:
         with stopping(CancelToken(), patience=60):
             os.kill(os.getpid(), number)
             os.kill(os.getpid(), number)
-            time.sleep(5)
+            time.sleep(HANG)
 
     with pytest.raises(KeyboardInterrupt):
         impatient()
@@ -281,8 +282,7 @@ def test_a_signal_that_is_not_heard_stops_all_the_same() -> None:
     def deaf() -> None:
         with stopping(CancelToken(), patience=0.1):
             os.kill(os.getpid(), signal.SIGINT)
-            for _ in range(100):
-                time.sleep(0.1)
+            until(lambda: False)
 
     with pytest.raises(KeyboardInterrupt):
         deaf()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from patience import HANG
 
 from workbench.core.errors import BadInput
 from workbench.core.record import JobState, StepInfo
@@ -52,7 +53,7 @@ def jobs(gate: Gate) -> Iterator[ThreadExecutor]:
 def fill(jobs: Executor, gate: Gate, *names: str) -> list[str]:
     """Block the worker with one job, then queue the others; owner = first letter."""
     ids = [jobs.submit("edit", names[0], names[0][0])]
-    gate.started.acquire(timeout=10)
+    gate.started.acquire(timeout=HANG)
     return ids + [jobs.submit("edit", n, n[0]) for n in names[1:]]
 
 
@@ -60,7 +61,7 @@ def drain(jobs: Executor, gate: Gate, ids: list[str]) -> None:
     for _ in ids:
         gate.open.release()
     for name in ids:
-        jobs.wait(name, 10)
+        jobs.wait(name, HANG)
 
 
 def test_owners_take_turns(jobs: ThreadExecutor, gate: Gate) -> None:
@@ -75,7 +76,7 @@ def test_owners_take_turns(jobs: ThreadExecutor, gate: Gate) -> None:
 def test_who_comes_later_waits_one_turn_only(jobs: ThreadExecutor, gate: Gate) -> None:
     ids = fill(jobs, gate, "a0", "a1", "a2", "a3")
     gate.open.release()
-    gate.started.acquire(timeout=10)  # a1 runs
+    gate.started.acquire(timeout=HANG)  # a1 runs
     ids.append(jobs.submit("edit", "b1", "b"))
     assert jobs.snapshot(ids[-1]).position == 1
     drain(jobs, gate, ids[1:])
@@ -110,15 +111,15 @@ def test_fault_36_the_cancel_of_one_does_not_reach_the_next(
     for i in range(50):
         first = jobs.submit("edit", i)
         second = jobs.submit("edit", -i)
-        gate.started.acquire(timeout=10)
+        gate.started.acquire(timeout=HANG)
         gate.open.release()
         jobs.cancel(first)
         gate.open.release()
-        ends = {jobs.wait(first, 10).state, JobState.DONE, JobState.CANCELLED}
+        ends = {jobs.wait(first, HANG).state, JobState.DONE, JobState.CANCELLED}
         assert ends == {JobState.DONE, JobState.CANCELLED}
         while gate.started.acquire(timeout=0.001):
             pass
-        assert jobs.wait(second, 10).state is JobState.DONE
+        assert jobs.wait(second, HANG).state is JobState.DONE
         while gate.open.acquire(blocking=False):
             pass
 
@@ -127,7 +128,7 @@ def test_several_devices_work_at_once(gate: Gate) -> None:
     jobs = ThreadExecutor(gate.run, devices=("cuda:0", "cuda:1", "cuda:1"))
     ids = [jobs.submit("edit", i) for i in range(3)]
     for _ in ids:
-        assert gate.started.acquire(timeout=10)
+        assert gate.started.acquire(timeout=HANG)
     assert sorted(gate.devices) == ["cuda:0", "cuda:1", "cuda:1"]
     assert [j.position for j in jobs.queue()] == [None] * 3
     drain(jobs, gate, ids)
@@ -145,10 +146,10 @@ def test_fault_39_the_dead_worker_is_replaced(gate: Gate) -> None:
     dead = jobs.submit("edit", "die")
     alive = jobs.submit("edit", "live")
     gate.open.release()
-    assert jobs.wait(dead, 10).state is JobState.FAILED
-    assert jobs.wait(alive, 10).state is JobState.DONE
+    assert jobs.wait(dead, HANG).state is JobState.FAILED
+    assert jobs.wait(alive, HANG).state is JobState.DONE
     assert jobs._threads[0] is not before
-    before.join(10)
+    before.join(HANG)
     assert sum(t.name == "worker-0" and t.is_alive() for t in threading.enumerate()) == 1
     jobs.close()
     assert not jobs._threads[0].is_alive()
@@ -160,17 +161,17 @@ def test_fault_42_workers_are_daemons_and_close_gives_up_on_one_that_hangs() -> 
 
     def deaf(_task: Task) -> None:
         started.set()
-        release.wait(30)
+        release.wait(HANG)
 
     jobs = ThreadExecutor(deaf)
     running, waiting = jobs.submit("edit", 1), jobs.submit("edit", 2)
-    started.wait(10)
+    started.wait(HANG)
     jobs.close(0.2)
     assert jobs.snapshot(running).state is JobState.INTERRUPTED
     assert jobs.snapshot(waiting).state is JobState.INTERRUPTED
     assert jobs._threads[0].daemon
     release.set()
-    jobs._threads[0].join(10)
+    jobs._threads[0].join(HANG)
     assert jobs.snapshot(running).state is JobState.INTERRUPTED  # its late end changes nothing
 
 
@@ -186,15 +187,15 @@ def test_fault_36_cancelling_takes_less_than_two_steps(stage: str) -> None:
                 task.on_step(StepInfo(stage=name, step=i, total=5))
                 if (name, i) == (stage, 3):
                     reached.set()
-                    asked.wait(10)
+                    asked.wait(HANG)
 
     jobs = ThreadExecutor(run)
     name = jobs.submit("edit", None)
-    reached.wait(10)
+    reached.wait(HANG)
     jobs.cancel(name)
     assert jobs.snapshot(name).cancelling
     asked.set()
-    assert jobs.wait(name, 10).state is JobState.CANCELLED
+    assert jobs.wait(name, HANG).state is JobState.CANCELLED
     assert steps[-1] == (stage, 4)  # the step under way is finished, no other begun
     jobs.close()
 
@@ -205,15 +206,15 @@ def test_fault_36_cancel_after_the_last_step_is_done_not_both() -> None:
     def run(task: Task) -> str:
         task.on_step(StepInfo(stage="save", step=1, total=1))
         last.set()
-        go.wait(10)
+        go.wait(HANG)
         return "saved"
 
     jobs = ThreadExecutor(run)
     name = jobs.submit("edit", None)
-    last.wait(10)
+    last.wait(HANG)
     jobs.cancel(name)
     go.set()
-    job = jobs.wait(name, 10)
+    job = jobs.wait(name, HANG)
     assert (job.state, job.result, job.cancelling) == (JobState.DONE, "saved", False)
     jobs.close()
 
@@ -223,7 +224,7 @@ def test_fault_44_many_jobs_leave_nothing_behind() -> None:
     threads = threading.active_count()
     ids = [jobs.submit("edit", i) for i in range(KEEP + 200)]
     for name in ids[-1:]:
-        jobs.wait(name, 60)
+        jobs.wait(name, HANG)
     assert threading.active_count() == threads
     assert len(jobs.recent()) == KEEP
     with pytest.raises(BadInput):
@@ -246,7 +247,7 @@ def test_fifty_jobs_and_two_workers_each_once() -> None:
     for t in threads:
         t.join()
     for name in ids:
-        assert jobs.wait(name, 10).state is JobState.DONE
+        assert jobs.wait(name, HANG).state is JobState.DONE
     assert sorted(taken) == list(range(50))
     jobs.close()
 

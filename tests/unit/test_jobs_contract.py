@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANG, until
 
 from workbench.core.errors import BadInput, Cancelled, ModelError
 from workbench.core.record import JobState, StepInfo
@@ -36,10 +37,9 @@ def run(task: Task) -> Any:
         return payload.seed
     kind = payload.get("do", "steps")
     if kind == "sleep":
-        task.on_step(StepInfo(stage="drag", step=0, total=100_000))
-        for i in range(100_000):
+        while True:  # until it is told to stop
+            task.on_step(StepInfo(stage="drag", step=0, total=1))
             time.sleep(0.005)
-            task.on_step(StepInfo(stage="drag", step=i + 1, total=100_000))
     if kind == "bad":
         raise BadInput("The mask is 3x3 but the image is 9x9; they must have the same size.")
     if kind == "nan":
@@ -90,13 +90,6 @@ def submit(jobs: Executor, do: str = "steps", owner: str = "", **more: Any) -> s
     return jobs.submit("edit", {"do": do, **more}, owner)
 
 
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.002)
-
-
 class Aside:
     """Runs a submit of any executor beside the test: the inline one returns only at its end."""
 
@@ -113,13 +106,13 @@ class Aside:
         return self.id
 
     def join(self) -> Job:
-        self.thread.join(30)
-        return self.jobs.wait(self.id, 30)
+        self.thread.join(HANG)
+        return self.jobs.wait(self.id, HANG)
 
 
 def test_a_job_is_done_and_keeps_its_story(jobs: Executor) -> None:
     before = time.time()
-    job = jobs.wait(submit(jobs, owner="ann", value={"edit": "x"}), 30)
+    job = jobs.wait(submit(jobs, owner="ann", value={"edit": "x"}), HANG)
     assert (job.state, job.result, job.error) == (JobState.DONE, {"edit": "x"}, None)
     assert (job.kind, job.owner) == ("edit", "ann")
     assert before <= job.created <= job.started <= job.finished <= time.time()
@@ -148,11 +141,11 @@ def test_fault_39_whatever_the_work_raises_the_next_job_succeeds(
     jobs: Executor, do: str, words: str
 ) -> None:
     for _ in range(3):
-        job = jobs.wait(submit(jobs, do), 60)
+        job = jobs.wait(submit(jobs, do), HANG)
         assert job.state is JobState.FAILED
         assert words in (job.error or "")
         assert job.result is None
-    assert jobs.wait(submit(jobs), 60).state is JobState.DONE
+    assert jobs.wait(submit(jobs), HANG).state is JobState.DONE
 
 
 def test_the_payload_is_frozen_when_it_is_submitted(jobs: Executor) -> None:
@@ -168,12 +161,12 @@ def test_the_payload_is_frozen_when_it_is_submitted(jobs: Executor) -> None:
     jobs.cancel(blocker.id)
     blocker.join()
     other.join()
-    assert jobs.wait(answers[0], 30).result == "before"
+    assert jobs.wait(answers[0], HANG).result == "before"
 
 
 def test_a_request_goes_through_as_it_is(jobs: Executor) -> None:
     request = EditRequest(image=ImageAsset(id="x", width=9, height=9), pairs=(), seed=77)
-    job = jobs.wait(jobs.submit("edit", request), 30)
+    job = jobs.wait(jobs.submit("edit", request), HANG)
     assert job.result == 77
     assert job.payload == request
 
@@ -188,7 +181,7 @@ def test_fault_36_cancel_while_running(jobs: Executor) -> None:
     job = aside.join()
     assert job.state is JobState.CANCELLED
     assert not job.cancelling
-    assert jobs.wait(submit(jobs), 30).state is JobState.DONE
+    assert jobs.wait(submit(jobs), HANG).state is JobState.DONE
 
 
 def test_fault_36_cancel_twice_and_after_the_end(jobs: Executor) -> None:
@@ -199,13 +192,13 @@ def test_fault_36_cancel_twice_and_after_the_end(jobs: Executor) -> None:
     assert aside.join().state is JobState.CANCELLED
     assert jobs.cancel(aside.id) is JobState.CANCELLED
     done = submit(jobs)
-    assert jobs.wait(done, 30).state is JobState.DONE
+    assert jobs.wait(done, HANG).state is JobState.DONE
     assert jobs.cancel(done) is JobState.DONE
     assert jobs.snapshot(done).state is JobState.DONE
 
 
 def test_fault_36_the_work_may_give_up_by_itself(jobs: Executor) -> None:
-    assert jobs.wait(submit(jobs, "gives up"), 30).state is JobState.CANCELLED
+    assert jobs.wait(submit(jobs, "gives up"), HANG).state is JobState.CANCELLED
 
 
 def test_fault_36_an_unknown_id_is_said_to_be_unknown(jobs: Executor) -> None:
@@ -239,8 +232,9 @@ def test_fault_41_a_double_click_is_one_job(jobs: Executor) -> None:
     clicks.append(threading.Thread(target=click, args=("bob",)))
     for t in clicks:
         t.start()
-    until(lambda: len(jobs.queue()) == 2)
-    time.sleep(0.05)
+    # an inline executor answers the first click of each owner only at the end
+    at_once = len(clicks) - 2 * isinstance(jobs, InlineExecutor)
+    until(lambda: len(jobs.queue()) == 2 and len(answers) >= at_once)
     waiting = jobs.queue()
     assert sorted(j.owner for j in waiting) == ["ann", "bob"]  # another owner's is another job
     for job in waiting:
@@ -253,9 +247,9 @@ def test_fault_41_a_double_click_is_one_job(jobs: Executor) -> None:
 
 def test_fault_41_after_its_end_the_same_key_is_a_new_job(jobs: Executor) -> None:
     first = jobs.submit("edit", {}, key="same")
-    jobs.wait(first, 30)
+    jobs.wait(first, HANG)
     second = jobs.submit("edit", {}, key="same")
-    assert jobs.wait(second, 30).state is JobState.DONE
+    assert jobs.wait(second, HANG).state is JobState.DONE
     assert first != second
     assert jobs.submit("edit", {}) != jobs.submit("edit", {})  # no key: never the same
 
@@ -263,12 +257,10 @@ def test_fault_41_after_its_end_the_same_key_is_a_new_job(jobs: Executor) -> Non
 # --- closing, and after a restart -------------------------------------------------------------------
 
 
-def test_fault_42_closing_interrupts_and_is_quick(jobs: Executor) -> None:
+def test_fault_42_closing_interrupts(jobs: Executor) -> None:
     aside = Aside(jobs, do="sleep")
     aside.running()
-    began = time.monotonic()
-    jobs.close(5)
-    assert time.monotonic() - began < 5
+    jobs.close(HANG)
     assert aside.join().state is JobState.INTERRUPTED
     with pytest.raises(BadInput, match="closing"):
         submit(jobs)
@@ -278,8 +270,8 @@ def test_fault_30_a_job_is_found_again_after_a_restart(jobs: Executor, tmp_path:
     request = EditRequest(image=ImageAsset(id="x", width=9, height=9), pairs=(), prompt="ü")
     done = jobs.submit("edit", request, "ann", label="the robot")
     failed = jobs.submit("edit", {"do": "bad"}, "ann")
-    jobs.wait(done, 30)
-    jobs.wait(failed, 30)
+    jobs.wait(done, HANG)
+    jobs.wait(failed, HANG)
     aside = Aside(jobs, do="sleep", owner="ann")
     aside.running()
     jobs.close(5)
@@ -302,11 +294,11 @@ def test_ids_grow(jobs: Executor) -> None:
     ids = [submit(jobs) for _ in range(5)]
     assert ids == sorted(set(ids))
     for name in ids:
-        jobs.wait(name, 30)
+        jobs.wait(name, HANG)
     assert [j.id for j in jobs.recent()] == ids[::-1]
 
 
 def test_a_snapshot_does_not_change_any_more(jobs: Executor) -> None:
-    job = jobs.wait(submit(jobs), 30)
+    job = jobs.wait(submit(jobs), HANG)
     with pytest.raises(dataclasses.FrozenInstanceError):
         job.state = JobState.FAILED  # type: ignore[misc]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import HANG
 
 from workbench.core.errors import BadInput, Cancelled
 from workbench.core.record import JobState, StepInfo
@@ -91,7 +92,7 @@ def test_the_token() -> None:
     token.set()
     token.set()
     assert token.cancelled
-    assert token.wait(10)
+    assert token.wait(HANG)
     with pytest.raises(Cancelled):
         token.check()
 
@@ -103,7 +104,7 @@ def test_fault_29_a_board_that_cannot_be_written_stops_no_job(tmp_path: Path) ->
     (tmp_path / "jobs").write_text("a file in its place")
     board = Board(tmp_path / "jobs")
     jobs = ThreadExecutor(lambda task: "done", board=board)
-    assert jobs.wait(jobs.submit("edit", None), 10).state is JobState.DONE
+    assert jobs.wait(jobs.submit("edit", None), HANG).state is JobState.DONE
     assert board.load() == []
     jobs.close()
 
@@ -142,15 +143,15 @@ def test_a_job_of_another_living_process_is_running_not_interrupted(tmp_path: Pa
 
     def run(_task: Task) -> None:
         started.set()
-        go.wait(10)
+        go.wait(HANG)
 
     here = ThreadExecutor(run, board=Board(tmp_path / "jobs"))
     name = here.submit("edit", None)
-    started.wait(10)
+    started.wait(HANG)
     there = InlineExecutor(run, board=Board(tmp_path / "jobs"))
     assert there.snapshot(name).state is JobState.RUNNING
     go.set()
-    here.wait(name, 10)
+    here.wait(name, HANG)
     assert there.snapshot(name).state is JobState.DONE
     here.close()
 
