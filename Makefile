@@ -1,5 +1,6 @@
 # make app    set up .venv and start the workbench on this machine only
 # make test   set up what the tests need and run them all
+# make test-machines  the numerical tests as on processors without AVX-512 or AVX2, with one and two threads
 # make check  lint, format and types
 # make house  the layout against its limits: modules, lengths, parameters, cycles, unused code
 # make screenshots  photograph every page into docs/screenshots (makes its edits first: minutes)
@@ -12,24 +13,23 @@ PORT ?= 8501
 TESTS ?= tests
 WORKERS ?= 2
 
-.PHONY: app test screenshots check house format chromium clean help
+.PHONY: app test test-machines screenshots check house format chromium clean help
 
 help:
-	@sed -n '1,5p' Makefile
+	@sed -n '1,6p' Makefile
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 was found. Install one, or name it: make app PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks the venv module; on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "Making a Python environment in $(VENV), some seconds ..."
+	@$(PYTHON) -m venv $(VENV)
 
-# torch goes first: on a machine that has a CPU build at hand this keeps the resolver from replacing it
 $(VENV)/.app: $(BIN)/python requirements.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet $$(grep '^torch==' requirements.txt)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	@$(BIN)/python tools/install.py requirements.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.app requirements-dev.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+	@$(BIN)/python tools/install.py requirements-dev.txt
 	@touch $@
 
 app: $(VENV)/.app
@@ -40,6 +40,9 @@ chromium: $(VENV)/.dev
 
 test: $(VENV)/.dev chromium
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+
+test-machines: $(VENV)/.dev
+	$(BIN)/python tools/test_machines.py
 
 screenshots: $(VENV)/.dev chromium
 	$(BIN)/python tools/screenshots.py
