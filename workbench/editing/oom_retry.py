@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -90,6 +90,22 @@ def with_fingerprint(request: EditRequest, runtime: Runtime) -> EditRequest:
     return dataclasses.replace(request, model=runtime.ref)
 
 
+DECIDES_BITS = (
+    "torch", "diffusers", "transformers", "peft", "arithmetic", "system", "processor",
+    "instructions", "device", "dtype", "threads", "gpu",
+)  # fmt: skip
+"""What of an environment decides the last bits of a picture: other kernels round differently."""
+
+
+def same_bits(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether an edit that is computed again here comes out bit for bit as it was recorded.
+
+    True on the same machine with the same versions. Records of before version 2 do not name the
+    processor, so that nothing is promised for them.
+    """
+    return "processor" in then and all(then.get(n) == now.get(n) for n in DECIDES_BITS)
+
+
 def environment(runtime: Runtime) -> dict[str, str]:
     """With what an edit was made; recorded, not keyed."""
     from importlib.metadata import version
@@ -101,6 +117,8 @@ def environment(runtime: Runtime) -> dict[str, str]:
         "arithmetic": keys.arithmetic(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": device.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": str(runtime.device),
         "dtype": runtime.dtype_name,
         "threads": str(torch.get_num_threads()),

@@ -19,13 +19,16 @@ from workbench.core.record import (
 from workbench.core.request import EditRequest, GenerateTask, SweepTask, TrainTask
 from workbench.diffusion.lora_files import read
 from workbench.edit import prepare, run_edit
-from workbench.editing.oom_retry import sentence
+from workbench.editing.oom_retry import same_bits, sentence
 from workbench.editing.text_to_image import generate
 
 if TYPE_CHECKING:
     from workbench.app import App
 
 log = logging.getLogger(__name__)
+
+ELSEWHERE = 3.0
+"""Mean difference (of 255) up to which a replay may differ on another machine: see docs/formats.md."""
 
 
 def perform(
@@ -137,7 +140,9 @@ def replay(
     """Recompute an edit from its record and compare the pictures.
 
     The new edit is a record of its own. Returns `edit`, `replayed` (ids), `identical`, `max` and
-    `mean` absolute difference (0..255), and `environment` (what differs: old, new).
+    `mean` absolute difference (0..255), `expected` (the largest mean difference that these two
+    environments explain, 0 for the same bits, None for another model), `as_expected`, and
+    `environment` (what differs: old, new).
 
     Raises:
         BadInput: when there is no such edit, or it has no result.
@@ -161,12 +166,20 @@ def replay(
     assert again.result is not None
     before, after = app.store.image(record.result.image), app.store.image(again.result.image)
     difference = np.abs(before.astype(np.int16) - after)
+    mean = round(float(difference.mean()), 6)
+    expected: float | None = ELSEWHERE
+    if notices:
+        expected = None
+    elif same_bits(record.environment, again.environment):
+        expected = 0.0
     return {
         "edit": edit_id,
         "replayed": again.id,
         "identical": bool(again.result.image == record.result.image),
         "max": int(difference.max()),
-        "mean": round(float(difference.mean()), 6),
+        "mean": mean,
+        "expected": expected,
+        "as_expected": expected is None or mean <= expected,
         "notices": notices,
         "environment": {
             name: [record.environment.get(name, ""), again.environment.get(name, "")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any, ParamSpec
 
@@ -277,11 +277,20 @@ def _replay_job(backend: Backend, name: str) -> Job | None:
     return None
 
 
-def verdict(found: dict[str, Any]) -> str:
-    """What a recomputing found, as a sentence."""
+def verdict(found: Mapping[str, Any]) -> str:
+    """What replaying an edit found (see `run_job.replay`), as a sentence."""
     if found["identical"]:
         return say("history.reproduced_the_picture_is")
-    return say("history.reproduced_the_pictures_differ_by", max=found["max"], mean=found["mean"])
+    expected = found.get("expected")  # missing in jobs of before version 2
+    end = "" if expected is None else "_unexpectedly"
+    if expected and found["as_expected"]:
+        end = "_elsewhere"
+    elif expected:
+        end = "_too_much"
+    return say(
+        f"history.reproduced_the_pictures_differ_by{end}",
+        max=found["max"], mean=found["mean"], expected=expected,
+    )  # fmt: skip
 
 
 # --- words and figures --------------------------------------------------------------------------------
