@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Server:
     """The workbench in a process of its own, with a cache folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self.cache = folder / "cache"
         self.log = folder / "server.log"
         with socket.socket() as probe:
@@ -89,6 +89,7 @@ class Server:
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "WORKBENCH_MODEL": "micro",
+            **environment,
         }
         self.cache.mkdir(parents=True)
         self.cache.joinpath("models.toml").write_text(MICRO, encoding="utf-8")

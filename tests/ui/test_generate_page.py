@@ -39,7 +39,7 @@ def test_form_becomes_the_task(
     app: App, prompt_page: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[GenerateTask] = []
-    monkeypatch.setattr(app, "submit_generate", lambda task: taken.append(task) or "none")
+    monkeypatch.setattr(app, "submit_generate", lambda task, _owner: taken.append(task) or "none")
     page = prompt_page
     page.button(key="generate").click().run()
     assert page.error[0].value == inert(say("upload.describe_the_picture_in_the"))

@@ -2,6 +2,9 @@
 
 WORKBENCH_CACHE      the folder itself        WORKBENCH_DEVICE   WORKBENCH_DTYPE
 WORKBENCH_THREADS    WORKBENCH_CACHE_GB       WORKBENCH_MODEL    WORKBENCH_METHOD
+
+Who may use the server, and whose work they see, is `workbench.ui.shell.gate`'s: WORKBENCH_HOSTS,
+WORKBENCH_OWNERS, WORKBENCH_PROXY_SECRET.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ when its process dies, `recover` turns it into an "interrupted" record.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import os
@@ -56,6 +57,7 @@ class Store:
         _prepare(self.folder, self._temp)
         self.blobs = Blobs(self.folder, self._temp)
         self._ids = UlidMaker(clock)
+        self._owner: str | None = None
         self._noting = threading.Lock()
         self._edits = JsonFolder(self.folder / "edits", self._temp, _parse_edit)
         self._notes = JsonFolder(self.folder / "notes", self._temp, Notes.from_json)
@@ -79,6 +81,20 @@ class Store:
         """Let go of the folder; edits begun here and not finished count as interrupted."""
         self._process.close()
 
+    def of(self, owner: str) -> Store:
+        """The same history as one owner sees it: their own edits and projects, and no others.
+
+        Methods that take an `owner` use this one where none is given. Pictures are found by their
+        hash, which nobody guesses, and are shared.
+        """
+        mine = copy.copy(self)
+        mine._owner = owner
+        mine.projects = self.projects.of(owner)
+        return mine
+
+    def _whose(self, owner: str | None) -> str | None:
+        return self._owner if owner is None else owner
+
     # --- making an edit ---------------------------------------------------------------------------
 
     def begin(
@@ -97,7 +113,7 @@ class Store:
         name = self._ids.new()
         data = {
             "id": name,
-            "owner": owner,
+            "owner": owner or self._owner or "",
             "request": request.to_json(),
             "started": utc_now(),
             "process": self._process.name,
@@ -132,7 +148,7 @@ class Store:
             StoreError: when the id is taken or the disk refuses.
             BadInput: when the record holds NaN.
         """
-        data = {**record.to_json(), "owner": owner}
+        data = {**record.to_json(), "owner": owner or self._owner or ""}
         if not self._edits.write(record.id, data, overwrite=False):
             raise StoreError(
                 f"The edit {record.id} is in the history already; nothing was changed."
@@ -167,7 +183,8 @@ class Store:
 
     def pending(self) -> list[Pending]:
         """Edits under way, oldest first."""
-        return [p for _, p in sorted(self._pending.load().items())]
+        found = [p for _, p in sorted(self._pending.load().items())]
+        return [p for p in found if self._owner in (None, p.owner)]
 
     # --- finding edits ------------------------------------------------------------------------------
 
@@ -179,6 +196,7 @@ class Store:
         `image` limits to one picture (as source or result), `owner` to one person; `binned` chooses
         the ones outside the bin (False), in it (True) or all (None).
         """
+        owner = self._whose(owner)
         notes = self._notes.load()
         out = []
         for name, edit in sorted(self._edits.load().items(), reverse=True):
@@ -198,6 +216,7 @@ class Store:
             StoreError: when its record cannot be read.
         """
         edit = self._edits.one(name)
+        owner = self._whose(owner)
         if owner is not None and edit.owner != owner:
             raise BadInput(f"There is no edit {name} here.")
         return edit.record
@@ -322,7 +341,8 @@ class Store:
         return [text for folder in folders for text in folder.texts()]
 
     def _recorded(self, name: str) -> bool:
-        return self._edits.path(name).exists()
+        there = self._edits.path(name).exists()
+        return there and self._owner in (None, self.owner(name))
 
 
 def _parse_edit(name: str, data: dict[str, Any]) -> _Edit:

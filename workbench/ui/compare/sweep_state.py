@@ -126,7 +126,7 @@ def _requests(job: Job | None) -> tuple[EditRequest, ...]:
 def standing(backend: Backend, plan: Plan) -> Standing:
     """Look at a sweep: its edits in the history, its job, what waits."""
     cells = {cell.key for cell in plan.cells}
-    job = next((j for j in backend.sweeps() if _belongs(j, cells)), None)
+    job = next((j for j in backend.recent("sweep") if _belongs(j, cells)), None)
     live = job is not None and not job.state.ended
     errors = {}
     if job is not None and isinstance(job.result, dict):

@@ -237,7 +237,7 @@ def _take_settings(space: Workspace, request: EditRequest) -> None:
 def start_replay(backend: Backend, name: str) -> None:
     """Queue the recomputing of an edit, for `on_click`."""
     with guard():
-        backend.app.submit_replay(name)
+        backend.submit_replay(name)
 
 
 def replay_panel(backend: Backend, known: Collection[str], record: EditRecord) -> None:
@@ -270,8 +270,8 @@ def replay_panel(backend: Backend, known: Collection[str], record: EditRecord) -
 
 def _replay_job(backend: Backend, name: str) -> Job | None:
     """The newest job that recomputed (or recomputes) an edit."""
-    for job in backend.app.executor.recent():
-        payload = job.payload if job.kind == "replay" else None
+    for job in backend.recent("replay"):
+        payload = job.payload
         if isinstance(payload, dict) and payload.get("edit") == name:
             return job
     return None

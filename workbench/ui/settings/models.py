@@ -228,14 +228,14 @@ def _plan(spec: ModelSpec, full: bool) -> Plan:
 
 def _start(backend: Backend, name: str, full: bool) -> None:
     with guard():
-        backend.app.submit_download(name, full=full)
+        backend.submit_download(name, full=full)
         st.session_state.pop(f"asked_{name}", None)
 
 
 def _download_job(backend: Backend, name: str) -> Job | None:
     """The newest download of a model, if the workbench still knows of it."""
-    for job in backend.app.executor.recent():
-        payload = job.payload if job.kind == "download" else None
+    for job in backend.recent("download"):
+        payload = job.payload
         if isinstance(payload, dict) and payload.get("model") == name:
             return job
     return None

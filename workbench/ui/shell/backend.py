@@ -7,6 +7,7 @@ this file changes and the pages do not.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import itertools
@@ -27,7 +28,7 @@ from workbench.canvas.piecewarp import sketch
 from workbench.core.config import LoraRef, method_spec
 from workbench.core.errors import BadInput
 from workbench.core.record import JobState
-from workbench.core.request import EditRequest, MaskAsset, SweepTask, TrainTask
+from workbench.core.request import EditRequest, GenerateTask, MaskAsset, SweepTask, TrainTask
 from workbench.diffusion.registry import ModelSpec
 from workbench.imaging import decode as images
 from workbench.imaging.coords import Viewport
@@ -59,21 +60,29 @@ class Undo(OrderedDict[str, History]):
 
 
 class Backend:
-    """The engine as the pages see it."""
+    """The engine as the pages see it: with all work, or the work of one owner (`of`)."""
 
     def __init__(self, app: App) -> None:
         """Wrap the process's `App`."""
         self.app = app
+        self.owner: str | None = None
         self.store: Store = app.store
         self.thumbnail = self.store.thumbnail
         self._pixels = lru_cache(maxsize=8)(self.store.image)
         self._shown = lru_cache(maxsize=64)(self._encode_shown)
         self.areas = Areas(self.store)
-        self._warming = threading.Lock()
-        self._warm = False
+        self._warm = threading.Lock()  # held for ever by the first warm-up
         self._generations = itertools.count(1)
         self.undo = Undo()
         self.facts = Facts(app)
+
+    def of(self, owner: str) -> Backend:
+        """The same engine with one owner's projects, edits and jobs; pictures stay cached for all."""
+        mine = copy.copy(self)
+        mine.owner = owner
+        mine.store = self.app.store.of(owner)
+        mine.undo = Undo()
+        return mine
 
     # --- pictures ---------------------------------------------------------------------------------
 
@@ -213,16 +222,14 @@ class Backend:
 
     def warm_up(self, model: str = "") -> None:
         """Import torch and load a model behind the first page, once per process."""
-        with self._warming:
-            if not self._warm:
-                self._warm = True
-                self.app.warm_up(model)
+        if self._warm.acquire(blocking=False):
+            self.app.warm_up(model)
 
     # --- jobs -------------------------------------------------------------------------------------
 
     def job(self, job_id: str) -> Job:
         """A job as it stands; `BadInput` for an unknown id."""
-        return self.app.executor.snapshot(job_id)
+        return self.app.executor.snapshot(job_id, self.owner)
 
     def knows(self, job_id: str) -> bool:
         """Whether a job of this id is known here."""
@@ -282,11 +289,11 @@ class Backend:
 
     def cancel(self, job_id: str) -> JobState:
         """Ask a job to stop."""
-        return self.app.executor.cancel(job_id)
+        return self.app.executor.cancel(job_id, self.owner)
 
     def queue(self) -> list[Job]:
         """Jobs that run or wait, in their order."""
-        return self.app.executor.queue()
+        return self.app.executor.queue(self.owner)
 
     def edit_of(self, job_id: str) -> str | None:
         """The id of the edit that a finished job made, or None."""
@@ -298,15 +305,27 @@ class Backend:
 
     def submit_edit(self, request: EditRequest) -> str:
         """Queue an edit; the same request still under way gives the same job."""
-        return self.app.submit_edit(request)
+        return self.app.submit_edit(request, self.owner or "")
 
     def submit_sweep(self, requests: Sequence[EditRequest], label: str) -> str:
         """Queue several edits as one job."""
-        return self.app.submit_sweep(SweepTask(tuple(requests), label))
+        return self.app.submit_sweep(SweepTask(tuple(requests), label), self.owner or "")
 
-    def sweeps(self) -> list[Job]:
-        """The sweeps that this process ran or will run, newest first."""
-        return [j for j in self.app.executor.recent() if j.kind == "sweep"]
+    def submit_generate(self, task: GenerateTask) -> str:
+        """Queue the making of pictures from a prompt."""
+        return self.app.submit_generate(task, self.owner or "")
+
+    def submit_replay(self, edit: str) -> str:
+        """Queue the recomputing of an edit."""
+        return self.app.submit_replay(edit, self.owner or "")
+
+    def submit_download(self, model: str, *, full: bool) -> str:
+        """Queue the download of a model."""
+        return self.app.submit_download(model, self.owner or "", full=full)
+
+    def recent(self, kind: str) -> list[Job]:
+        """The jobs of a kind that this process ran or will run, newest first."""
+        return [j for j in self.app.executor.recent(self.owner) if j.kind == kind]
 
     def submit_train(self, space: Workspace) -> str:
         """Queue the training and inversion of a project's picture.
@@ -314,7 +333,7 @@ class Backend:
         Of a picture that is larger than the model's own size, the part around the mask is trained,
         as the edit will take it.
         """
-        return self.app.submit_train(TrainTask(request=self._training(space), preview=True))
+        return self._submit_train(TrainTask(request=self._training(space), preview=True))
 
     def submit_further(self, space: Workspace) -> str:
         """Queue more training steps, from the LoRA that a project's edits use now, at its rank.
@@ -332,7 +351,10 @@ class Backend:
         rank = read(raw).rank or request.lora.rank
         lora = dataclasses.replace(request.lora, rank=rank)
         request = dataclasses.replace(request, lora=lora, lora_file=None)
-        return self.app.submit_train(TrainTask(request=request, start=start, preview=True))
+        return self._submit_train(TrainTask(request=request, start=start, preview=True))
+
+    def _submit_train(self, task: TrainTask) -> str:
+        return self.app.submit_train(task, self.owner or "")
 
     def _training(self, space: Workspace) -> EditRequest:
         drawing = self._drawing(space)
@@ -342,19 +364,29 @@ class Backend:
         return Drawing.from_json(space.project.drawing) if space.project.drawing else Drawing()
 
 
+OWNERS = 256  # whose undo steps are kept in memory
 _one = threading.Lock()
-_backend: Backend | None = None
+_backends: OrderedDict[str | None, Backend] = OrderedDict()
 
 
-def get_backend() -> Backend:
-    """The process's backend; the first call opens history, cache and queue (no torch).
+def get_backend(owner: str | None = None) -> Backend:
+    """The backend of an owner, None for all work; the first call opens history, cache and queue.
 
     A plain module variable and not `st.cache_resource`: that one is emptied by "clear cache", and
     a second `App` would be a second queue.
     """
-    global _backend
     app = get_app()
     with _one:
-        if _backend is None or _backend.app is not app:
-            _backend = Backend(app)
-        return _backend
+        whole = _backends.get(None)
+        if whole is None or whole.app is not app:
+            _backends.clear()
+            whole = _backends[None] = Backend(app)
+        if owner is None:
+            return whole
+        if owner not in _backends:
+            _backends[owner] = whole.of(owner)
+        _backends.move_to_end(owner)
+        _backends.move_to_end(None)  # the whole never goes
+        while len(_backends) > OWNERS:
+            _backends.popitem(last=False)
+        return _backends[owner]

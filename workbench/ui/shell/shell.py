@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import streamlit as st
 
 from workbench.core.errors import Cancelled, WorkbenchError
-from workbench.ui.shell import router
+from workbench.ui.shell import router, workspace
 from workbench.ui.shell.backend import Backend, get_backend
-from workbench.ui.shell.text import count, inert
+from workbench.ui.shell.gate import OWNER
+from workbench.ui.shell.text import count, field_label, inert
 from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
@@ -26,6 +27,17 @@ _HERE = Path(__file__).parent
 def _style() -> str:
     return f"<style>{(_HERE / 'style.css').read_text(encoding='utf-8')}</style>"
 
+
+def _collided(names: Sequence[str]) -> None:
+    """Say that another tab has changed the same things."""
+    st.toast(
+        say("shell.another_tab_changed_names", names=inert(", ".join(map(field_label, names)))),
+        icon=":material/tab:",
+        duration="long",
+    )
+
+
+workspace.tell_collision = _collided
 
 Body = Callable[[Backend, Workspace | None], None]
 
@@ -43,7 +55,7 @@ def page(title: str, intro: str, body: Body, *, needs_picture: bool = False) -> 
         router.go("train")
     st.html(_style())
     with guard():
-        backend = get_backend()
+        backend = get_backend(_owner())
         space = _open(backend)
         _head(backend, title, intro, space)
         if space is None and needs_picture:
@@ -52,6 +64,12 @@ def page(title: str, intro: str, body: Body, *, needs_picture: bool = False) -> 
             with guard():
                 body(backend, space)
         backend.warm_up()  # everything is sent: torch may take its seconds now
+
+
+def _owner() -> str | None:
+    """Whose work this session sees, as the gate in front of the server has written it."""
+    owner = st.context.headers.get(OWNER)
+    return str(owner) if owner else None
 
 
 def _open(backend: Backend) -> Workspace | None:

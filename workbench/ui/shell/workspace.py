@@ -7,8 +7,8 @@ browser they are built from it again.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from workbench.core.config import (
@@ -33,8 +33,16 @@ from workbench.core.request import (
 from workbench.storage.history import Project, Store
 from workbench.ui.shell.words import say
 
+log = logging.getLogger(__name__)
 C = TypeVar("C")
 MOST_JOBS = 50
+
+
+def _log_collision(names: Sequence[str]) -> None:
+    log.info("two tabs changed the same: %s", ", ".join(names))
+
+
+tell_collision: Callable[[Sequence[str]], None] = _log_collision  # the shell shows it on the page
 
 
 class Workspace:
@@ -75,10 +83,18 @@ class Workspace:
         """
         return cls(store, store.projects.load(project_id))
 
-    def change(self, **fields: Any) -> None:
-        """Change fields of the record and save it; unchanged values write nothing."""
-        if any(getattr(self.project, k) != v for k, v in fields.items()):
-            self.project = self.store.projects.save(dataclasses.replace(self.project, **fields))
+    def change(self, *, base: Project | None = None, **fields: Any) -> None:
+        """Change fields of the record and save it; unchanged values write nothing.
+
+        `base` is the record that the person had in front of them, by default the one that was opened
+        here: what another tab has changed since then is merged, and where both changed the same,
+        `tell_collision` is called with the names.
+        """
+        base = base or self.project
+        if any(getattr(base, k) != v for k, v in fields.items()):
+            self.project, collided = self.store.projects.update(base, **fields)
+            if collided:
+                tell_collision(collided)
 
     def set(self, **settings: Any) -> None:
         """Change entries of the record's settings and save it."""

@@ -282,7 +282,7 @@ def _start(backend: Backend, draft: Mapping[str, Any]) -> None:
         model=ModelRef(name=draft["model"]),
         count=int(draft["count"]),
     )
-    job = backend.app.submit_generate(task)
+    job = backend.submit_generate(task)
     st.session_state[_JOB] = job
     router.remember("job", job)
     st.rerun(scope="app")
