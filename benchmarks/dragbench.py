@@ -100,10 +100,10 @@ def _measure(args: argparse.Namespace) -> int:
 
     from benchmarks.dragbench_report import tables
     from benchmarks.dragbench_run import Run
-    from benchmarks.rows import Book
+    from benchmarks.rows import ResultLog
     from workbench.cli.engine import opened_app, steps
 
-    book = Book(args.out, resume=args.resume)
+    book = ResultLog(args.out, resume=args.resume)
     with opened_app(args) as app, steps(quiet=True) as (on_step, _), book:
         measured = Run(app, args, on_step, say)
         try:

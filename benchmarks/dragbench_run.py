@@ -20,7 +20,7 @@ from benchmarks import metrics
 from benchmarks.distances import Distances, Extractor
 from benchmarks.locate import seed_of
 from benchmarks.readers import Entry, Sample
-from benchmarks.rows import Book, requests_by_method
+from benchmarks.rows import ResultLog, requests_by_method
 from benchmarks.scenes_run import machine
 from workbench.app import App
 from workbench.canvas.preview import warp
@@ -63,7 +63,7 @@ class Run:
         """Close the benchmark's history."""
         self.store.close()
 
-    def run(self, entries: Sequence[Entry], book: Book) -> int:
+    def run(self, entries: Sequence[Entry], book: ResultLog) -> int:
         """Measure what the book lacks; returns how many samples could not be read.
 
         Raises:
@@ -83,7 +83,7 @@ class Run:
             self._sample(number, sample, book)
         return refused
 
-    def _sample(self, number: int, sample: Sample, book: Book) -> None:
+    def _sample(self, number: int, sample: Sample, book: ResultLog) -> None:
         base = self._request(sample)
         distances = Distances(sample, self.extractor)
         for method, request in requests_by_method(base, self.methods).items():

@@ -27,7 +27,7 @@ SAME = (
 )  # fmt: skip
 
 
-class Book:
+class ResultLog:
     """An open result file; use as a context manager."""
 
     def __init__(self, path: Path, *, resume: bool = True) -> None:
@@ -43,7 +43,7 @@ class Book:
         if resume and path.is_file():
             self.records, self._whole = _read(path)
 
-    def __enter__(self) -> Book:
+    def __enter__(self) -> ResultLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a" if self._whole else "w", encoding="utf-8")

@@ -137,13 +137,13 @@ def _measure(args: argparse.Namespace) -> int:
     import tempfile
 
     from benchmarks.report import tables
-    from benchmarks.rows import Book
+    from benchmarks.rows import ResultLog
     from benchmarks.scenes_run import Scenes
     from benchmarks.strips import write_strips
     from workbench.cli.engine import opened_app, steps
 
     with tempfile.TemporaryDirectory(prefix="bench-scenes-") as folder:
-        book = Book(args.out or Path(folder) / "rows.jsonl", resume=args.resume)
+        book = ResultLog(args.out or Path(folder) / "rows.jsonl", resume=args.resume)
         with opened_app(args) as app, steps(quiet=True) as (on_step, _), book:
             scenes = Scenes(app, args, on_step, say)
             try:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.judge import Judge
-from benchmarks.rows import Book, requests_by_method
+from benchmarks.rows import ResultLog, requests_by_method
 from benchmarks.scenes import (
     Drag,
     Pictures,
@@ -66,7 +66,7 @@ class Scenes:
         """Close the benchmark's history."""
         self.store.close()
 
-    def run(self, book: Book) -> None:
+    def run(self, book: ResultLog) -> None:
         """Measure what the book lacks.
 
         Raises:
@@ -78,7 +78,7 @@ class Scenes:
         for drag in self.drags:
             self._drag(drag, book)
 
-    def _drag(self, drag: Drag, book: Book) -> None:
+    def _drag(self, drag: Drag, book: ResultLog) -> None:
         pictures = drag.pictures()
         base = self._request(drag, pictures)
         wanted: dict[str, EditRequest | None] = {}
@@ -125,7 +125,7 @@ class Scenes:
             seed=SEED,
         )
 
-    def _prepare(self, drag: Drag, requests: Sequence[EditRequest], book: Book) -> None:
+    def _prepare(self, drag: Drag, requests: Sequence[EditRequest], book: ResultLog) -> None:
         """LoRA, inversions and the original's passes, so that no method pays for them.
 
         `requests` has one request per inversion; the row tells the first one's figures and the time

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from workbench.core import keys
-from workbench.core.errors import BadInput
+from workbench.core.errors import BadInput, WorkbenchError
 from workbench.core.record import OnStep, ignore_steps
 from workbench.core.request import EditRequest, GenerateTask, ModelRef, SweepTask, TrainTask
 from workbench.diffusion.registry import (
@@ -30,7 +30,8 @@ from workbench.diffusion.registry import (
 from workbench.editing import crop_plan
 from workbench.editing.crop_plan import StageNames
 from workbench.editing.lora_library import LoraLibrary
-from workbench.jobs.queue import Board, ThreadExecutor
+from workbench.jobs.board import Board
+from workbench.jobs.queue import ThreadExecutor
 from workbench.storage.cache import Cache
 from workbench.storage.history import Store
 from workbench.storage.settings import Settings
@@ -38,7 +39,7 @@ from workbench.storage.settings import Settings
 if TYPE_CHECKING:
     from workbench.diffusion.model import Runtime
     from workbench.editing.memory_estimate import Need
-    from workbench.jobs.queue import Task
+    from workbench.jobs.job import Job, Task
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +259,16 @@ class App:
 
     def submit_edit(self, request: EditRequest, owner: str = "") -> str:
         """Queue an edit; the job's id. Its result is the edit's id. A double click gives one job."""
-        return self._submit("edit", request, owner, keys.edit_key(request), request.image.name)
+        key = keys.edit_key(request)
+        quick = self._is_quick(request)
+        return self._submit("edit", request, owner, key, request.image.name, quick=quick)
+
+    def _is_quick(self, request: EditRequest) -> bool:
+        """True for an edit of seconds: nothing has to be trained first."""
+        try:
+            return request.lora.steps == 0 or self.prepared(request)[0]
+        except WorkbenchError:
+            return False  # its job says what is wrong
 
     def submit_train(self, task: TrainTask | EditRequest, owner: str = "") -> str:
         """Queue the training and inversion of a picture; the result is a `Prepared` as JSON."""
@@ -274,9 +284,21 @@ class App:
     def submit_sweep(
         self, requests: list[EditRequest] | SweepTask, owner: str = "", label: str = ""
     ) -> str:
-        """Queue several edits as one job; the result is `{"edits": [id or None], "errors": {}}`."""
+        """Queue several edits as one job that all workers share.
+
+        Its result is `{"edits": [id or None], "errors": {number: sentence}, "label": text}`.
+        """
         task = requests if isinstance(requests, SweepTask) else SweepTask(tuple(requests), label)
-        return self._submit("sweep", task, owner, keys.key("sweep", task.to_json()), task.label)
+
+        def collect(edits: list[Job]) -> dict[str, Any]:
+            errors = {str(n): str(job.error) for n, job in enumerate(edits) if job.error}
+            return {"edits": [job.result for job in edits], "errors": errors, "label": task.label}
+
+        parts = [("edit", request) for request in task.requests]
+        key = keys.key("sweep", task.to_json())
+        return self.executor.submit_parts(
+            "sweep", task, parts, collect, owner, key=key, label=task.label
+        )
 
     def submit_download(self, name: str, owner: str = "", *, full: bool = False) -> str:
         """Queue the download of a hub model."""
@@ -287,11 +309,13 @@ class App:
         """Queue the recomputing of an edit; the result says how far the pictures differ."""
         return self._submit("replay", {"edit": edit}, owner, keys.key("replay", edit), edit)
 
-    def _submit(self, kind: str, payload: Any, owner: str, key: str, label: str) -> str:
-        return self.executor.submit(kind, payload, owner, key=key, label=label)
+    def _submit(
+        self, kind: str, payload: Any, owner: str, key: str, label: str, *, quick: bool = False
+    ) -> str:
+        return self.executor.submit(kind, payload, owner, key=key, label=label, quick=quick)
 
     def _run(self, task: Task) -> Any:
-        # A worker keeps the name it was hired under; a device that was changed in the settings since
+        # A worker keeps the device it was started with; a device that was changed in the settings since
         # then counts for its next job.
         known = task.device in self.settings.workers()
         device = task.device if known and task.device != "auto" else ""

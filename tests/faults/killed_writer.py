@@ -24,7 +24,9 @@ from workbench.core.record import (
     StepInfo,
 )
 from workbench.core.request import EditRequest, Point, PointPair
-from workbench.jobs.queue import Board, InlineExecutor, Task
+from workbench.jobs.board import Board
+from workbench.jobs.job import Task
+from workbench.jobs.queue import ThreadExecutor
 from workbench.storage.cache import Cache
 from workbench.storage.history import Store
 
@@ -95,10 +97,10 @@ def work(order: dict[str, Any]) -> None:
         own = Task(**{**{f: getattr(task, f) for f in task.__slots__}, "on_step": on_step})
         return make_edit(own, store, cache, say)
 
-    jobs = InlineExecutor(run, board=board)
+    jobs = ThreadExecutor(run, board=board)
     say("ready", "-")
     for seed in range(order.get("seed", 0), order.get("seed", 0) + order["edits"]):
-        job = jobs.snapshot(jobs.submit("edit", seed))
+        job = jobs.wait(jobs.submit("edit", seed))
         assert job.state is JobState.DONE, job.error
         say("job", job.id)
 

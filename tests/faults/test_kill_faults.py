@@ -18,7 +18,8 @@ import pytest
 from patience import HANG, started, until
 
 from workbench.core.record import JobState
-from workbench.jobs.queue import Board, InlineExecutor
+from workbench.jobs.board import Board
+from workbench.jobs.queue import ThreadExecutor
 from workbench.storage.cache import Cache
 from workbench.storage.history import Store, orphans, verify
 
@@ -103,7 +104,7 @@ def test_fault_30_kill_at_each_stage_boundary(writer: Writer, stage: str, step: 
     check(writer, store)
     (record,) = store.records()
     assert record.status is JobState.INTERRUPTED
-    board = InlineExecutor(lambda task: None, board=Board(writer.folder / "jobs"))
+    board = ThreadExecutor(print, devices=(), board=Board(writer.folder / "jobs"))
     (line,) = Board(writer.folder / "jobs").load()
     job = board.snapshot(line["id"])  # a page that reloads finds its job again
     assert job.state is JobState.INTERRUPTED
@@ -176,7 +177,8 @@ def test_fault_42_a_signal_ends_the_process(tmp_path: Path, how: int) -> None:
     """A worker thread whose job would never end does not hold the process; records stay consistent."""
     code = """
 import sys, threading, time
-from workbench.jobs.queue import Board, ThreadExecutor
+from workbench.jobs.board import Board
+from workbench.jobs.queue import ThreadExecutor
 from workbench.core.record import StepInfo
 from workbench.storage.history import Store
 from workbench.core.request import EditRequest, ImageAsset
@@ -207,6 +209,6 @@ finally:
     store = Store(tmp_path / "history")
     (name,) = store.recover()
     assert store.record(name).status is JobState.INTERRUPTED
-    jobs = InlineExecutor(lambda task: None, board=Board(tmp_path / "jobs"))
+    jobs = ThreadExecutor(print, devices=(), board=Board(tmp_path / "jobs"))
     assert jobs.snapshot(job).state is JobState.INTERRUPTED
     assert len(jobs._board.load()) == 2 if jobs._board else False

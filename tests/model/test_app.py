@@ -27,7 +27,7 @@ from workbench.core.request import (
     TrainTask,
 )
 from workbench.jobs import run_job
-from workbench.jobs.queue import Job
+from workbench.jobs.job import Job
 from workbench.storage.settings import Settings
 
 

@@ -20,7 +20,7 @@ from workbench.canvas.drawing import Arrow, Drawing
 from workbench.core.config import DragConfig, LoraConfig
 from workbench.core.record import EditRecord, EditResult, JobState
 from workbench.core.request import EditRequest, ImageAsset, ModelRef, Point, PointPair, SweepTask
-from workbench.jobs.queue import Job
+from workbench.jobs.job import Job
 from workbench.sweeps.plan import Axis, Plan
 from workbench.sweeps.results import metrics_csv
 from workbench.ui.compare import facts, sweep_state

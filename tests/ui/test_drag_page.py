@@ -17,7 +17,7 @@ from workbench.canvas.rasterize import rasterise
 from workbench.core.config import METHODS, DragConfig
 from workbench.core.record import JobState, StepInfo
 from workbench.core.request import EditRequest, Point, PointPair
-from workbench.jobs.queue import Job
+from workbench.jobs.job import Job
 from workbench.ui.draw import run_panel
 from workbench.ui.draw.projection import stored
 from workbench.ui.shell.text import inert

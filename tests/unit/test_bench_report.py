@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.compare import comparison
-from benchmarks.rows import Book, read_records
+from benchmarks.rows import ResultLog, read_records
 from workbench.cli import BAD_INPUT, OK, main
 from workbench.core.errors import BadInput
 
@@ -40,7 +40,7 @@ def row(index: int, method: str, left: float, **more: Any) -> dict[str, Any]:
 
 
 def write(path: Path, rows: list[dict[str, Any]], **setup: Any) -> Path:
-    with Book(path, resume=False) as book:
+    with ResultLog(path, resume=False) as book:
         book.begin({**SETUP, **setup})
         for r in rows:
             book.add(r)

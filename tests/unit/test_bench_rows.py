@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.rows import Book, read_records, rows_of
+from benchmarks.rows import ResultLog, read_records, rows_of
 from workbench.core.errors import BadInput
 
 SETUP: dict[str, Any] = {
@@ -23,7 +23,7 @@ def row(drag: str, method: str, **more: Any) -> dict[str, Any]:
 
 
 def filled(path: Path) -> None:
-    with Book(path) as book:
+    with ResultLog(path) as book:
         book.begin(SETUP)
         book.add(row("a", "warp", mae=1.5))
         book.add(row("b", "warp", mae=math.nan))
@@ -32,7 +32,7 @@ def filled(path: Path) -> None:
 def test_a_file_is_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "new" / "rows.jsonl"
     filled(path)
-    with Book(path) as book:
+    with ResultLog(path) as book:
         assert book.has("a", "warp", "key warp")
         assert not book.has("a", "auto", "key auto")
         assert not book.has("a", "warp", "another key")  # the method's settings have changed
@@ -47,7 +47,7 @@ def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path) -> None:
     filled(path)
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"kind": "row", "drag": "c", "meth')
-    with Book(path) as book:
+    with ResultLog(path) as book:
         assert len(book.records) == 3
         book.begin(SETUP)
         book.add(row("c", "warp"))
@@ -71,7 +71,7 @@ def test_what_json_cannot_hold_is_null(tmp_path: Path) -> None:
 
 def test_a_failed_drag_is_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    with Book(path) as book:
+    with ResultLog(path) as book:
         book.begin(SETUP)
         book.add(row("a", "warp", error="The numbers became NaN."))
         assert not book.has("a", "warp", "key warp")
@@ -85,10 +85,10 @@ def test_another_set_or_model_is_refused(tmp_path: Path) -> None:
     filled(path)
     before = path.read_bytes()
     for change in ({"set": 6}, {"model": "wb1:other"}, {"lora": {"steps": 10}}):
-        with Book(path) as book, pytest.raises(BadInput, match="choose another file"):
+        with ResultLog(path) as book, pytest.raises(BadInput, match="choose another file"):
             book.begin({**SETUP, **change})
     assert path.read_bytes() == before
-    with Book(path, resume=False) as book:
+    with ResultLog(path, resume=False) as book:
         book.begin({**SETUP, "set": 6})
     assert len(read_records([path])) == 1
 
@@ -96,7 +96,7 @@ def test_another_set_or_model_is_refused(tmp_path: Path) -> None:
 def test_shards_of_different_sets_are_refused(tmp_path: Path) -> None:
     a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     filled(a)
-    with Book(b) as book:
+    with ResultLog(b) as book:
         book.begin({**SETUP, "set": 6})
     with pytest.raises(BadInput, match="only shards of one run"):
         read_records([a, b])

@@ -33,7 +33,7 @@ from workbench.core.errors import BadInput
 from workbench.core.options import options_of
 from workbench.core.record import StepInfo
 from workbench.core.request import Point, PointPair
-from workbench.jobs.queue import CancelToken
+from workbench.jobs.job import CancelToken
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -11,13 +11,9 @@ from patience import HANG
 
 from workbench.core.errors import BadInput
 from workbench.core.record import JobState, StepInfo
-from workbench.jobs.queue import (
-    Executor,
-    InlineExecutor,
-    Task,
-    ThreadExecutor,
-)
-from workbench.jobs.table import KEEP
+from workbench.jobs.job import Task, WorkerLost
+from workbench.jobs.queue import KEEP, ThreadExecutor
+from workbench.jobs.turns import Turns
 
 
 class Gate:
@@ -50,14 +46,14 @@ def jobs(gate: Gate) -> Iterator[ThreadExecutor]:
     jobs.close()
 
 
-def fill(jobs: Executor, gate: Gate, *names: str) -> list[str]:
+def fill(jobs: ThreadExecutor, gate: Gate, *names: str) -> list[str]:
     """Block the worker with one job, then queue the others; owner = first letter."""
     ids = [jobs.submit("edit", names[0], names[0][0])]
     gate.started.acquire(timeout=HANG)
     return ids + [jobs.submit("edit", n, n[0]) for n in names[1:]]
 
 
-def drain(jobs: Executor, gate: Gate, ids: list[str]) -> None:
+def drain(jobs: ThreadExecutor, gate: Gate, ids: list[str]) -> None:
     for _ in ids:
         gate.open.release()
     for name in ids:
@@ -85,10 +81,12 @@ def test_who_comes_later_waits_one_turn_only(jobs: ThreadExecutor, gate: Gate) -
 
 def test_fault_41_a_full_queue_says_so(jobs: ThreadExecutor, gate: Gate) -> None:
     ids = fill(jobs, gate, *(f"a{i}" for i in range(7)))
-    with pytest.raises(BadInput, match="queue is full: 6 of 6 jobs are waiting"):
-        jobs.submit("edit", "one too many", "b")
+    with pytest.raises(BadInput) as caught:
+        jobs.submit("edit", "one too many", "a")
+    assert (caught.value.code, caught.value.values["limit"]) == ("queue-full", 6)
+    ids.append(jobs.submit("edit", "another owner's", "b"))
     jobs.cancel(ids[3])
-    ids.append(jobs.submit("edit", "fits again", "b"))
+    ids.append(jobs.submit("edit", "fits again", "a"))
     drain(jobs, gate, ids)
     assert "one too many" not in gate.order
     assert "a3" not in gate.order
@@ -258,12 +256,87 @@ def test_waiting_gives_up_after_its_timeout(jobs: ThreadExecutor, gate: Gate) ->
     drain(jobs, gate, ids)
 
 
-def test_keyboard_interrupt_reaches_the_command_line() -> None:
-    def run(_task: Task) -> None:
-        raise KeyboardInterrupt
+# --- fairness -------------------------------------------------------------------------------------------
 
-    jobs = InlineExecutor(run)
-    with pytest.raises(KeyboardInterrupt):
-        jobs.submit("edit", None)
-    (job,) = jobs.recent()
-    assert job.state.ended
+
+def test_quick_jobs_pass_long_ones_and_starve_none(jobs: ThreadExecutor, gate: Gate) -> None:
+    ids = fill(jobs, gate, "a0", "a1", "a2")
+    ids += [jobs.submit("edit", f"q{i}", "b", quick=True) for i in range(5)]
+    assert jobs.snapshot(ids[3]).position == 0
+    drain(jobs, gate, ids)
+    assert gate.order == ["a0", "q0", "q1", "q2", "a1", "q3", "q4", "a2"]
+
+
+def test_fifty_owners_with_six_jobs_each_wait_for_nobodys_whole_queue() -> None:
+    turns = Turns()
+    for owner in range(50):
+        for n in range(6):
+            turns.add(f"{owner} {n}", str(owner), quick=n % 2 == 0)
+    taken = [turns.take() for _ in range(300)]
+    assert len(set(taken)) == 300
+    first = {owner: taken.index(f"{owner} 0") for owner in range(50)}
+    assert max(first.values()) < 70  # 50 quick jobs and the long ones that came between
+    assert len(turns) == 0
+
+
+# --- jobs of parts --------------------------------------------------------------------------------------
+
+
+def test_two_workers_share_the_parts_of_a_job(gate: Gate) -> None:
+    jobs = ThreadExecutor(gate.run, devices=("a", "b"))
+    parts = [("edit", n) for n in range(3)]
+    whole = jobs.submit_parts("sweep", None, parts, lambda done: [j.result for j in done], "ann")
+    for _ in range(2):
+        assert gate.started.acquire(timeout=HANG)
+    assert sorted(gate.devices) == ["a", "b"]
+    job = jobs.snapshot(whole, "ann")
+    assert (job.state, job.progress and job.progress.stage) == (JobState.RUNNING, "edit 1 of 3")
+    assert [j.id for j in jobs.queue()] == [whole]  # parts are not listed
+    for _ in range(3):
+        gate.open.release()
+    assert jobs.wait(whole, HANG).result == [0, 1, 2]
+    jobs.close()
+
+
+def test_a_failed_part_fails_alone_and_cancelling_stops_all_parts(gate: Gate) -> None:
+    def run(task: Task) -> Any:
+        if task.payload == "bad":
+            raise BadInput("Bad.")
+        return gate.run(task)
+
+    jobs = ThreadExecutor(run)
+    mixed = [("edit", "bad"), ("edit", "good")]
+    first = jobs.submit_parts("sweep", None, mixed, lambda done: [j.error for j in done])
+    gate.open.release()
+    job = jobs.wait(first, HANG)
+    assert (job.state, job.result) == (JobState.DONE, ["Bad.", None])
+    gate.started.acquire(timeout=HANG)
+    second = jobs.submit_parts("sweep", None, [("edit", n) for n in range(3)], list)
+    gate.started.acquire(timeout=HANG)
+    jobs.cancel(second)
+    assert jobs.wait(second, HANG).state is JobState.CANCELLED
+    assert gate.order == ["good", 0]
+    jobs.close()
+
+
+# --- lost workers ---------------------------------------------------------------------------------------
+
+
+def test_the_job_of_a_lost_worker_is_tried_once_more() -> None:
+    tries: list[str] = []
+
+    def run(task: Task) -> str:
+        tries.append(task.payload)
+        if task.payload == "always" or tries.count(task.payload) == 1:
+            raise WorkerLost("Killed.")
+        return "done"
+
+    jobs = ThreadExecutor(run)
+    once, always = jobs.submit("edit", "once"), jobs.submit("edit", "always")
+    assert jobs.wait(once, HANG).result == "done"
+    assert (jobs.wait(always, HANG).state, jobs.snapshot(always).error) == (
+        JobState.FAILED,
+        "Killed.",
+    )
+    assert tries == ["once", "once", "always", "always"]
+    jobs.close()

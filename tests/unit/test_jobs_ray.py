@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from workbench.core.record import JobState, StepInfo
-from workbench.jobs.queue import Board, Task
+from workbench.jobs.board import Board
+from workbench.jobs.job import Task
 
 pytestmark = pytest.mark.ray
 

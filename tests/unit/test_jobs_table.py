@@ -14,37 +14,26 @@ from patience import HANG
 
 from workbench.core.errors import BadInput, Cancelled
 from workbench.core.record import JobState, StepInfo
-from workbench.jobs.queue import (
-    Board,
-    CancelToken,
-    InlineExecutor,
-    Task,
-    ThreadExecutor,
-)
-from workbench.jobs.table import MOST_POINTS, JobTable
+from workbench.jobs.board import Board
+from workbench.jobs.job import MOST_POINTS, CancelToken, Entry, Job, Task
+from workbench.jobs.queue import ThreadExecutor
 from workbench.storage.ulid import UlidMaker
 
 # --- estimates and curves ------------------------------------------------------------------------------
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+def entry() -> Entry:
+    return Entry(Job(id="x", kind="edit"), stage_started=100.0)
 
 
 def test_the_estimate_comes_from_finished_steps_of_the_stage_only() -> None:
-    clock = Clock()
-    table = JobTable(None, clock)
-    entry = table.start(table.add("edit", None, "", None, ""), "cpu")
-    assert entry is not None
+    job, now = entry(), 100.0
 
     def step(stage: str, i: int, after: float, total: int = 10) -> float | None:
-        clock.now += after
-        table.step(entry, StepInfo(stage=stage, step=i, total=total))
-        return table.job(entry.job.id, None).eta
+        nonlocal now
+        now += after
+        job.report(StepInfo(stage=stage, step=i, total=total), now)
+        return job.view().eta
 
     assert step("load", 0, 5.0) is None  # nothing is finished yet
     assert step("load", 1, 30.0, total=1) == 0.0
@@ -54,19 +43,15 @@ def test_the_estimate_comes_from_finished_steps_of_the_stage_only() -> None:
     assert step("drag", 10, 6.0) == 0.0
     assert step("denoise", 4, 0.0) is None  # began at step 4: 4 steps were not timed
     assert step("denoise", 6, 3.0) == pytest.approx(1.5 * 4)
-    stages = table.job(entry.job.id, None).stages
-    assert [s.stage for s in stages] == ["load", "drag", "denoise"]
-    assert stages[1].seconds == pytest.approx(10.0)
+    assert [s.stage for s in job.view().stages] == ["load", "drag", "denoise"]
+    assert job.view().stages[1].seconds == pytest.approx(10.0)
 
 
 def test_a_stage_that_comes_twice_is_two_lines() -> None:
-    table = JobTable(None)
-    entry = table.start(table.add("edit", None, "", None, ""), "cpu")
-    assert entry is not None
+    job = entry()
     for stage, i in (("drag", 1), ("drag", 2), ("drag", 1), ("decode", 1), ("drag", 1)):
-        table.step(entry, StepInfo(stage=stage, step=i, total=2, cached=stage == "decode"))
-    stages = table.job(entry.job.id, None).stages
-    assert [(s.stage, s.step, s.cached) for s in stages] == [
+        job.report(StepInfo(stage=stage, step=i, total=2, cached=stage == "decode"), 0.0)
+    assert [(s.stage, s.step, s.cached) for s in job.view().stages] == [
         ("drag", 2, False),
         ("drag", 1, False),
         ("decode", 1, True),
@@ -75,14 +60,11 @@ def test_a_stage_that_comes_twice_is_two_lines() -> None:
 
 
 def test_curves_are_bounded() -> None:
-    table = JobTable(None)
-    entry = table.start(table.add("edit", None, "", None, ""), "cpu")
-    assert entry is not None
+    job = entry()
     for i in range(MOST_POINTS + 50):
-        table.step(entry, StepInfo(stage="lora", step=i, total=10**6, loss=float(i)))
-    losses = table.job(entry.job.id, None).losses
-    assert len(losses) == MOST_POINTS
-    assert losses[-1] == (MOST_POINTS + 49, MOST_POINTS + 49.0)
+        job.report(StepInfo(stage="lora", step=i, total=10**6, loss=float(i)), 0.0)
+    assert len(job.view().losses) == MOST_POINTS
+    assert job.view().losses[-1] == (MOST_POINTS + 49, MOST_POINTS + 49.0)
 
 
 def test_the_token() -> None:
@@ -118,21 +100,23 @@ def test_the_board_takes_any_payload(tmp_path: Path) -> None:
         float("nan"),
         "\ud800",
     ]
-    jobs = InlineExecutor(lambda task: "done", board=Board(tmp_path / "jobs"))
+    jobs = ThreadExecutor(lambda task: "done", board=Board(tmp_path / "jobs"))
     for payload in payloads:
         name = jobs.submit("edit", payload)
+        jobs.wait(name, HANG)
         assert Board(tmp_path / "jobs").find(name) is not None
-        assert InlineExecutor(print, board=Board(tmp_path / "jobs")).snapshot(name).result == "done"
+        assert Job.from_line(Board(tmp_path / "jobs").find(name) or {}).result == "done"
     jobs.close()
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"{}", b'{"id": "x"}', bytes(2_000_000)])
 def test_damaged_lines_of_the_board_are_passed_over(tmp_path: Path, raw: bytes) -> None:
-    jobs = InlineExecutor(lambda task: "done", board=Board(tmp_path / "jobs"))
+    jobs = ThreadExecutor(lambda task: "done", board=Board(tmp_path / "jobs"))
     good, bad = jobs.submit("edit", 1), jobs.submit("edit", 2)
+    jobs.wait(bad, HANG)
     (tmp_path / "jobs" / f"{bad}.json").write_bytes(raw)
     jobs.close()
-    later = InlineExecutor(print, board=Board(tmp_path / "jobs"))
+    later = ThreadExecutor(print, devices=(), board=Board(tmp_path / "jobs"))
     assert later.snapshot(good).state is JobState.DONE
     with pytest.raises(BadInput):
         later.snapshot(bad)
@@ -148,7 +132,7 @@ def test_a_job_of_another_living_process_is_running_not_interrupted(tmp_path: Pa
     here = ThreadExecutor(run, board=Board(tmp_path / "jobs"))
     name = here.submit("edit", None)
     started.wait(HANG)
-    there = InlineExecutor(run, board=Board(tmp_path / "jobs"))
+    there = ThreadExecutor(run, devices=(), board=Board(tmp_path / "jobs"))
     assert there.snapshot(name).state is JobState.RUNNING
     go.set()
     here.wait(name, HANG)
@@ -157,8 +141,9 @@ def test_a_job_of_another_living_process_is_running_not_interrupted(tmp_path: Pa
 
 
 def test_the_board_forgets_the_oldest(tmp_path: Path) -> None:
-    jobs = InlineExecutor(lambda task: "done", board=Board(tmp_path / "jobs"))
+    jobs = ThreadExecutor(lambda task: "done", board=Board(tmp_path / "jobs"))
     ids = [jobs.submit("edit", i) for i in range(12)]
+    jobs.wait(ids[-1], HANG)
     jobs.close()
     assert [line["id"] for line in Board(tmp_path / "jobs", keep=5).load()] == ids[-5:]
 

@@ -71,7 +71,7 @@ def test_layer_rules(path: Path) -> None:
         allowed = ("workbench.diffusion", "workbench.accel", "workbench.drag", "workbench.core")
         assert all(n.startswith(allowed) for n in own), own
     if under(path, "storage", "core", "canvas", "imaging", "sweeps") or under(
-        path, "jobs/queue.py", "jobs/table.py", "jobs/board.py"
+        path, "jobs/queue.py", "jobs/job.py", "jobs/turns.py", "jobs/board.py"
     ):
         assert not names & HEAVY
     if path.name != "ray_executor.py":

@@ -11,9 +11,9 @@ from workbench.app import App
 from workbench.cli.parsers import read_settings
 from workbench.cli.progress import Progress
 from workbench.cli.stopping import stopping
-from workbench.core.errors import BadInput, StoreError
-from workbench.core.record import OnStep, StepInfo
-from workbench.jobs.queue import CancelToken
+from workbench.core.errors import BadInput, Cancelled, StoreError
+from workbench.core.record import JobState, OnStep, StepInfo
+from workbench.jobs.job import CancelToken, Job
 from workbench.storage.settings import Settings
 
 EDIT = "id of an edit, as 'history list' shows it, or: last"
@@ -76,3 +76,27 @@ def steps(*, quiet: bool = False) -> Iterator[tuple[OnStep, Progress]]:
             yield on_step, progress
         finally:
             progress.close()
+
+
+def follow(app: App, job_id: str, on_step: OnStep) -> Job:
+    """Report the progress of a queued job until it ends; what `on_step` raises cancels it.
+
+    Raises:
+        Cancelled: when it was cancelled.
+    """
+    seen: StepInfo | None = None
+    try:
+        while True:
+            job = app.executor.wait(job_id, 0.1)
+            if job.progress is not None and job.progress is not seen:
+                seen = job.progress
+                on_step(seen)
+            if job.state.ended:
+                break
+    except BaseException:
+        app.executor.cancel(job_id)
+        app.executor.wait(job_id, 5.0)
+        raise
+    if job.state is JobState.CANCELLED:
+        raise Cancelled("Cancelled.")
+    return job

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from workbench.jobs.queue import CancelToken
+from workbench.jobs.job import CancelToken
 
 _PATIENCE = 2.0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench.app import App
 from workbench.cli.edit import add_picture_and_points, check_out, read_pairs
-from workbench.cli.engine import opened_app, steps
+from workbench.cli.engine import follow, opened_app, steps
 from workbench.cli.parsers import (
     CONFIGS,
     add_config,
@@ -148,8 +148,7 @@ def carry_out(app: App, plan: Plan, *, quiet: bool) -> list[Outcome]:
     if not missing:
         return look({})
     with steps(quiet=quiet) as (on_step, _):
-        task = SweepTask(tuple(missing), plan.title)
-        made = app.perform("sweep", task, on_step=on_step)
+        made = follow(app, app.submit_sweep(SweepTask(tuple(missing), plan.title)), on_step).result
     return look({key_of(missing[int(n)]): text for n, text in made["errors"].items()})
 
 

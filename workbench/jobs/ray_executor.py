@@ -21,14 +21,9 @@ from ray.exceptions import RayActorError, RayError
 from workbench.core import errors
 from workbench.core.errors import Cancelled, WorkbenchError
 from workbench.core.record import StepInfo
-from workbench.jobs.queue import (
-    QUEUE_LIMIT,
-    Board,
-    CancelToken,
-    Run,
-    Task,
-    ThreadExecutor,
-)
+from workbench.jobs.board import Board
+from workbench.jobs.job import CancelToken, Run, Task
+from workbench.jobs.queue import QUEUE_LIMIT, ThreadExecutor
 
 log = logging.getLogger(__name__)
 

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.core.errors import BadInput, Cancelled
+from workbench.core.errors import BadInput
 from workbench.core.record import (
     EditRecord,
     JobState,
     OnStep,
-    StepInfo,
 )
-from workbench.core.request import EditRequest, GenerateTask, SweepTask, TrainTask
+from workbench.core.request import EditRequest, GenerateTask, TrainTask
 from workbench.diffusion.lora_files import read
 from workbench.edit import prepare, run_edit
-from workbench.editing.oom_retry import same_bits, sentence
+from workbench.editing.oom_retry import same_bits
 from workbench.editing.text_to_image import generate
 
 if TYPE_CHECKING:
@@ -99,23 +98,6 @@ def _generate(
 ) -> dict[str, Any]:
     runtime = app.runtime(task.model.name, device=device, on_step=on_step)
     return generate(task, runtime=runtime, cache=app.cache, store=app.store, on_step=on_step)
-
-
-def _sweep(app: App, task: SweepTask, on_step: OnStep, owner: str, device: str) -> dict[str, Any]:
-    edits: list[str | None] = []
-    errors: dict[str, str] = {}
-    total = len(task.requests)
-    for i, request in enumerate(task.requests):
-        on_step(StepInfo(stage=f"edit {i + 1} of {total}", step=i, total=total))
-        try:
-            edits.append(edit(app, request, on_step=on_step, owner=owner, device=device).id)
-        except Cancelled:
-            raise
-        except Exception as exc:  # the others may still be fine
-            log.warning("edit %d of a sweep failed", i + 1, exc_info=True)
-            edits.append(None)
-            errors[str(i)] = sentence(exc)
-    return {"edits": edits, "errors": errors, "label": task.label}
 
 
 def _download(
@@ -215,7 +197,6 @@ _KINDS: dict[str, Callable[[Any, Any, OnStep, str, str], Any]] = {
     "edit": _edit,
     "train": _train,
     "generate": _generate,
-    "sweep": _sweep,
     "download": _download,
     "replay": _replay,
 }

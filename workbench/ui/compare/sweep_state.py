@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from workbench.core.errors import BadInput, StoreError, WorkbenchError
 from workbench.core.record import EditRecord, JobState
 from workbench.core.request import EditRequest, SweepTask
-from workbench.jobs.queue import Job
+from workbench.jobs.job import Job
 from workbench.sweeps.durations import estimate
 from workbench.sweeps.plan import Plan, key_of
 from workbench.sweeps.results import Outcome, outcomes

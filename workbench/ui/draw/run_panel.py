@@ -16,7 +16,7 @@ from workbench.core.errors import BadInput
 from workbench.core.record import JobState, stage_label
 from workbench.core.request import EditRequest, TrainTask
 from workbench.imaging.coords import Frame
-from workbench.jobs.queue import Job
+from workbench.jobs.job import Job
 from workbench.ui import components
 from workbench.ui.results import figures
 from workbench.ui.shell import router

@@ -11,7 +11,7 @@ import streamlit as st
 from workbench.canvas import preview
 from workbench.core.record import EditRecord, JobState
 from workbench.core.request import EditRequest
-from workbench.jobs.queue import Job
+from workbench.jobs.job import Job
 from workbench.storage.history import Notes, Store, empty_bin
 from workbench.ui import components
 from workbench.ui.draw import run_panel

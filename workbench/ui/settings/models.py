@@ -16,7 +16,7 @@ from workbench.diffusion.registry import (
     native_size,
 )
 from workbench.diffusion.registry.download import Plan, plan
-from workbench.jobs.queue import Job
+from workbench.jobs.job import Job
 from workbench.ui.draw import run_panel
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.facts import facts_list

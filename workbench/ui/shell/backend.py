@@ -33,7 +33,7 @@ from workbench.diffusion.registry import ModelSpec
 from workbench.imaging import decode as images
 from workbench.imaging.coords import Viewport
 from workbench.imaging.crop import Crop
-from workbench.jobs.queue import Job
+from workbench.jobs.job import Job
 from workbench.storage.archive import png_metadata
 from workbench.storage.history import Store
 from workbench.ui.draw import trace
