@@ -14,7 +14,7 @@ from benchmarks.scenes_cli import say
 from workbench.core.config import METHODS, InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
 
-PSEUDO = ("nothing", "pixelwarp")
+PSEUDO = ("nothing", "moved")
 ALL = PSEUDO + METHODS
 
 

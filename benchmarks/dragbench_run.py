@@ -23,7 +23,6 @@ from benchmarks.readers import Entry, Sample
 from benchmarks.rows import ResultLog, requests_by_method
 from benchmarks.scenes_run import machine
 from workbench.app import App
-from workbench.canvas.preview import warp
 from workbench.core import keys
 from workbench.core.config import SPECS
 from workbench.core.errors import BadInput, ModelError, OutOfMemory
@@ -37,6 +36,7 @@ from workbench.editing.oom_retry import environment
 from workbench.imaging.decode import clean_name, encode_png
 from workbench.storage.files import write_atomic
 from workbench.storage.history import Store
+from workbench.warping.layers import moved_picture
 
 U8 = NDArray[np.uint8]
 DIFT_MODEL = "sd21"  # in the registry
@@ -242,4 +242,4 @@ def _pseudo(method: str, sample: Sample) -> U8:
     """What to compare with: the source as it is, or its pixels pushed along the arrows."""
     if method == "nothing":
         return sample.rgb
-    return warp(sample.rgb, sample.mask, sample.pairs)
+    return moved_picture(sample.rgb, sample.mask, sample.pairs)

@@ -63,7 +63,17 @@ GROUPS: tuple[tuple[str, str, Callable[[Record], str]], ...] = (
     ("number of pairs", "pairs", lambda r: str(r["pairs"])),
 )
 # sanity first, then by name as they were asked for
-_ORDER = ("nothing", "truth", "roundtrip", "pixelwarp", "dragdiffusion", "gooddrag", "warp", "auto")
+_ORDER = (
+    "nothing",
+    "truth",
+    "roundtrip",
+    "pixelwarp",
+    "moved",
+    "dragdiffusion",
+    "gooddrag",
+    "warp",
+    "auto",
+)
 
 
 def good_rows(records: Iterable[Record], *, common: bool = False) -> list[Record]:

@@ -16,7 +16,7 @@ from typing import Any
 from workbench.core.config import METHODS, InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
 
-PSEUDO = ("nothing", "truth", "roundtrip", "pixelwarp")
+PSEUDO = ("nothing", "truth", "roundtrip", "moved")
 ALL = PSEUDO + METHODS
 
 

@@ -30,7 +30,6 @@ from benchmarks.scenes import (
     facts,
 )
 from workbench.app import App
-from workbench.canvas.preview import warp
 from workbench.core import keys
 from workbench.core.config import SPECS
 from workbench.core.errors import ModelError, OutOfMemory
@@ -42,6 +41,7 @@ from workbench.edit import prepare, run_edit
 from workbench.editing.oom_retry import environment
 from workbench.editing.text_to_image import to_rgb
 from workbench.storage.history import Store
+from workbench.warping.layers import moved_picture
 
 U8 = NDArray[np.uint8]
 Say = Callable[[str], None]
@@ -179,8 +179,8 @@ class Scenes:
             result = pictures.source
         elif method == "truth":
             result = pictures.truth
-        elif method == "pixelwarp":
-            result = warp(pictures.source, pictures.mask, drag.pairs)
+        elif method == "moved":
+            result = moved_picture(pictures.source, pictures.mask, drag.pairs)
         else:
             result = self._roundtrip(pictures.truth)
         _times(row, wall, cpu)

@@ -92,8 +92,8 @@ def _first_page(page: object) -> float:
 
 def previews() -> list[float]:
     """Milliseconds of the moved pieces that are shown beside the canvas."""
-    from workbench.canvas.piecewarp import sketch
     from workbench.core.request import Point, PointPair
+    from workbench.warping.layers import moved_picture
 
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)
@@ -103,8 +103,8 @@ def previews() -> list[float]:
         PointPair(Point(220.0, 250.0), Point(250.0, 200.0)),
         PointPair(Point(300.0, 260.0), Point(320.0, 230.0)),
     ]
-    sketch(rgb, mask, pairs)
-    return [1000 * _seconds(lambda: sketch(rgb, mask, pairs)) for _ in range(20)]
+    moved_picture(rgb, mask, pairs)
+    return [1000 * _seconds(lambda: moved_picture(rgb, mask, pairs)) for _ in range(20)]
 
 
 def jobs() -> list[tuple[str, str, list[float], float]]:

@@ -28,7 +28,7 @@ from workbench.diffusion import model
 from workbench.diffusion.model import Runtime
 from workbench.imaging.decode import decode
 
-SANITY = "nothing,truth,roundtrip,pixelwarp"
+SANITY = "nothing,truth,roundtrip,moved"
 QUICK = ["--drags", "1", "--seed", "5", "--threads", "1", "--lora-steps", "1"]
 
 
@@ -57,8 +57,8 @@ def test_a_run_its_sanity_its_strip_and_its_resumption(
     assert truth["mae_ratio"] == 0 and truth["ssim"] == 1 and truth["ssim_ratio"] == 0
     assert truth["left_template"] < 3 and truth["left_features"] < 5
     assert 0 < ceiling["mae_ratio"] < 0.8
-    assert found["pixelwarp"]["left_template"] < 0.4 * nothing["left_template"]
-    for method in ("nothing", "pixelwarp", "warp"):
+    assert found["moved"]["left_template"] < 0.4 * nothing["left_template"]
+    for method in ("nothing", "moved", "warp"):
         assert found[method]["outside_max"] == 0  # composited: not a level differs
 
     warp = found["warp"]

@@ -18,7 +18,6 @@ from workbench.drag import (
     DragProblem,
     DragStep,
     Pixels,
-    WarpOptions,
     reference_of,
     run,
 )
@@ -43,6 +42,19 @@ def trail(unet: Any) -> Tensor:
     return invert(denoiser(unet).eps, normal(1, 4, 8, 8), schedule(), 5)
 
 
+def pixels() -> Pixels:
+    """A picture of 64 px whose inner part moved by 3 px; its 'autoencoder' averages 8x8 pixels."""
+
+    def encode(picture: Tensor) -> Tensor:
+        return F.avg_pool2d(picture, 8)[:, [0, 1, 2, 0]]
+
+    picture = normal(1, 3, 64, 64, seed=3).tanh()
+    moved, doubt = picture.clone(), torch.zeros(64, 64)
+    moved[..., 8:56, 8:56] = picture.roll(3, -1)[..., 8:56, 8:56]
+    doubt[8:56, 8:12] = 1
+    return Pixels(picture=picture, moved=moved, doubt=doubt, encode=encode)
+
+
 def problem(unet: Any, trail: Tensor, method: str = "auto", **changes: Any) -> DragProblem:
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 1:7, 1:7] = 1
@@ -50,15 +62,15 @@ def problem(unet: Any, trail: Tensor, method: str = "auto", **changes: Any) -> D
     given: dict[str, Any] = {
         "unet": unet, "schedule": schedule(), "text": text(), "trail": trail,
         "handles": HANDLES, "targets": TARGETS, "lattice": (32, 32), "mask": mask,
-        "config": dataclasses.replace(DragConfig.preset(method), **config),
+        "config": dataclasses.replace(DragConfig.preset(method), **config), "pixels": pixels(),
     }  # fmt: skip
     return DragProblem(**{**given, **changes})
 
 
 @pytest.mark.parametrize("method", ["auto", "warp"])
 def test_arrows_without_length_give_the_picture_back(unet: Any, trail: Tensor, method: str) -> None:
-    still = run(problem(unet, trail, method, targets=HANDLES))
-    none = run(problem(unet, trail, method, handles=HANDLES[:0], targets=HANDLES[:0]))
+    still = run(problem(unet, trail, method, targets=HANDLES, pixels=None))
+    none = run(problem(unet, trail, method, handles=HANDLES[:0], targets=HANDLES[:0], pixels=None))
     assert still.stop is none.stop is Stop.NO_MOTION
     assert still.iterations == none.iterations == 0
     assert torch.allclose(still.latent, none.latent, atol=1e-5)
@@ -140,46 +152,26 @@ def test_a_run_has_settled_when_its_loss_no_longer_falls() -> None:
     assert settled([9, 9, 5, 5, 4.9, 4.9], patience)
 
 
-def pixels(mask: Tensor | None, handles: Tensor, targets: Tensor) -> Pixels:
-    """A picture of 64 px whose 'autoencoder' averages 8x8 pixels; lattice p is pixel 2 p + 0.5."""
-
-    def encode(picture: Tensor) -> Tensor:
-        return F.avg_pool2d(picture, 8)[:, [0, 1, 2, 0]]
-
-    picture = normal(1, 3, 64, 64, seed=3).tanh()
-    return Pixels(
-        picture=picture, mask=mask, handles=2 * handles + 0.5, targets=2 * targets + 0.5,
-        encode=encode,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("painted", [True, False])
-def test_the_moved_picture_is_put_together_with_its_own_noise(
-    unet: Any, trail: Tensor, painted: bool
-) -> None:
+def test_the_moved_picture_is_put_together_with_its_own_noise(unet: Any, trail: Tensor) -> None:
     """z = sqrt(a) E(moved) + sqrt(1-a) eps in cells that changed; elsewhere the original's latent."""
-    mask = torch.zeros(64, 64)
-    mask[8:56, 8:56] = 1
-    given = problem(
-        unet, trail, "warp", pixels=pixels(mask if painted else None, HANDLES, TARGETS)
-    )  # fmt: skip
+    given = problem(unet, trail, "warp")
     reference = reference_of(given)
     index = start_index(given, 201)
     t = given.timesteps[index]
     assert t <= 201
-    found = moved_latent(given, reference, index, WarpOptions())
+    found = moved_latent(given, reference, index)
     plain = reference.latents[index]
     same = (found - plain).abs().amax(1)[0] < 1e-5
     assert not same.all()
-    if painted:
-        assert same[0].all()
-        assert same[:, -1].all()
+    assert same[0].all()
+    assert same[:, -1].all()
     a = given.schedule.alpha(t)
     eps = (plain - a**0.5 * trail[0]) / (1 - a) ** 0.5
     clean = (found - (1 - a) ** 0.5 * eps) / a**0.5
     assert clean[0, 0][~same].allclose(clean[0, 3][~same], atol=1e-4)  # as `encode` makes them
-    latent = moved_latent(given, reference, index, WarpOptions(pixels=False))
-    assert not torch.allclose(latent, found)
+    assert torch.equal(
+        moved_latent(problem(unet, trail, "warp", pixels=None), reference, index), plain
+    )
 
 
 def test_a_point_that_did_not_move_is_located_at_its_handle(unet: Any, trail: Tensor) -> None:

@@ -24,8 +24,8 @@ LIGHT_FIRST = [
     "workbench.imaging.coords",
     "workbench.imaging.decode",
     "workbench.canvas.fabric",
-    "workbench.canvas.preview",
-    "workbench.canvas.piecewarp",
+    "workbench.canvas.automask",
+    "workbench.warping.layers",
     "workbench.storage.cache",
     "workbench.storage.history",
     "workbench.jobs.queue",
@@ -70,7 +70,7 @@ def test_layer_rules(path: Path) -> None:
         own = {n for n in imports(path) if n.startswith("workbench")}
         allowed = ("workbench.diffusion", "workbench.accel", "workbench.drag", "workbench.core")
         assert all(n.startswith(allowed) for n in own), own
-    if under(path, "storage", "core", "canvas", "imaging", "sweeps") or under(
+    if under(path, "storage", "core", "canvas", "imaging", "sweeps", "warping") or under(
         path, "jobs/queue.py", "jobs/job.py", "jobs/turns.py", "jobs/board.py"
     ):
         assert not names & HEAVY

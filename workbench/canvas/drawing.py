@@ -313,9 +313,11 @@ def _arrow_from(data: Any, budget: Budget) -> Arrow:
     if not isinstance(data, Mapping):
         raise BadInput(f"An arrow must be a JSON object, not {type(data).__name__}.")
     pair = listed(data.get("pair"), "a pair")
-    if len(pair) != 4:
+    if len(pair) not in (4, 5):
         raise BadInput(f"A pair is four numbers [hx, hy, tx, ty], not {len(pair)}.")
-    return Arrow(PointPair(point(pair[:2]), point(pair[2:])), flag(data.get("on", True), "on"))
+    ends = (point(pair[:2]), point(pair[2:4]))
+    more = PointPair.from_json([0, 0, 0, 0, *pair[4:]])
+    return Arrow(PointPair(*ends, more.grow, more.move), flag(data.get("on", True), "on"))
 
 
 def _shape_from(data: Any, budget: Budget) -> Shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import unicodedata
@@ -202,7 +203,9 @@ def animation_frames(
     def scaled(p: Point) -> Point:
         return Point((p.x + 0.5) * k - 0.5, (p.y + 0.5) * k - 0.5)
 
-    small_pairs = [PointPair(scaled(p.handle), scaled(p.target)) for p in pairs]
+    small_pairs = [
+        dataclasses.replace(p, handle=scaled(p.handle), target=scaled(p.target)) for p in pairs
+    ]
     way = [[scaled(p) for p in row] for row in trajectory]
     made = []
     for n, frame in enumerate(frames):

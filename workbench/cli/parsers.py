@@ -207,22 +207,33 @@ def add_method(parser: argparse.ArgumentParser) -> None:
 
 
 def pair(text: str) -> PointPair:
-    """Read 'hx,hy:tx,ty'.
+    """Read 'hx,hy:tx,ty', optionally followed by ':grow=G' and ':move=KIND'.
 
     Raises:
         argparse.ArgumentTypeError: saying what a pair looks like.
     """
+    parts = text.split(":")
+    more = dict(p.split("=", 1) for p in parts[2:] if "=" in p)
     try:
-        numbers = [[float(v) for v in half.split(",")] for half in text.split(":")]
+        numbers = [[float(v) for v in half.split(",")] for half in parts if "=" not in half]
+        grow = float(more.pop("grow", 0.0))
     except ValueError:
-        numbers = []
+        numbers, grow = [], 0.0
     good = [len(half) for half in numbers] == [2, 2]
     if not good or not all(math.isfinite(v) for half in numbers for v in half):
         raise argparse.ArgumentTypeError(
-            f"{text[:60]!r} is no pair; write handle and target as x,y:x,y in image pixels, such as "
-            "120,80:120,40"
+            f"{text[:60]!r} is not a pair; write handle and target as x,y:x,y in image pixels, such as "
+            "120,80:120,40, or 120,80:120,40:grow=0.5:move=turn"
         )
-    return PointPair(Point(*numbers[0]), Point(*numbers[1]))
+    move = more.pop("move", "auto")
+    if more:
+        raise argparse.ArgumentTypeError(
+            f"a pair has no {next(iter(more))!r:.40}, only grow and move"
+        )
+    try:
+        return PointPair(Point(*numbers[0]), Point(*numbers[1]), grow, move)
+    except BadInput as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def read_points(path: Path) -> list[PointPair]:

@@ -58,33 +58,69 @@ class Point:
         return math.hypot(self.x - other.x, self.y - other.y)
 
 
+MOVES = ("auto", "shift", "turn", "stretch")  # how what a handle holds may move
+
+
 @dataclass(frozen=True, slots=True)
 class PointPair:
-    """One arrow: the feature at `handle` is to arrive at `target` (both image pixels)."""
+    """One arrow: the feature at `handle` is to arrive at `target` (both image pixels).
+
+    `grow` says how much hangs on the handle: from -1 (its own spot) over 0 to 1 (all that hangs
+    together somehow). `move` says how it moves: by itself ("auto"), shifted as one piece, turned about
+    the nearest pin or the place where it is attached, or stretched from there.
+    """
 
     handle: Point
     target: Point
+    grow: float = 0.0
+    move: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check `grow` and `move`.
+
+        Raises:
+            BadInput: when either is out of range.
+        """
+        if self.grow == 0.0 and self.move == "auto":
+            return
+        grow = self.grow
+        if isinstance(grow, bool) or not isinstance(grow, (int, float)) or not -1 <= grow <= 1:
+            text = f"An arrow's grow is {grow!r:.40}; it must be a number from -1 to 1."
+            raise BadInput(text, code="out-of-range", field="grow", value=grow, limit=1)
+        object.__setattr__(self, "grow", float(grow))
+        if self.move not in MOVES:
+            text = f"An arrow's move is {self.move!r:.40}; it must be one of: {', '.join(MOVES)}."
+            raise BadInput(text, code="unknown-move", field="move", value=self.move)
 
     @property
     def length(self) -> float:
         """Length of the arrow in pixels."""
         return self.handle.distance(self.target)
 
-    def to_json(self) -> list[float]:
-        """`[handle x, handle y, target x, target y]`."""
-        return [self.handle.x, self.handle.y, self.target.x, self.target.y]
+    def to_json(self) -> list[Any]:
+        """`[handle x, handle y, target x, target y]`, and a fifth `{"grow", "move"}` if one is set."""
+        out: list[Any] = [self.handle.x, self.handle.y, self.target.x, self.target.y]
+        more: dict[str, Any] = {"grow": self.grow} if self.grow else {}
+        more |= {"move": self.move} if self.move != "auto" else {}
+        return [*out, more] if more else out
 
     @classmethod
     def from_json(cls, data: Any) -> PointPair:
-        """Read `[hx, hy, tx, ty]`.
+        """Read `[hx, hy, tx, ty]` or `[hx, hy, tx, ty, {"grow": g, "move": kind}]`.
 
         Raises:
-            BadInput: when it is not four finite numbers.
+            BadInput: when it is not four finite numbers, or the fifth part has another shape.
         """
-        if not isinstance(data, Sequence) or isinstance(data, str) or len(data) != 4:
+        if not isinstance(data, Sequence) or isinstance(data, str) or len(data) not in (4, 5):
             text = f"A pair is four numbers [hx, hy, tx, ty], not {data!r:.80}."
             raise BadInput(text, code="not-a-pair", field="pairs")
-        return cls(Point(data[0], data[1]), Point(data[2], data[3]))
+        more = data[4] if len(data) == 5 else {}
+        if not isinstance(more, Mapping) or not more.keys() <= {"grow", "move"}:
+            text = (
+                f'The fifth part of a pair is {{"grow": number, "move": kind}}, not {more!r:.80}.'
+            )
+            raise BadInput(text, code="not-a-pair", field="pairs")
+        return cls(Point(data[0], data[1]), Point(data[2], data[3]), **more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,8 +80,8 @@ def _start(problem: DragProblem, reference: Reference) -> tuple[int, Tensor, Ten
     """Index of the first timestep, the latent there, and where its handles are [P,2]."""
     options = problem.auto
     first = start_index(problem, options.start.noise_level)
-    if options.warp_start:
-        return first, moved_latent(problem, reference, first, options.start), problem.targets
+    if options.warp_start and problem.pixels is not None:
+        return first, moved_latent(problem, reference, first), problem.targets
     return first, reference.latents[first].to(problem.trail.device), problem.handles
 
 

@@ -143,12 +143,11 @@ class DragState:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pixels:
-    """The working picture itself, for methods that move pixels; positions are its pixels (row, col)."""
+    """The working picture and the same moved along the arrows, for methods that move pixels."""
 
     picture: Tensor  # [1,3,H,W] in [-1,1]
-    mask: Tensor | None  # [H,W], 1 = may change; None: everything may
-    handles: Tensor  # [P,2], not rounded to the lattice
-    targets: Tensor
+    moved: Tensor  # [1,3,H,W]
+    doubt: Tensor  # [H,W] in 0..1: how little the moved picture can be trusted
     encode: Callable[[Tensor], Tensor]  # picture -> clean latent [1,C,h,w] in the U-Net's scale
 
 
@@ -172,7 +171,7 @@ class DragProblem:
     reference: Reference | None = None  # computed when missing or made for other settings
     resume: DragState | None = None
     graphs: Recorder | None = None  # records what is repeated; None records nothing
-    pixels: Pixels | None = None  # without them, `warp` and `auto` move the latent instead
+    pixels: Pixels | None = None  # for `warp` and `auto`; None where nothing moves
     auto: AutoOptions = field(default_factory=AutoOptions)
     warp: WarpOptions = field(default_factory=WarpOptions)
 

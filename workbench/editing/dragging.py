@@ -23,6 +23,7 @@ from workbench.drag import (
 )
 from workbench.drag.denoise import denoise
 from workbench.drag.optimizer import NotFinite
+from workbench.editing.own_pixels import moved_of
 from workbench.editing.prepare import Stages
 from workbench.editing.previews import Film
 
@@ -65,15 +66,15 @@ def _freeu(request: EditRequest) -> bool:
     return request.generation is not None and request.generation.freeu is not None
 
 
-def _pixels(stages: Stages) -> Pixels:
+def _pixels(stages: Stages) -> Pixels | None:
     piece, run = stages.piece, stages.runtime
-    handles, targets = piece.places()
-    mask = piece.working_mask
+    moved = moved_of(piece)
+    if moved is None:
+        return None
     return Pixels(
         picture=piece.pixels().to(run.device),
-        mask=torch.from_numpy(mask) if mask is not None else None,
-        handles=handles,
-        targets=targets,
+        moved=piece.pixels(moved.working).to(run.device),
+        doubt=torch.from_numpy(moved.doubt),
         encode=lambda picture: run.encode(picture)[0],
     )
 

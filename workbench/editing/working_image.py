@@ -146,15 +146,6 @@ class Workpiece:
         ]
         return made[0], made[1]
 
-    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Handles and targets [P,2] (row, col), float32, in pixels of the working picture."""
-        pairs = [self.frame.forward_pair(p) for p in self.request.pairs]
-        made = [
-            torch.tensor([(p.y, p.x) for p in points], dtype=torch.float32).reshape(-1, 2)
-            for points in ([p.handle for p in pairs], [p.target for p in pairs])
-        ]
-        return made[0], made[1]
-
     # --- and back -------------------------------------------------------------------------------------
 
     def points(self, positions: torch.Tensor) -> tuple[Point, ...]:

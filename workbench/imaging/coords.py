@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -72,11 +72,11 @@ class Frame:
 
     def forward_pair(self, pair: PointPair) -> PointPair:
         """Both ends of an arrow to the other frame."""
-        return PointPair(self.forward(pair.handle), self.forward(pair.target))
+        return replace(pair, handle=self.forward(pair.handle), target=self.forward(pair.target))
 
     def back_pair(self, pair: PointPair) -> PointPair:
         """Both ends of an arrow to image pixels."""
-        return PointPair(self.back(pair.handle), self.back(pair.target))
+        return replace(pair, handle=self.back(pair.handle), target=self.back(pair.target))
 
     def contains(self, p: Point) -> bool:
         """Whether an image point lies within the rectangle."""

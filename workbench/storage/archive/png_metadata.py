@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench import __version__
-from workbench.canvas.automask import spread
 from workbench.core.errors import BadInput, StoreError
 from workbench.core.record import EditRecord
 from workbench.core.request import EditRequest
 from workbench.imaging import decode
+from workbench.imaging.resample import connected as spread
 from workbench.storage.history import Store
 
 FORMAT = 1

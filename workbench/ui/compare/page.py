@@ -10,8 +10,7 @@ from typing import NoReturn
 
 import streamlit as st
 
-from workbench.canvas import preview
-from workbench.canvas.sheets import sheet
+from workbench.canvas.sheets import heatmap, sheet
 from workbench.core.config import method_label
 from workbench.core.errors import BadInput
 from workbench.core.record import EditRecord
@@ -287,7 +286,7 @@ def _pictures(views: Sequence[EditView], names: Sequence[str]) -> None:
         if fitted is None:
             st.info(say("compare.these_two_pictures_have_different"))
             return
-        heat = figures.encode(preview.heatmap(a, fitted))
+        heat = figures.encode(heatmap(a, fitted))
         _show([*two, (say("common.difference"), heat)], "side", columns=3)
         st.caption(_difference(a, fitted))
 

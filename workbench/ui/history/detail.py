@@ -8,7 +8,7 @@ from typing import Any, ParamSpec
 
 import streamlit as st
 
-from workbench.canvas import preview
+from workbench.canvas.overlay import overlay
 from workbench.core.record import EditRecord, JobState
 from workbench.core.request import EditRequest
 from workbench.jobs.job import Job
@@ -97,7 +97,7 @@ def _drawn(store: Store, request: EditRequest) -> bytes:
     if mask is not None:
         mask = figures.fit_mask(mask, to.out_width, to.out_height)
     rgb = figures.shown(store.image(image.id), SHOWN)
-    return figures.encode(preview.overlay(rgb, mask, figures.fit_pairs(request.pairs, to)))
+    return figures.encode(overlay(rgb, mask, figures.fit_pairs(request.pairs, to)))
 
 
 def _how(record: EditRecord) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from workbench.canvas import preview
+from workbench.canvas import sheets
+from workbench.canvas.overlay import overlay
 from workbench.core.config import DragConfig, InversionConfig, LoraConfig, method_label
 from workbench.core.errors import BadInput
 from workbench.core.options import options_of
@@ -77,7 +78,7 @@ class EditView:
 
     def heat(self) -> figures.U8:
         """Where and how much it changed, uint8 [h,w,3]."""
-        return preview.heatmap(self.before(), self.after())
+        return sheets.heatmap(self.before(), self.after())
 
     def marked(self) -> figures.U8:
         """The original with mask and arrows, uint8 [h,w,3]."""
@@ -87,13 +88,13 @@ class EditView:
             part = mask[to.y0 : to.y0 + to.height, to.x0 : to.x0 + to.width]
             mask = figures.fit_mask(part, to.out_width, to.out_height)
         pairs = figures.fit_pairs(self.request.pairs, self.frame)
-        return preview.overlay(self.before(), mask, pairs)
+        return overlay(self.before(), mask, pairs)
 
     def paths(self) -> figures.U8:
         """The result with each handle's way, uint8 [h,w,3]."""
         pairs = figures.fit_pairs(self.request.pairs, self.frame)
         rows = figures.fit_rows(self.rows(), self.frame)
-        return preview.overlay(self.after(), None, pairs, trail=rows)
+        return overlay(self.after(), None, pairs, trail=rows)
 
     def rows(self) -> list[list[Point]]:
         """Positions of the handles [tracking][pair], image px; at least the start."""
@@ -113,13 +114,13 @@ class EditView:
         rows = figures.fit_rows(self.rows(), self.frame)
         frames = self.frames()
         pace = max(60, min(400, 2000 // len(frames)))
-        return preview.animation(frames, pairs, rows, longest=FILM, milliseconds=pace)
+        return sheets.animation(frames, pairs, rows, longest=FILM, milliseconds=pace)
 
     def mp4(self) -> bytes | None:
         """The drag as an MP4, or None where no encoder is installed."""
         pairs = figures.fit_pairs(self.request.pairs, self.frame)
         rows = figures.fit_rows(self.rows(), self.frame)
-        made = preview.animation_frames(self.frames(), pairs, rows, longest=FILM)
+        made = sheets.animation_frames(self.frames(), pairs, rows, longest=FILM)
         return figures.mp4([*made, *[made[-1]] * 12], max(4, min(24, len(made) // 2)))
 
     # --- files to take away -----------------------------------------------------------------------
@@ -137,7 +138,7 @@ class EditView:
         """Source with mask and arrows beside the result, PNG."""
         if self.result.strip:
             return self.store.blob(self.result.strip)
-        return figures.encode(preview.strip(self.marked(), None, (), self.after()), "PNG")
+        return figures.encode(sheets.strip(self.marked(), None, (), self.after()), "PNG")
 
     def zip(self) -> bytes:
         """The whole edit: pictures, mask, arrows, parameters, and a page that shows it."""

@@ -1,7 +1,7 @@
 """Pictures on their way to the page: small enough to be sent, encoded, as film. No Streamlit.
 
-What shows a drag (overlay, heat map, sheet, animation) is in `workbench.canvas.preview`; here it is only
-brought to the size at which it is looked at.
+What shows a drag is made by `workbench.canvas.overlay` and `workbench.canvas.sheets`; here it is only brought
+to the size at which it is looked at.
 """
 
 from __future__ import annotations

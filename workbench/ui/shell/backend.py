@@ -24,7 +24,6 @@ from PIL import Image
 from workbench.app import App, get_app
 from workbench.canvas.drawing import Arrow, Drawing, History
 from workbench.canvas.overlay import canvas_background
-from workbench.canvas.piecewarp import sketch
 from workbench.core.config import LoraRef, method_spec
 from workbench.core.errors import BadInput
 from workbench.core.record import JobState
@@ -44,6 +43,7 @@ from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace, settings_of
 from workbench.ui.upload import prepared
 from workbench.ui.upload.prepared import Facts, ModelFacts
+from workbench.warping.layers import moved_picture
 
 
 class Undo(OrderedDict[str, History]):
@@ -175,7 +175,7 @@ class Backend:
         small = figures.seen(self.pixels(image.id), to)
         rows, cols = slice(to.y0, to.y0 + to.height), slice(to.x0, to.x0 + to.width)
         cut = figures.fit_mask(mask[rows, cols], to.out_width, to.out_height)
-        made = sketch(small, cut if mask.any() else None, figures.fit_pairs(drawing.pairs, to))
+        made = moved_picture(small, cut if mask.any() else None, figures.fit_pairs(drawing.pairs, to))
         return figures.encode(made)
 
     def mask_asset(self, space: Workspace, drawing: Drawing) -> MaskAsset | None:

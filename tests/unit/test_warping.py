@@ -1,0 +1,325 @@
+"""Move what handles hold: things move whole, grounds stay, gaps close, and nothing else changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks import metrics
+from benchmarks.scenes import drag_set
+from workbench.core.request import Point, PointPair
+from workbench.imaging.resample import bilinear, blurred, connected, cubic, filled
+from workbench.warping.grid import Grid
+from workbench.warping.held import PictureFeatures, heat, held_region
+from workbench.warping.layers import Plan, moved_picture, plan, render
+from workbench.warping.solver import conductance, solve
+
+WALL, BALL = (180, 200, 190), (200, 60, 40)
+
+
+def pair(hx: float, hy: float, tx: float, ty: float, **more: object) -> PointPair:
+    return PointPair(Point(hx, hy), Point(tx, ty), **more)  # type: ignore[arg-type]
+
+
+def wall(w: int = 256, h: int = 256) -> np.ndarray:
+    return np.full((h, w, 3), WALL, np.uint8)
+
+
+def disc(rgb: np.ndarray, cx: float, cy: float, r: float) -> np.ndarray:
+    out = rgb.copy()
+    y, x = np.mgrid[: rgb.shape[0], : rgb.shape[1]]
+    out[(x - cx) ** 2 + (y - cy) ** 2 <= r * r] = BALL
+    return out
+
+
+def box(x0: int, y0: int, x1: int, y1: int, w: int = 256, h: int = 256) -> np.ndarray:
+    mask = np.zeros((h, w), np.bool_)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+# --- equations --------------------------------------------------------------------------------------------
+
+
+def test_the_solver_solves_the_equations() -> None:
+    """Against a dense solution, with sources and losses, on an uneven picture."""
+    rng = np.random.default_rng(0)
+    h, w = 12, 15
+    rgb = rng.random((h, w, 3)).astype(np.float32)
+    down, right = conductance(rgb, 0.3)
+    free = rng.random((h, w)) < 0.8
+    start, source, lost = (rng.random((h, w)).astype(np.float32) for _ in range(3))
+    found = solve(
+        start, free, (down, right), steps=400, source=source, absorbed=lost, tolerance=1e-7
+    )
+    index = np.arange(h * w).reshape(h, w)
+    matrix = np.diag(lost.ravel().astype(float))
+    for a, b, c in ((index[1:], index[:-1], down), (index[:, 1:], index[:, :-1], right)):
+        for i, j, v in zip(a.ravel(), b.ravel(), c.ravel(), strict=True):
+            matrix[i, i] += v
+            matrix[j, j] += v
+            matrix[i, j] -= v
+            matrix[j, i] -= v
+    at, known = index[free], index[~free]
+    wanted = start.ravel().copy()
+    right_side = source.ravel()[at] - matrix[np.ix_(at, known)] @ start.ravel()[known]
+    wanted[at] = np.linalg.solve(matrix[np.ix_(at, at)], right_side)
+    np.testing.assert_allclose(found.ravel(), wanted, atol=2e-4)
+
+
+def test_heat_stays_in_its_thing() -> None:
+    rgb = disc(wall(), 128, 128, 30)
+    grid = Grid.of(rgb, box(40, 40, 216, 216))
+    assert grid is not None
+    found = grid.full(heat(grid, [Point(128, 128)]))
+    y, x = np.mgrid[:256, :256][:, grid.box[0], grid.box[1]]
+    far = np.hypot(y - 128, x - 128)
+    assert found[far < 27].min() > 0.9
+    assert found[far > 35].max() < 0.05
+
+
+# --- what a handle holds ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_a_handle_holds_its_thing_at_any_size(scale: int) -> None:
+    k = scale
+    rgb = disc(wall(256 * k, 256 * k), 100 * k, 120 * k, 24 * k)
+    thing = (rgb == BALL).all(axis=2)
+    for mask in (None, box(40 * k, 50 * k, 200 * k, 200 * k, 256 * k, 256 * k)):
+        found = held_region(rgb, Point(100 * k, 120 * k), mask=mask)
+        assert (found & thing).sum() / (found | thing).sum() > 0.85
+
+
+def test_grow_takes_more_and_less() -> None:
+    rgb = disc(wall(), 110, 128, 22)
+    rgb[120:136, 110:190] = (150, 90, 80)  # an arm of another colour
+    sizes = [
+        int(held_region(rgb, Point(110, 128), mask=box(40, 40, 230, 230), grow=g).sum())
+        for g in (-1.0, -0.5, 0.0, 0.5, 1.0)
+    ]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < 0.5 * sizes[-1]
+
+
+def test_nothing_is_held_where_nothing_may_change() -> None:
+    assert not held_region(
+        disc(wall(), 50, 50, 20), Point(50, 50), mask=box(100, 100, 200, 200)
+    ).any()
+
+
+def test_features_tell_two_halves_of_one_thing_from_the_ground() -> None:
+    """A thing in two colours; the model sees it as one, colours see two."""
+    rgb = wall()
+    rgb[90:166, 90:128], rgb[90:166, 128:166] = BALL, (40, 60, 200)
+    mask = box(50, 50, 206, 206)
+    values = np.zeros((2, 32, 32), np.float32)
+    values[0] = 1
+    values[:, 11:21, 11:21] = np.array([0, 1])[:, None, None]
+    features = PictureFeatures(values, (0, 0, 256, 256))
+    thing = np.zeros((256, 256), np.bool_)
+    thing[90:166, 90:166] = True
+
+    def overlap(found: np.ndarray) -> float:
+        return float((found & thing).sum() / (found | thing).sum())
+
+    alone = held_region(rgb, Point(105, 128), mask=mask)
+    helped = held_region(rgb, Point(105, 128), mask=mask, features=features)
+    assert overlap(alone) < 0.6
+    assert overlap(helped) > 0.8
+
+
+# --- how it moves -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_ball_is_carried_whole_and_leaves_the_wall_behind(scale: int) -> None:
+    k = scale
+    before = disc(wall(256 * k, 256 * k), 90 * k, 120 * k, 16 * k)
+    after = disc(wall(256 * k, 256 * k), 165 * k, 140 * k, 16 * k)
+    mask = box(50 * k, 80 * k, 210 * k, 190 * k, 256 * k, 256 * k)
+    out = moved_picture(before, mask, [pair(90 * k, 120 * k, 165 * k, 140 * k)])
+    wrong = np.abs(out.astype(int) - after).max(axis=2) > 40
+    assert wrong.sum() < 0.15 * np.pi * (16 * k) ** 2  # its rim, which is soft
+    np.testing.assert_array_equal(out[~mask], before[~mask])
+
+
+def test_moved_pixels_are_the_pictures_own() -> None:
+    """A texture that moves by whole pixels is the same texture, bit for bit but for its outline."""
+    rng = np.random.default_rng(1)
+    before = wall()
+    patch = rng.integers(150, 256, (40, 40, 3), dtype=np.uint8)
+    patch[..., 1:] //= 3
+    before[100:140, 60:100] = patch
+    mask = box(30, 70, 220, 170)
+    motion = plan(before, mask, [pair(80, 120, 140, 124, move="shift")], Plan())
+    assert motion is not None
+    out = render(motion, before, mask, fine=True)
+    gap = np.abs(out[108:140, 126:154].astype(int) - patch[4:36, 6:34])
+    assert np.median(gap) <= 2
+
+
+def test_an_arm_turns_about_the_place_where_it_leaves_the_area() -> None:
+    before = wall()
+    before[122:134, 40:160] = BALL
+    out = moved_picture(before, box(80, 30, 230, 220), [pair(155, 128, 130, 70, move="turn")])
+    red = (out[..., 0].astype(int) - out[..., 1]) > 60
+    assert red[70, 130]
+    assert not red[128, 130:165].any()  # nothing stays where the arm's end was
+    assert red[122:134, 82].sum() > 8  # and it still hangs on where it hung
+
+
+def test_two_things_go_their_own_ways() -> None:
+    before = disc(disc(wall(), 80, 80, 14), 170, 170, 14)
+    after = disc(disc(wall(), 120, 80, 14), 170, 120, 14)
+    arrows = [pair(80, 80, 120, 80), pair(170, 170, 170, 120)]
+    out = moved_picture(before, box(40, 40, 220, 220), arrows)
+    assert (np.abs(out.astype(int) - after).max(axis=2) > 40).mean() < 0.006
+
+
+def bar() -> tuple[np.ndarray, np.ndarray]:
+    before = wall()
+    before[120:136, 90:170] = BALL
+    return before, box(30, 30, 230, 230)
+
+
+def red(rgb: np.ndarray) -> np.ndarray:
+    return np.asarray((rgb[..., 0].astype(int) - rgb[..., 1]) > 60)
+
+
+def test_a_shift_keeps_the_shape_and_a_turn_the_pivot() -> None:
+    before, mask = bar()
+    shifted = red(moved_picture(before, mask, [pair(160, 128, 160, 88, move="shift")]))
+    assert shifted[88, 95:165].all()
+    assert not shifted[128].any()
+    turned = red(
+        moved_picture(
+            before, mask, [pair(160, 128, 100, 68, move="turn"), pair(100, 128, 100, 128)]
+        )
+    )
+    assert turned[70:130, 100].all()  # now upright, about its pin
+    assert not turned[128, 125:].any()
+
+
+def test_a_stretch_grows_from_its_pin() -> None:
+    before, mask = bar()
+    arrows = [pair(165, 128, 205, 128, move="stretch"), pair(95, 128, 95, 128)]
+    out = red(moved_picture(before, mask, arrows))
+    assert out[128, 92:203].all()
+    assert out[:, 95].sum() == pytest.approx(16, abs=2)
+
+
+def test_a_pin_holds_its_place() -> None:
+    before, mask = bar()
+    free = red(moved_picture(before, mask, [pair(160, 128, 160, 100)]))
+    held = red(moved_picture(before, mask, [pair(160, 128, 160, 100), pair(96, 128, 96, 128)]))
+    assert not free[134, 92:100].any()  # carried along
+    assert held[128, 92:100].all()
+
+
+def test_impossible_arrows_leave_the_rest_alone() -> None:
+    rgb, mask = disc(wall(100, 80), 40, 40, 9), box(20, 20, 60, 60, 100, 80)
+    impossible = [
+        [pair(40, 40, 40, 40)],
+        [pair(80, 70, 90, 75)],
+        [pair(-5, 3, 200, 9)],
+        [pair(40, 40, 90, 70)],
+        [pair(40, 40, 50, 40), pair(40, 40, 30, 40), pair(40, 40, 40, 40)],
+        [pair(30, 30, 50, 50), pair(50, 30, 30, 50)],
+        [pair(40, 40, 50, 40, move="turn")],
+        [pair(40, 40, 41, 40, move="stretch", grow=1.0)],
+    ]
+    for arrows in impossible:
+        out = moved_picture(rgb, mask, arrows)
+        assert out.dtype == np.uint8
+        np.testing.assert_array_equal(out[~mask], rgb[~mask])
+    for tiny in (box(10, 10, 11, 11, 100, 80), box(0, 0, 100, 1, 100, 80)):
+        out = moved_picture(rgb, tiny, [pair(10, 0, 30, 0)])
+        np.testing.assert_array_equal(out[~tiny], rgb[~tiny])
+    assert plan(rgb, mask, impossible[0]) is None
+
+
+def test_every_run_is_the_same() -> None:
+    rng = np.random.default_rng(3)
+    noise = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    arrows = [pair(60, 40, 75, 70), pair(61, 44, 20, 20)]
+    first, second = (moved_picture(noise, None, arrows) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_the_move_knows_what_it_uncovered() -> None:
+    before = disc(wall(), 90, 120, 16)
+    motion = plan(before, box(50, 80, 210, 190), [pair(90, 120, 165, 140)])
+    assert motion is not None
+    maps = motion.trust().maps
+    y, x = np.mgrid[:256, :256][:, motion.grid.box[0], motion.grid.box[1]]
+    old, new = np.hypot(x - 90, y - 120), np.hypot(x - 165, y - 140)
+    uncovered = motion.grid.full(maps["uncovered"])
+    assert uncovered[old < 14].min() > 0.9
+    assert uncovered[new < 40].max() < 0.1
+    assert max(motion.grid.full(m)[new < 13].max() for m in maps.values()) < 0.1  # own pixels
+
+
+def test_it_is_near_to_the_truth_of_drawn_scenes() -> None:
+    errors = []
+    for drag in drag_set(12, 777):
+        p = drag.pictures()
+        made = moved_picture(p.source, p.mask, drag.pairs)
+        errors.append(metrics.relative_mae(made, p.truth, p.source, p.region))
+    assert np.mean(errors) < 0.62
+
+
+# --- reading between cells --------------------------------------------------------------------------------
+
+
+def test_gaps_are_filled_from_around_them() -> None:
+    y, x = np.mgrid[:40, :53] / 60
+    rgb = np.stack([x, y, 0.5 + 0 * x], axis=2).astype(np.float32)
+    known = np.ones((40, 53), np.bool_)
+    known[12:28, 20:34] = False
+    out = filled(np.where(known[..., None], rgb, 0), known)
+    np.testing.assert_array_equal(out[known], rgb[known])
+    assert np.abs(out - rgb).max() < 0.12  # a ramp is bridged, not left black
+
+
+def test_a_cubic_read_keeps_pixels_and_follows_curves() -> None:
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    y, x = (v.ravel().astype(np.float32) for v in np.mgrid[:20, :24])
+    np.testing.assert_allclose(cubic(rgb, y, x), rgb.reshape(-1, 3), atol=1e-3)
+    wave = (128 + 100 * np.sin(np.arange(40) / 3)).round().astype(np.uint8)
+    line = np.repeat(np.repeat(wave[None, :, None], 4, 0), 3, 2)
+    at = np.linspace(5, 34, 100).astype(np.float32)
+    found = cubic(line, np.full_like(at, 1.5), at)[:, 0]
+    assert np.abs(found - (128 + 100 * np.sin(at / 3))).max() < 2
+    linear = bilinear(line[..., 0].astype(np.float32), np.full_like(at, 1.5), at)
+    assert (
+        np.abs(found - (128 + 100 * np.sin(at / 3))).mean()
+        < np.abs(linear - (128 + 100 * np.sin(at / 3))).mean()
+    )
+
+
+def test_a_blur_is_the_mean_of_a_square() -> None:
+    a = np.zeros((9, 9), np.float32)
+    a[4, 4] = 9
+    assert blurred(a)[3:6, 3:6].ravel().tolist() == pytest.approx([1] * 9, abs=1e-6)
+    np.testing.assert_allclose(blurred(np.ones((5, 6), np.float32), 3), 1, rtol=1e-6)
+
+
+def test_connected_region_of_a_maze() -> None:
+    rows = [
+        "#########",
+        "#s    # #",
+        "##### # #",
+        "#     # #",
+        "# ##### #",
+        "#     # #",
+        "##### # #",
+        "#########",
+    ]
+    free = np.array([[c != "#" for c in r] for r in rows])
+    start = np.zeros_like(free)
+    start[1, 1] = True
+    wanted = free.copy()
+    wanted[1:7, 7] = False
+    np.testing.assert_array_equal(connected(start, free), wanted)

@@ -1,1 +1,0 @@
-"""Moving pixels and latents by geometry alone."""

@@ -1,0 +1,208 @@
+"""Which part of the picture a handle holds: a random walk from the handle to everything that stays.
+
+One answer for the outline that is shown at a handle, the instant preview, the proposed mask and the
+methods. The random walker of Grady (IEEE TPAMI 28, 2006): heat u flows from the handle (1) to whatever
+is not painted (0) through neighbouring cells of conductance exp(-step in colour / edge), so that a thing
+with an outline gets warm as a whole and the ground around it, which is open to what is not painted on
+all sides, stays cold. Where the model's features of the picture are known, cells that look like the
+handle's thing are heated as well, and cells that do not are cooled: features know things, colours edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.core.request import Point, PointPair
+from workbench.imaging.resample import bilinear, connected, grown
+from workbench.warping.grid import CELLS, Grid, enlarged, reduced
+from workbench.warping.solver import conductance, solve
+
+U8 = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+F32 = npt.NDArray[np.float32]
+
+EDGE = 0.05  # step in colour (0..1) that lets 1/e of the heat through
+SEED = 6.0  # radius of the disc round a handle that is heated, where it has the handle's colour
+_ALIKE = 0.15  # colours (0..1) closer than this are one colour, within the seed
+_WARM = 0.05  # heat above which a cell is held at grow 0; grow +-1 divides or multiplies it by ten
+_REACH = (
+    60.0  # where nothing is painted: distance over which heat is lost, a quarter of the picture
+)
+_PULL = 0.02  # how strongly features heat and cool, against 1 between cells of one colour
+_STEPS = (200, 100)  # of the solver: at half the size, at full size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PictureFeatures:
+    """A model's features of a picture or of a part of it.
+
+    `values`: float32 [C, rows, cols]. `box`: (x0, y0, width, height) of the part, in image pixels.
+    """
+
+    values: F32
+    box: tuple[float, float, float, float]
+
+    def similarity(self, p: Point) -> F32:
+        """Cosine similarity [rows, cols], in [-1, 1], of every feature with the one at a point."""
+        c, rows, cols = self.values.shape
+        at = self._cell(np.full((1, 1), p.y, np.float32), np.full((1, 1), p.x, np.float32))
+        own = np.array([float(bilinear(v, *at)[0, 0]) for v in self.values], np.float32)
+        flat = self.values.reshape(c, -1)
+        size = np.linalg.norm(flat, axis=0) * max(float(np.linalg.norm(own)), 1e-12)
+        return np.asarray((own @ flat / np.maximum(size, 1e-12)).reshape(rows, cols), np.float32)
+
+    def likeness(self, p: Point, grid: Grid) -> F32:
+        """How much each cell of a grid looks like a part of the thing at `p`, in [-1, 1].
+
+        Similarity, stretched so that the picture's median similarity is -1 and the handle's own +1:
+        absolute values differ from model to model and from picture to picture.
+        """
+        found = self.similarity(p)
+        base = float(np.median(found))
+        found = np.clip(2 * (found - base) / max(1 - base, 1e-3) - 1, -1, 1)
+        ky, kx = grid.scale
+        h, w = grid.shape
+        y = grid.y0 + (np.arange(h, dtype=np.float32) + 0.5) * ky - 0.5
+        x = grid.x0 + (np.arange(w, dtype=np.float32) + 0.5) * kx - 0.5
+        rows, cols = self._cell(y, x)
+        return bilinear(found, np.repeat(rows[:, None], w, 1), np.repeat(cols[None], h, 0))
+
+    def _cell(self, y: npt.NDArray[np.float32], x: npt.NDArray[np.float32]) -> tuple[F32, F32]:
+        x0, y0, width, height = self.box
+        rows, cols = self.values.shape[1:]
+        return (
+            np.asarray((y - y0 + 0.5) * (rows / height) - 0.5, np.float32),
+            np.asarray((x - x0 + 0.5) * (cols / width) - 0.5, np.float32),
+        )
+
+
+def held_region(
+    rgb: U8,
+    handle: Point,
+    *,
+    mask: Mask | None = None,
+    grow: float = 0.0,
+    features: PictureFeatures | None = None,
+    cells: int = CELLS,
+) -> Mask:
+    """What a handle holds, for showing its outline.
+
+    Args:
+        rgb: uint8 [H, W, 3].
+        handle: image pixels.
+        mask: bool [H, W], True = may change; nothing outside it is held. None or empty: everything may.
+        grow: from -1 (the handle's own spot) over 0 to 1 (all that hangs together somehow).
+        features: the model's features of the picture, where they are known.
+        cells: resolution of the answer along the longer side of what may change.
+
+    Returns:
+        bool [H, W]; connected, and empty only when the handle may not change.
+    """
+    out = np.zeros(rgb.shape[:2], np.bool_)
+    grid = Grid.of(rgb, mask, cells)
+    if grid is None or not grid.inside(handle):
+        return out
+    free = mask is None or not mask.any()
+    found = held(grid, [PointPair(handle, handle, grow=grow)], features, open_ground=free)
+    inside = grid.full(found.astype(np.float32)) > 0.5
+    out[grid.box] = inside if mask is None or free else inside & mask[grid.box]
+    return out
+
+
+def held(
+    grid: Grid,
+    pairs: Sequence[PointPair],
+    features: PictureFeatures | None = None,
+    *,
+    open_ground: bool = False,
+) -> Mask:
+    """Cells [h, w] that the handles of `pairs` hold together, each by its own `grow`."""
+    out = np.zeros(grid.shape, np.bool_)
+    for grow in dict.fromkeys(p.grow for p in pairs):
+        mine = [p for p in pairs if p.grow == grow and grid.inside(p.handle)]
+        if not mine:
+            continue
+        found = warm(heat(grid, [p.handle for p in mine], features, open_ground=open_ground), grow)
+        reached = np.zeros_like(found)
+        for p in mine:
+            row, col = (round(v) for v in grid.cell(p.handle))
+            reached[max(0, row - 1) : row + 2, max(0, col - 1) : col + 2] = True
+        out |= connected(reached & found, found)
+    return out
+
+
+def warm(heat: F32, grow: float) -> Mask:
+    """Cells that count as held; `heat` falls by orders of magnitude at edges, so `grow` is a power."""
+    return np.asarray(heat > min(0.99, _WARM * 10.0**-grow))
+
+
+def heat(
+    grid: Grid,
+    handles: Sequence[Point],
+    features: PictureFeatures | None = None,
+    *,
+    open_ground: bool = False,
+) -> F32:
+    """Heat [h, w] in 0..1 that flows from the handles to what may not change.
+
+    `open_ground`: nothing was painted, so that nothing near says what stays; heat is lost on the way.
+    Where all cells may change, those at the border of the grid stay.
+    """
+    area = grid.area
+    if area.all():
+        area = np.zeros_like(area)
+        area[1:-1, 1:-1] = True
+    like: F32 | None = None
+    if features is not None:
+        like = np.max([features.likeness(p, grid) for p in handles], axis=0)
+    lost = 1 / (_REACH * grid.unit) ** 2 if open_ground else 0.0
+    found: F32 | None = None
+    half = grid.halved()
+    for level, steps in ((half, _STEPS[0]), (grid, _STEPS[1])):
+        shape = level.shape
+        free = (reduced(area.astype(np.float32), shape) > 0) if level is half else area
+        seeds = seeds_of(level, handles) & free
+        start = seeds.astype(np.float32)
+        if found is not None:
+            start = np.where(free & ~seeds, enlarged(found, shape), start)
+        scale = (grid.shape[0] / shape[0]) ** 2  # what is lost per cell grows with its area
+        source, absorbed = _pulls(None if like is None else reduced(like, shape), lost, scale)
+        found = solve(
+            start, free & ~seeds, conductance(level.rgb, EDGE),
+            steps=steps, source=source, absorbed=absorbed, tolerance=1e-3,
+        )  # fmt: skip
+    assert found is not None
+    return np.clip(found, 0, 1) * area
+
+
+def _pulls(like: F32 | None, lost: float, scale: float) -> tuple[F32 | None, F32 | None]:
+    """Source and absorption per cell: features heat what looks alike and cool what does not."""
+    if like is None:
+        return None, (np.full((1, 1), lost * scale, np.float32) if lost else None)
+    pull = np.float32(_PULL * scale) * np.abs(like)
+    source = np.where(like > 0, pull, 0).astype(np.float32)
+    return source, pull + np.float32(lost * scale)
+
+
+def seeds_of(grid: Grid, points: Sequence[Point], radius: float = SEED) -> Mask:
+    """Cells [h, w] of a point's own colour within `radius` (of 256) of it, and those right under it."""
+    h, w = grid.shape
+    rows, cols = np.arange(h, dtype=np.float32)[:, None], np.arange(w, dtype=np.float32)[None]
+    out = np.zeros((h, w), np.bool_)
+    reach = radius * grid.unit
+    for p in points:
+        row, col = grid.cell(p)
+        gap = np.hypot(rows - row, cols - col)
+        own = grid.rgb[min(max(round(row), 0), h - 1), min(max(round(col), 0), w - 1)]
+        alike = np.abs(grid.rgb - own).max(axis=2) < _ALIKE
+        out |= ((gap <= reach) & alike) | (gap <= min(1.5, max(reach, 0.75)))
+    return out
+
+
+def rim(cells: Mask, grid: Grid, width: float = 1.0) -> Mask:
+    """Held cells with their anti-aliased outline, `width` of 256 px taken along."""
+    return grown(cells, max(1, round(width * grid.unit)))

@@ -1,0 +1,268 @@
+"""Move what the handles hold as layers over what stays, and tell which pixels can be trusted.
+
+Each connected piece is cut out, moved (`motion`) and laid over the picture, whose gaps are closed with
+what lies around them. Pixels keep their own colours at the picture's own resolution; the move itself
+knows where it had to invent: where something was uncovered, drawn out, laid over something else, or at
+a seam. Coordinates are image pixels; (0, 0) is the centre of the top-left pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.core.request import PointPair
+from workbench.imaging.resample import bilinear, blurred, connected, cubic, filled, grown, sampled
+from workbench.warping.grid import CELLS, Grid, enlarged, reduced
+from workbench.warping.held import PictureFeatures, heat, rim, warm
+from workbench.warping.motion import displacement
+
+U8 = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+F32 = npt.NDArray[np.float32]
+
+STRETCHED = (1.25, 1.75)  # from here to there a stretch loses trust; half of it at 1.5
+TURNED = (30.0, 60.0)  # degrees
+_STILL = 0.05  # px: who moves less than this stays
+_BAND = 512  # rows at a time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """One piece: `matte` [h, w] in 0..1 where it was; at (y, x) it now shows (y, x) - `back`.
+
+    `back` [2, h, w] (down, right) in image pixels, `cover` [h, w] in 0..1 where it is now.
+    """
+
+    matte: F32
+    back: F32
+    cover: F32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Motion:
+    """What moves, and how far, on the cells of `grid`; the first layer lies lowest."""
+
+    grid: Grid
+    layers: tuple[Layer, ...]
+
+    @property
+    def veil(self) -> F32:
+        """Where something was that moved away, [h, w] in 0..1."""
+        out = np.zeros(self.grid.shape, np.float32)
+        for layer in self.layers:
+            out = np.maximum(
+                out, np.clip(2 * blurred(grown(layer.matte > 0.5, 1).astype(np.float32)), 0, 1)
+            )
+        return out * self.grid.area
+
+    def trust(self) -> Trust:
+        """Which cells keep their own pixels, and why others do not."""
+        cover = np.zeros(self.grid.shape, np.float32)
+        maps = {name: cover.copy() for name in Trust.REASONS}
+        for layer in self.layers:
+            here, moved = layer.cover, np.hypot(*layer.back) > _STILL
+            maps["overlaps"] = np.maximum(maps["overlaps"], np.minimum(cover, here))
+            stretch, angle, folded = _strain(layer.back, self.grid)
+            maps["stretched"] = np.maximum(maps["stretched"], here * _ramp(stretch, *STRETCHED))
+            maps["turned"] = np.maximum(maps["turned"], here * _ramp(angle, *TURNED))
+            maps["overlaps"] = np.maximum(maps["overlaps"], here * folded)
+            edge = 4 * here * (1 - here) * moved
+            maps["seams"] = np.maximum(maps["seams"], edge)
+            cover = np.maximum(cover, here)
+        maps["uncovered"] = self.veil * (1 - cover)
+        area = self.grid.area
+        return Trust({k: (v * area).astype(np.float32) for k, v in maps.items()})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trust:
+    """Maps [h, w] in 0..1 of what cannot be trusted, by reason; 0 everywhere else."""
+
+    maps: dict[str, F32]
+
+    REASONS = ("uncovered", "stretched", "turned", "seams", "overlaps")
+
+    def doubt(self, **weights: float) -> F32:
+        """One map [h, w]: the largest of the reasons, each times its weight (1 where none is given)."""
+        return np.asarray(
+            np.max([weights.get(k, 1.0) * m for k, m in self.maps.items()], axis=0), np.float32
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Settings of `plan`."""
+
+    cells: int = CELLS  # along the longer side of what may change
+    features: PictureFeatures | None = field(default=None, repr=False)
+
+
+def moved_picture(
+    rgb: U8,
+    mask: Mask | None,
+    pairs: Sequence[PointPair],
+    *,
+    features: PictureFeatures | None = None,
+    cells: int = CELLS,
+) -> U8:
+    """The instant preview: the picture with what the handles hold moved along the arrows.
+
+    Args:
+        rgb: uint8 [H, W, 3].
+        mask: bool [H, W], True = may change; None or empty = everything may.
+        pairs: arrows in image pixels; one of length 0 is a pin.
+        features: the model's features of the picture, where they are known.
+        cells: resolution at which pieces and displacements are found.
+
+    Returns:
+        uint8 [H, W, 3], bit-identical outside the mask.
+    """
+    motion = plan(rgb, mask, pairs, Plan(cells=cells, features=features))
+    return rgb.copy() if motion is None else render(motion, rgb, mask)
+
+
+def plan(
+    rgb: U8, mask: Mask | None, pairs: Sequence[PointPair], options: Plan | None = None
+) -> Motion | None:
+    """Find what moves and how far; None when nothing does."""
+    options = options or Plan()
+    arrows = [p for p in pairs if p.length > 0]
+    grid = Grid.of(rgb, mask, options.cells)
+    if grid is None:
+        return None
+    arrows = [p for p in arrows if grid.inside(p.handle)]
+    if not arrows:
+        return None
+    open_ground = mask is None or not mask.any()
+    cells = np.zeros(grid.shape, np.bool_)
+    for grow in dict.fromkeys(p.grow for p in arrows):
+        points = [p.handle for p in arrows if p.grow == grow]
+        cells |= warm(heat(grid, points, options.features, open_ground=open_ground), grow)
+    layers, left = [], list(arrows)
+    while left:
+        piece = connected(_under(grid, left[0], cells), cells)
+        mine = [p for p in left if p is left[0] or (_under(grid, p, cells) & piece).any()]
+        left = [p for p in left if not any(p is m for m in mine)]
+        if piece.any():
+            layers.append(_layer(grid, piece, [*mine, *(p for p in pairs if p.length == 0)]))
+    return Motion(grid, tuple(layers)) if layers else None
+
+
+def _under(grid: Grid, pair: PointPair, cells: Mask) -> Mask:
+    """Held cells within two of a handle."""
+    row, col = (round(v) for v in grid.cell(pair.handle))
+    out = np.zeros_like(cells)
+    near = np.s_[max(0, row - 2) : row + 3, max(0, col - 2) : col + 3]
+    out[near] = cells[near]
+    return out
+
+
+def _layer(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> Layer:
+    half = grid.halved()
+    small = np.asarray(reduced(piece.astype(np.float32), half.shape) > 0.5)
+    if not small.any():
+        half, small = grid, piece
+    u = displacement(half, small, pairs)
+    back = _inverted(filled(np.moveaxis(u, 0, 2), small), small)
+    ky, kx = half.scale
+    back = np.stack(
+        [enlarged(back[..., 0] * ky, grid.shape), enlarged(back[..., 1] * kx, grid.shape)]
+    )
+    ky, kx = grid.scale
+    rows, cols = np.mgrid[: grid.shape[0], : grid.shape[1]].astype(np.float32)
+    # the outline belongs to what moves, but must not tie it to the ground in whose colour it ends
+    matte = blurred((rim(piece, grid) & grid.area).astype(np.float32))
+    cover = bilinear(matte, rows - back[0] / ky, cols - back[1] / kx)
+    return Layer(matte, back.astype(np.float32), np.clip(3 * cover - 1, 0, 1).astype(np.float32))
+
+
+def _inverted(u: F32, piece: Mask) -> F32:
+    """The displacement that leads back: b(y) = u(y - b(y)), [h, w, 2].
+
+    `u` [h, w, 2] holds for `piece` and goes on smoothly around it. Each cell's displacement is put down
+    where the cell lands, gaps are closed, and a few rounds of the equation itself make it exact.
+    """
+    h, w = piece.shape
+    rows, cols = np.mgrid[:h, :w].astype(np.float32)
+    at = np.nonzero(piece)
+    y, x = at[0] + u[at][:, 0], at[1] + u[at][:, 1]
+    i, j = np.floor(y).astype(np.int64), np.floor(x).astype(np.int64)
+    total, weight = np.zeros((2, h * w)), np.zeros(h * w)
+    for di, dj in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        share = (1 - np.abs(y - i - di)) * (1 - np.abs(x - j - dj))
+        good = (i + di >= 0) & (i + di < h) & (j + dj >= 0) & (j + dj < w)
+        index = ((i + di) * w + j + dj)[good]
+        weight += np.bincount(index, share[good], h * w)
+        for axis in (0, 1):
+            total[axis] += np.bincount(index, share[good] * u[at][good, axis], h * w)
+    known = (weight > 0.25).reshape(h, w)
+    if not known.any():
+        return u
+    back = (total / np.maximum(weight, 1e-9)).reshape(2, h, w).transpose(1, 2, 0).astype(np.float32)
+    back = filled(back, known)
+    for _ in range(6):
+        y, x = rows - back[..., 0], cols - back[..., 1]
+        back = np.stack([bilinear(u[..., 0], y, x), bilinear(u[..., 1], y, x)], axis=2)
+    return back
+
+
+def render(motion: Motion, rgb: U8, mask: Mask | None, *, fine: bool = False) -> U8:
+    """The picture with its pieces moved, uint8 [H, W, 3]; bit-identical outside the mask.
+
+    `fine` reads between pixels with a cubic kernel, which keeps texture sharp, instead of a linear one.
+    """
+    grid = motion.grid
+    part = rgb[grid.box]
+    veil = motion.veil
+    behind = filled(grid.rgb, veil <= 0)
+    share = np.clip(2 * grid.full(veil), 0, 1)
+    ground = np.stack([grid.full(c) for c in np.moveaxis(behind, 2, 0)], axis=2)
+    out = part.astype(np.float32)
+    out += (255 * ground - out) * share[..., None]
+    for layer in motion.layers:
+        _lay(out, part, layer, grid, fine=fine)
+    made = rgb.copy()
+    inside = np.ones(part.shape[:2], np.bool_) if mask is None or not mask.any() else mask[grid.box]
+    made[grid.box][inside] = np.clip(out[inside] + 0.5, 0, 255).astype(np.uint8)
+    return made
+
+
+def _lay(out: F32, part: U8, layer: Layer, grid: Grid, *, fine: bool) -> None:
+    """Blend one moved piece into `out` [height, width, 3]."""
+    cover = grid.full(layer.cover)
+    back = [grid.full(b) for b in layer.back]
+    for top in range(0, part.shape[0], _BAND):
+        rows = slice(top, top + _BAND)
+        i, j = np.nonzero(cover[rows] > 0.004)
+        if not len(i):
+            continue
+        i += top
+        share = cover[i, j][:, None]
+        y, x = (i - back[0][i, j]).astype(np.float32), (j - back[1][i, j]).astype(np.float32)
+        own = cubic(part, y, x) if fine else sampled(part, y, x)
+        out[i, j] += (own - out[i, j]) * share
+
+
+def _strain(back: F32, grid: Grid) -> tuple[F32, F32, F32]:
+    """Largest stretch, turn in degrees, and whether it is folded (1.0), of a move at every cell."""
+    ky, kx = grid.scale
+    (vy, vx), (uy, ux) = (np.gradient(b) for b in back)
+    a, b, c, d = 1 - vy / ky, -vx / kx, -uy / ky, 1 - ux / kx  # of the way back
+    det = a * d - b * c
+    square = (a * a + b * b + c * c + d * d) / 2
+    least = np.sqrt(np.maximum(square - np.sqrt(np.maximum(square**2 - det**2, 0)), 1e-6))
+    angle = np.degrees(np.abs(np.arctan2(b - c, a + d)))
+    return (
+        np.asarray(1 / least, np.float32),
+        np.asarray(angle, np.float32),
+        np.asarray(det <= 0, np.float32),
+    )
+
+
+def _ramp(x: F32, low: float, high: float) -> F32:
+    s = np.clip((x - low) / (high - low), 0, 1)
+    return np.asarray(s * s * (3 - 2 * s), np.float32)

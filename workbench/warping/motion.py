@@ -1,0 +1,250 @@
+"""How far each part of what the handles hold moves.
+
+Left to itself ("auto") a piece moves as rigidly as it can (Sorkine and Alexa, SGP 2007): with u the
+displacement of its cells, N the pairs of neighbours in it and R_i a turn, it minimises
+
+    sum over N of | (x_i + u_i) - (x_j + u_j) - R_i (x_i - x_j) |^2  +  tie sum over rim c_ij |u_i|^2
+
+in turns: R_i from the surroundings of each cell, then u from a Laplace equation. Where the piece runs on
+in its own colour beyond what moves it is tied to what stays (the second sum) and turns about that end;
+across an edge it is free. A share of a smooth displacement, 1 at the handle and 0 at the mask's edge, is
+mixed in. "shift", "turn" and "stretch" are closed forms. Pins are arrows of length 0.
+
+Displacements are float32 [2, h, w] (down, right) in cells of the grid that they are found on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.core.request import PointPair
+from workbench.imaging.resample import blurred, distance_inside
+from workbench.warping.grid import Grid
+from workbench.warping.held import EDGE, seeds_of
+from workbench.warping.solver import conductance, solve
+
+Mask = npt.NDArray[np.bool_]
+F32 = npt.NDArray[np.float32]
+
+_HOLD = 18.0  # of 256: radius round a handle that is carried without turning
+_TIE = 0.1  # of a piece to what stays and has its colour, against 1 inside the piece
+_TURNS = 12  # most rounds of the rigid fit
+_SETTLED = 0.05  # cells: a round that moves nothing farther is the last
+_SMOOTH = 0.3  # share of the smooth displacement
+_RIGID = 25.0  # of 256: radius round a handle within which the smooth displacement is whole
+
+
+def displacement(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
+    """Displacement of a piece's cells; elsewhere it is 0.
+
+    Args:
+        grid: cells.
+        piece: bool [h, w], connected; it may change.
+        pairs: arrows and pins whose handles lie in the piece or next to it.
+    """
+    own = [p for p in pairs if p.move != "auto" and p.length > 0]
+    if not own:
+        return _auto(grid, piece, pairs) * piece
+    fields = [_closed(grid, piece, p, pairs) for p in own]
+    rest = [p for p in pairs if p not in own]
+    if any(p.length > 0 for p in rest):
+        fields.append(_auto(grid, piece, rest))
+        own = [*own, rest[0]]
+    weights = [1 / (1e-3 + _gap(grid, p) ** 2) for p in own]
+    mixed = sum(w * f for w, f in zip(weights, fields, strict=True)) / sum(weights)
+    return np.asarray(mixed * piece, np.float32)
+
+
+def _ends(grid: Grid, pair: PointPair) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Handle and way of an arrow in cells (row, col)."""
+    handle, target = (np.array(grid.cell(p)) for p in (pair.handle, pair.target))
+    return handle, target - handle
+
+
+def _gap(grid: Grid, pair: PointPair) -> F32:
+    """Distance [h, w] of every cell from an arrow's handle, in cells."""
+    row, col = grid.cell(pair.handle)
+    h, w = grid.shape
+    rows, cols = np.arange(h, dtype=np.float32)[:, None], np.arange(w, dtype=np.float32)[None]
+    return np.asarray(np.hypot(rows - row, cols - col), np.float32)
+
+
+# --- shift, turn, stretch -----------------------------------------------------------------------------
+
+
+def _closed(grid: Grid, piece: Mask, pair: PointPair, pairs: Sequence[PointPair]) -> F32:
+    """One arrow's own displacement of its piece [2, h, w], by its kind of movement."""
+    handle, way = _ends(grid, pair)
+    out = np.empty((2, *grid.shape), np.float32)
+    if pair.move == "shift":
+        out[:] = way[:, None, None]
+        return out
+    pivot = _pivot(grid, piece, pair, pairs)
+    rows, cols = np.mgrid[: grid.shape[0], : grid.shape[1]].astype(np.float32)
+    arm = handle - pivot
+    reach = float(np.hypot(*arm))
+    if reach < 1:
+        out[:] = way[:, None, None]
+    elif pair.move == "turn":
+        end = arm + way
+        turn = complex(end[1], end[0]) / complex(arm[1], arm[0])
+        turn /= max(abs(turn), 1e-9)
+        place = (cols - pivot[1]) + 1j * (rows - pivot[0])
+        step = place * (turn - 1)
+        ended = turn * complex(arm[1], arm[0])  # of the handle; a turn alone may miss the target
+        missed = end - np.array([ended.imag, ended.real])
+        share = np.clip(np.abs(place) / reach, 0, 1)
+        out[0] = step.imag + missed[0] * share
+        out[1] = step.real + missed[1] * share
+    else:
+        along = ((rows - pivot[0]) * arm[0] + (cols - pivot[1]) * arm[1]) / reach**2
+        out[:] = way[:, None, None] * np.clip(along, 0, None)
+    return out
+
+
+def _pivot(
+    grid: Grid, piece: Mask, pair: PointPair, pairs: Sequence[PointPair]
+) -> npt.NDArray[np.float64]:
+    """What an arrow turns about or stretches from: a pin, where the piece is attached, or its far end."""
+    handle, way = _ends(grid, pair)
+    pins = [np.array(grid.cell(p.handle)) for p in pairs if p.length == 0]
+    if pins:
+        return min(pins, key=lambda p: float(np.hypot(*(p - handle))))
+    hold = _attached(grid, piece)
+    rows, cols = np.nonzero(piece)
+    if hold.sum() > 0.02 * np.sqrt(len(rows)):
+        at = np.argwhere(hold > 0)
+        weight = hold[hold > 0]
+        return np.asarray((at * weight[:, None]).sum(axis=0) / weight.sum())
+    if pair.move == "turn":  # attached nowhere: about its middle
+        return np.array([rows.mean(), cols.mean()])
+    size = max(float(np.hypot(*way)), 1e-9)
+    along = ((rows - handle[0]) * way[0] + (cols - handle[1]) * way[1]) / size
+    far = (
+        along.argmin()
+        if way @ (np.array([rows.mean(), cols.mean()]) - handle) <= 0
+        else along.argmax()
+    )
+    return np.asarray(handle + way / size * along[far])
+
+
+def _attached(grid: Grid, piece: Mask) -> F32:
+    """How firmly each cell of a piece [h, w] hangs on a neighbour that stays: sum of conductances."""
+    down, right = conductance(grid.rgb, EDGE)
+    out = np.zeros(grid.shape, np.float32)
+    v, u = piece[1:] ^ piece[:-1], piece[:, 1:] ^ piece[:, :-1]
+    out[1:] += down * v
+    out[:-1] += down * v
+    out[:, 1:] += right * u
+    out[:, :-1] += right * u
+    return np.where(piece & (out > 0.3), out, 0).astype(np.float32)
+
+
+# --- by itself ----------------------------------------------------------------------------------------
+
+
+def _auto(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
+    rigid = _rigid(grid, piece, pairs)
+    return np.asarray(rigid + _SMOOTH * (_soft(grid, pairs) - rigid), np.float32)
+
+
+def _soft(grid: Grid, pairs: Sequence[PointPair]) -> F32:
+    """Smooth displacement [2, h, w]: 1 at each handle, 0 at the mask's edge, the nearer arrow wins.
+
+    With m the distance to the mask's edge and r that to the handle beyond `_RIGID`, an arrow's share is
+    s = smoothstep(m / (m + r)), its weight among several (s / (1 - s))^2. Averaging two arrows that cross
+    would move what lies between them nowhere.
+    """
+    deep = _depth(grid)
+    near = max(0.75, _RIGID * grid.unit)
+    total = np.zeros(grid.shape, np.float32)
+    out = np.zeros((2, *grid.shape), np.float32)
+    for pair in pairs:
+        s = deep / np.maximum(deep + np.maximum(_gap(grid, pair) - near, 0), 1e-9)
+        s = s * s * (3 - 2 * s)
+        weight = np.maximum(s / np.maximum(1 - s, 1e-4), 1e-6) ** 2
+        out += (weight * s) * _ends(grid, pair)[1].astype(np.float32)[:, None, None]
+        total += weight
+    return np.asarray(out / total * grid.area, np.float32)
+
+
+def _depth(grid: Grid) -> F32:
+    """Distance of each cell to the nearest that may not change; the picture's border is no edge."""
+    area = grid.area
+    if area.all():
+        h, w = area.shape
+        rows, cols = np.arange(h)[:, None] + 1, np.arange(w)[None] + 1
+        near = np.minimum(np.minimum(rows, h + 1 - rows), np.minimum(cols, w + 1 - cols))
+        return np.asarray(near, np.float32)
+    return np.where(area, distance_inside(area), 0).astype(np.float32)
+
+
+def _rigid(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
+    """Displacement of a piece as rigid as possible [2, h, w]; 0 outside it."""
+    fixed = np.zeros(grid.shape, np.bool_)
+    u = np.zeros((2, *grid.shape), np.float32)
+    for pair in pairs:
+        way = _ends(grid, pair)[1]
+        near = seeds_of(grid, [pair.handle], _HOLD) & piece
+        fixed |= near
+        u[:, near] = way.astype(np.float32)[:, None]
+    inside = (
+        (piece[1:] & piece[:-1]).astype(np.float32),
+        (piece[:, 1:] & piece[:, :-1]).astype(np.float32),
+    )
+    rim = piece[1:] ^ piece[:-1], piece[:, 1:] ^ piece[:, :-1]
+    links = tuple(
+        i + np.float32(_TIE) * a * c
+        for i, a, c in zip(inside, rim, conductance(grid.rgb, EDGE), strict=True)
+    )
+    free, both = piece & ~fixed, (links[0], links[1])
+    start = _shifted(u, fixed)
+    u = solve(np.where(fixed, u, start * piece), free, both, steps=150, tolerance=3e-3)
+    for _ in range(_TURNS):
+        new = solve(u, free, both, steps=24, source=_wanted(u, piece, inside), tolerance=3e-3)
+        step = float(np.abs(new - u).max())
+        u = new
+        if step < _SETTLED:
+            break
+    return np.asarray(u * piece, np.float32)
+
+
+def _shifted(u: F32, fixed: Mask) -> F32:
+    """The mean displacement of what is held, as a start for all."""
+    count = max(1, int(fixed.sum()))
+    return np.asarray((u * fixed).sum(axis=(1, 2))[:, None, None] / count, np.float32)
+
+
+def _wanted(u: F32, piece: Mask, inside: tuple[F32, F32], blur: int = 2) -> F32:
+    """What the best turns of all cells ask of the differences between neighbours, summed [2, h, w]."""
+    # edges after the move, as (along, across): a turn by a has (cos a, sin a) times the length
+    down, right = inside
+    turn = np.zeros_like(u)
+    v, h = u[:, 1:] - u[:, :-1], u[:, :, 1:] - u[:, :, :-1]
+    edges = down * np.stack([1 + v[0], v[1]])
+    turn[:, 1:] += edges
+    turn[:, :-1] += edges
+    edges = right * np.stack([1 + h[1], -h[0]])
+    turn[:, :, 1:] += edges
+    turn[:, :, :-1] += edges
+    turn = np.stack([blurred(t, blur) for t in turn])
+    size = np.hypot(turn[0], turn[1])
+    good = piece & (size > 1e-9)
+    cos = np.where(good, turn[0] / np.maximum(size, 1e-9), 1)
+    sin = np.where(good, turn[1] / np.maximum(size, 1e-9), 0)
+    v = down * np.stack([_mid(cos, 0) - 1, _mid(sin, 0)])
+    h = right * np.stack([-_mid(sin, 1), _mid(cos, 1) - 1])
+    out = np.zeros_like(u)
+    out[:, 1:] += v
+    out[:, :-1] -= v
+    out[:, :, 1:] += h
+    out[:, :, :-1] -= h
+    return out
+
+
+def _mid(x: F32, axis: int) -> F32:
+    """Means of neighbours along an axis."""
+    return np.asarray((x[1:] + x[:-1]) / 2 if axis == 0 else (x[:, 1:] + x[:, :-1]) / 2, np.float32)
