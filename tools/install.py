@@ -28,7 +28,7 @@ from pathlib import Path
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 OWN_SOURCES = ("index-url", "extra-index-url", "find-links", "no-index")
 EVERY = 5.0  # s between two signs of life
-_FETCH = re.compile(r"^\s*Downloading (\S+?)(?:\.metadata)? \(([\d.]+) (bytes|kB|MB|GB)\)")
+_FETCH = re.compile(r"^\s*Downloading (\S+) \(([\d.]+) (bytes|kB|MB|GB)\)")
 _UNITS = {"bytes": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
@@ -54,7 +54,7 @@ class Told:
         if fetched:
             name, size, unit = fetched.groups()
             self.now = f"fetching {name} ({size} {unit})"
-            if ".metadata" not in line:
+            if not name.endswith(".metadata"):
                 self.files += 1
                 self.bytes += float(size) * _UNITS[unit]
                 if unit in ("MB", "GB"):

@@ -35,6 +35,11 @@ def machines() -> list[str]:
     return names[: names.index(own()) + 1] if own() in names else ["default"]
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment(machine: str, threads: int) -> dict[str, str]:
     """What makes torch compute as that machine does."""
     onednn, mkl = MACHINES[machine]
@@ -83,7 +88,7 @@ def main(arguments: list[str]) -> int:
     print(f"This processor can play: {', '.join(found)}.", flush=True)
     good = []
     for threads in (1, 2):
-        with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // threads)) as pool:
+        with ThreadPoolExecutor(max(1, cores() // threads)) as pool:
             good += pool.map(lambda machine, n=threads: run(machine, n, command), found)
     print(f"{sum(good)} of {len(good)} machines agree.")
     return 0 if all(good) else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from workbench.cli import main
 from workbench.core.record import STAGES
 from workbench.doctor import Finding, verdict
 from workbench.imaging import decode
+from workbench.jobs import run_job
 
 REPO = Path(__file__).resolve().parents[2]
 SMALL = ["--working-size", "64", "--lora-steps", "2", "--lora-rank", "2", "--lora-batch-size", "1",
@@ -159,6 +161,36 @@ def test_train_then_edit_then_replay(
     capsys.readouterr()
     assert main(["loras", "remove", "robot"]) == 0
     assert main(["replay", "01ARZ3NDEKTSV4RRFFQ69G5FAV", "--quiet"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("expected", "mean", "code"), [(0.0, 0.1, 1), (1.0, 0.5, 0), (1.0, 1.5, 1), (None, 9.0, 0)]
+)
+def test_a_replay_fails_when_it_differs_by_more_than_it_should(
+    expected: float | None, mean: float, code: int, picture: Path, small: list[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert main(["edit", str(picture), *PAIR, "-o", str(tmp_path / "o.png"), *small]) == 0
+    real = run_job.edit
+
+    def off(app: Any, *given: Any, **more: Any) -> Any:
+        """As the edit, its picture off by `mean` levels."""
+        record = real(app, *given, **more)
+        rgb = app.store.image(record.result.image).copy()
+        values = rgb.reshape(-1)[: round(mean * rgb.size / 50)]
+        values[:] = np.where(values > 200, values - 50, values + 50)
+        image = app.store.put_image(rgb).id
+        return dataclasses.replace(record, result=dataclasses.replace(record.result, image=image))
+
+    monkeypatch.setattr(run_job, "edit", off)
+    monkeypatch.setattr(run_job, "expected_difference", lambda _then, _now: expected)
+    capsys.readouterr()
+    done = main(["replay", "last", "--quiet", "--json", "--device", "cpu"])
+    out, err = capsys.readouterr()
+    assert (done, err) == (code, "")
+    found = json.loads(out)
+    assert found["mean"] == pytest.approx(mean, abs=0.01)
+    assert (found["expected"], found["as_expected"]) == (expected, code == 0)
 
 
 def test_history_travels_and_replays_elsewhere(

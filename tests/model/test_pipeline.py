@@ -19,8 +19,10 @@ from workbench.core.config import DragConfig, GenerationConfig, InversionConfig,
 from workbench.core.record import JobState
 from workbench.core.request import EditRequest, Point, PointPair, TrainTask
 from workbench.diffusion import model
+from workbench.diffusion.model import Runtime
 from workbench.edit import prepare
 from workbench.editing.lora_library import LoraLibrary
+from workbench.editing.oom_retry import OTHER_PROCESSOR, environment, expected_difference
 from workbench.imaging import decode
 from workbench.storage.cache import Cache
 
@@ -94,6 +96,18 @@ def test_same_request_same_bits_without_any_cache(bench: Bench, tmp_path: Path) 
     assert again.result.cached == ()
     assert again.result.image == first.result.image
     assert again.result.trajectory == first.result.trajectory
+
+
+def test_which_environments_promise_the_same_bits(tiny: Runtime) -> None:
+    here = environment(tiny)
+    assert expected_difference(here, dict(here)) == 0
+    assert expected_difference(here, {**here, "python": "9", "workbench": "9"}) == 0
+    for name in ("processor", "instructions", "threads", "torch"):
+        assert expected_difference(here, {**here, name: "another"}) == OTHER_PROCESSOR
+    old = {k: v for k, v in here.items() if k not in ("processor", "instructions")}
+    assert expected_difference(old, here) == OTHER_PROCESSOR
+    for name in ("arithmetic", "device", "dtype"):
+        assert expected_difference({**here, name: "another"}, here) is None
 
 
 def test_outside_the_mask_not_a_bit_changes(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""requirements.txt: everything that is imported, nothing else, each pinned to one release."""
+"""requirements.txt: everything that is imported, nothing else, each pinned to one release; its installer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 REPO = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO / "tools"))
+import install  # noqa: E402
+
 OPTIONAL = {"ray", "triton"}  # requirements-ray.txt; with torch where torch can use it
 OURS = {"workbench", "benchmarks", "training", "pages"}
 
@@ -48,3 +53,65 @@ def test_what_is_imported_is_pinned_and_what_is_pinned_is_imported() -> None:
 def test_the_tests_run_on_what_is_pinned() -> None:
     here = {name: importlib.metadata.version(name).partition("+")[0] for name in pins()}
     assert here == pins()
+
+
+# --- tools/install.py --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("system", "nvidia", "own", "indices"),
+    [
+        (
+            "Linux",
+            False,
+            [],
+            [[install.CPU_BUILDS], []],
+        ),  # PyPI when the CPU builds are out of reach
+        ("Linux", True, [], [[]]),
+        ("Darwin", False, [], [[]]),
+        ("Linux", False, ["find-links"], [[]]),  # a person's own mirror is not passed over
+        ("Linux", True, ["index-url"], [[]]),
+    ],
+)
+def test_where_torch_comes_from(
+    system: str, nvidia: bool, own: list[str], indices: list[list[str]]
+) -> None:
+    sources = install.torch_sources(system, nvidia=nvidia, own=own)
+    assert [more[1:2] for _, more in sources] == indices
+    assert all(said for said, _ in sources)
+
+
+def test_a_torch_that_is_here_is_kept_in_whichever_build() -> None:
+    pin = install.pinned(REPO / "requirements.txt", "torch")
+    assert pin == f"torch=={pins()['torch']}"
+    assert install.here(pin)
+    assert not install.here("torch==0.1")
+    assert not install.here("no-such-package==1")
+
+
+def test_the_installer_counts_what_pip_fetches_and_never_falls_silent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(install.time, "monotonic", lambda: now[0])
+    told = install.Told()
+    told.hear("Collecting torch==2.13.0\n")
+    told.alive()
+    assert capsys.readouterr().out == ""  # not long ago
+    now[0] += install.EVERY
+    told.alive()
+    assert "torch==2.13.0" in capsys.readouterr().out
+    told.hear("  Downloading torch-2.13.0-cp311-cp311-linux_x86_64.whl.metadata (29 kB)\n")
+    told.hear("Downloading torch-2.13.0-cp311-cp311-linux_x86_64.whl (190.5 MB)\n")
+    told.hear("Downloading tiny-1-py3-none-any.whl (500 kB)\n")
+    assert (told.files, told.bytes) == (2, 191e6)
+    assert "190.5 MB" in capsys.readouterr().out
+    assert told.total().startswith("2 files fetched, 191 MB")
+
+
+def test_the_installer_runs_pip_and_reports_its_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    told = install.Told()
+    code, lines = install.pip(told, "--no-index", "there-is-no-such-package==0.0")
+    assert code != 0
+    assert install.failed(lines) == 1
+    assert "there-is-no-such-package" in capsys.readouterr().out

@@ -204,9 +204,7 @@ LORA_PRESETS: dict[str, LoraPreset] = {
     "quick": LoraPreset(
         label="Quick", description="40 steps, for a first look", values={"steps": 40}
     ),
-    "standard": LoraPreset(
-        label="Standard", description="80 steps, recommended", values={}
-    ),
+    "standard": LoraPreset(label="Standard", description="80 steps, recommended", values={}),
     "thorough": LoraPreset(
         label="Thorough", description="200 steps, keeps small details", values={"steps": 200}
     ),

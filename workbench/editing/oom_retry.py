@@ -97,13 +97,26 @@ DECIDES_BITS = (
 """What of an environment decides the last bits of a picture: other kernels round differently."""
 
 
-def same_bits(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """Whether an edit that is computed again here comes out bit for bit as it was recorded.
+OTHER_PROCESSOR = 1.0
+"""Mean difference of 255 up to which two processors' pictures of one edit may differ in full precision.
 
-    True on the same machine with the same versions. Records of before version 2 do not name the
-    processor, so that nothing is promised for them.
+Rounding turns signs in the drag's loss, which a drag magnifies; how far was measured by replaying edits
+as processors without AVX-512 and without AVX2 would compute them: docs/formats.md, "Replay".
+"""
+
+
+def expected_difference(then: Mapping[str, str], now: Mapping[str, str]) -> float | None:
+    """The largest mean difference (of 255) that replaying an edit should show, by two environments.
+
+    0 where everything that decides bits is the same: the same machine and versions. None where nothing is
+    promised: on another kind of device, in half precision, with another arithmetic of our own. Records of
+    before version 2 do not name their processor, which then counts as another one.
     """
-    return "processor" in then and all(then.get(n) == now.get(n) for n in DECIDES_BITS)
+    if "processor" in then and all(then.get(n) == now.get(n) for n in DECIDES_BITS):
+        return 0.0
+    alike = all(then.get(n) == now.get(n) for n in ("arithmetic", "device", "dtype"))
+    full = now.get("device") == "cpu" and now.get("dtype") == "fp32"
+    return OTHER_PROCESSOR if alike and full else None
 
 
 def environment(runtime: Runtime) -> dict[str, str]:

@@ -18,16 +18,13 @@ from workbench.core.record import (
 from workbench.core.request import EditRequest, GenerateTask, TrainTask
 from workbench.diffusion.lora_files import read
 from workbench.edit import prepare, run_edit
-from workbench.editing.oom_retry import same_bits
+from workbench.editing.oom_retry import expected_difference
 from workbench.editing.text_to_image import generate
 
 if TYPE_CHECKING:
     from workbench.app import App
 
 log = logging.getLogger(__name__)
-
-ELSEWHERE = 3.0
-"""Mean difference (of 255) up to which a replay may differ on another machine: see docs/formats.md."""
 
 
 def perform(
@@ -149,11 +146,9 @@ def replay(
     before, after = app.store.image(record.result.image), app.store.image(again.result.image)
     difference = np.abs(before.astype(np.int16) - after)
     mean = round(float(difference.mean()), 6)
-    expected: float | None = ELSEWHERE
-    if notices:
-        expected = None
-    elif same_bits(record.environment, again.environment):
-        expected = 0.0
+    expected: float | None = None
+    if not notices:
+        expected = expected_difference(record.environment, again.environment)
     return {
         "edit": edit_id,
         "replayed": again.id,
