@@ -275,7 +275,7 @@ def test_the_form_becomes_one_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken: list[SweepTask] = []
-    monkeypatch.setattr(app, "submit_sweep", lambda task: taken.append(task) or "0" * 26)
+    monkeypatch.setattr(app, "submit_sweep", lambda task, _owner: taken.append(task) or "0" * 26)
     page = open_sweep(compare_page(project=space.id))
     run = page.button(key="sweep_run")
     assert run.disabled
@@ -335,7 +335,7 @@ def test_cells_show_picture_reason_or_that_they_were_not_run(
     assert [line["state"] for line in lines] == ["done", "done", "failed", "missing"]
 
     taken: list[SweepTask] = []
-    monkeypatch.setattr(app, "submit_sweep", lambda task: taken.append(task) or "0" * 26)
+    monkeypatch.setattr(app, "submit_sweep", lambda task, _owner: taken.append(task) or "0" * 26)
     assert page.button(key="sweep_rest").label == say(
         "compare.run_the_missing_ones_number", number=2
     )
@@ -351,7 +351,7 @@ def test_a_sweep_under_way_can_be_cancelled(
     name = sweep_state.save(backend, space, grid)
     task = SweepTask(tuple(c.request for c in grid.runs()))
     job = Job(id="0" * 26, kind="sweep", payload=task, state=JobState.RUNNING, started=1.0)
-    monkeypatch.setattr(backend, "sweeps", lambda: [job])
+    monkeypatch.setattr(backend, "recent", lambda _kind: [job])
     cancelled: list[str] = []
     monkeypatch.setattr(backend, "cancel", lambda job_id: cancelled.append(job_id))
     done(app, grid.cells[0].request)

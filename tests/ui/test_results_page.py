@@ -108,15 +108,19 @@ def press(page: AppTest, label: str) -> AppTest:
 def test_how_far_it_got_how_long_it_took_and_what_the_cache_gave(
     space: Workspace, edit: EditRecord, results: Callable[..., AppTest]
 ) -> None:
-    text = words(results(project=space.id, edit=edit.id))
-    assert "Arrow 1 moved 95% of 20 px (1.0 px short)" in text
-    assert "Arrow 2 moved 15% of 20 px (17.0 px short)" in text
+    page = results(project=space.id, edit=edit.id)
+    text = words(page)
+    assert say("results.arrow_number_reached_its_target", number=1, left="1.0 px") in text
+    assert say("results.arrow_number_moved_share_of", number=2, share=0.15, left="17 px") in text
     assert "20 steps in 2.5 s, 1 stage from the cache" in text
     assert "The picture was padded." in text
     assert say("results.an_arrow_barely_moved_start") in text
-    assert f"| {STAGES['lora']} | from the cache |" in text
-    assert "| Dragging | 2.0 s |" in text
-    assert "| Drag: mask weight | 0.3 |" in text
+    html = "".join(h.proto.body for h in page.get("html"))
+    order = [html.index(f"<dt>{STAGES[stage]}</dt>") for stage in ("lora", "drag")]
+    assert order == sorted(order)
+    assert f"<dt>{STAGES['lora']}</dt><dd>{say('results.from_the_cache')}</dd>" in html
+    assert f"<dt>{STAGES['drag']}</dt><dd>2.0 s</dd>" in html
+    assert "<dt>Mask weight</dt><dd>0.3</dd>" in html
 
 
 @pytest.mark.parametrize("view", VIEWS)

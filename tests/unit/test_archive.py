@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from archive_samples import edit, entries, picture, png, weights
+from PIL import Image
 
 from workbench.core.config import LoraRef
 from workbench.core.errors import BadInput, Cancelled, StoreError
@@ -25,6 +26,7 @@ from workbench.storage.archive import (
     import_zip,
 )
 from workbench.storage.history import Store, verify
+from workbench.storage.history.upkeep import references
 
 FORMATS = Path(__file__).resolve().parents[1] / "data" / "formats"
 
@@ -70,9 +72,43 @@ def test_the_same_edits_give_the_same_bytes(store: Store, other: Store) -> None:
     assert export_zip(other) == raw  # also from the other machine
     with zipfile.ZipFile(io.BytesIO(raw)) as file:
         infos = file.infolist()
-    assert {i.date_time for i in infos} == {(1980, 1, 1, 0, 0, 0)}
+    assert len({i.date_time for i in infos}) == 1  # all three ended on one day
     assert {i.compress_type for i in infos} == {zipfile.ZIP_STORED}
     assert {(i.create_system, i.external_attr) for i in infos} == {(3, 0o100644 << 16)}
+
+
+def test_an_entry_has_the_date_of_its_edit(store: Store, other: Store) -> None:
+    record = edit(store, 1)
+    dated = dataclasses.replace(record, finished="2026-11-28T01:02:04+01:00")
+    other.put_image(picture(1), "p")
+    for name in references(record).values():
+        kind = store.blobs.kind_of(name)
+        path = store.blobs.find(name)
+        assert kind is not None
+        assert path is not None
+        target = other.folder / path.relative_to(store.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    other.commit(dated)
+    with zipfile.ZipFile(io.BytesIO(export_zip(other))) as file:
+        assert {i.date_time for i in file.infolist()} == {(2026, 11, 28, 0, 2, 4)}
+
+
+def test_layers_lie_over_each_other_and_are_not_read_back(store: Store, other: Store) -> None:
+    record = edit(store, 1)
+    raw = export_zip(store, layers=True)
+    found = {n.rsplit("/", 1)[1]: b for n, b in entries(raw).items() if n.startswith("layers/")}
+    assert set(found) == {"before.png", "after.png", "mask.png", "change.png"}
+    pixels = {n: np.asarray(Image.open(io.BytesIO(b)).convert("RGBA")) for n, b in found.items()}
+    before, after, change = (pixels[f"{n}.png"] for n in ("before", "after", "change"))
+    seen = change[..., 3:] > 0
+    np.testing.assert_array_equal(np.where(seen, change, before), after)
+    assert record.request.mask is not None
+    np.testing.assert_array_equal(
+        pixels["mask.png"][..., 3] > 0, store.mask(record.request.mask.id)
+    )
+    assert import_zip(other, raw).added == (record.id,)
+    assert export_zip(other) == export_zip(store)
 
 
 def test_what_is_in_the_zip(store: Store) -> None:

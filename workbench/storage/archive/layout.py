@@ -18,9 +18,12 @@ _ID = r"wb1-[0-9a-f]{32}"
 _ALLOWED = re.compile(
     rf"index\.html|manifest\.json"
     rf"|edits/{_ULID}/(?:record|arrows|parameters|notes)\.json"
+    rf"|layers/[a-z0-9-]{{1,80}}/(?:before|after|mask|change)\.png"
     rf"|(?:images|masks)/{_ID}\.png|files/{_ID}\.(?:{'|'.join(SUFFIXES)})"
 )
-_FOLDER = re.compile(rf"(?:edits|images|masks|files|edits/{_ULID})/")
+_FOLDER = re.compile(
+    rf"(?:edits|images|masks|files|layers|edits/{_ULID}|layers/[a-z0-9-]{{1,80}})/"
+)
 
 
 def is_allowed(name: str) -> bool:
@@ -36,6 +39,12 @@ def is_folder(name: str) -> bool:
 def file_name(kind: Kind, name_id: str, suffix: str) -> str:
     """Name of a stored file in the zip."""
     return f"{FOLDERS[kind]}/wb1-{name_id.removeprefix(TAG)}.{suffix}"
+
+
+def layer_file(edit: str, title: str, what: str) -> str:
+    """Name of one of an edit's layers, in a folder that a person finds: before, after, mask, change."""
+    words = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60].strip("-") or "picture"
+    return f"layers/{words}-{edit[-6:].lower()}/{what}.png"
 
 
 def edit_file(edit: str, what: str) -> str:

@@ -1,12 +1,13 @@
 """Writing the zip: the same edits give the same bytes, on any machine.
 
 Nothing is compressed: pictures and LoRAs do not shrink, and the output of a compressor differs
-between its versions. All entries have the zip format's first day as their date.
+between its versions. An entry's date is the day on which its edit ended, in UTC.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import io
 import json
@@ -18,9 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from workbench import __version__
 from workbench.core.errors import BadInput, StoreError
 from workbench.core.record import EditRecord
+from workbench.imaging import decode
 from workbench.storage.archive import layout
 from workbench.storage.archive.check import Limits
 from workbench.storage.archive.page import page
@@ -30,7 +36,7 @@ from workbench.storage.history.format import seal
 from workbench.storage.history.upkeep import references
 
 LoraOf = Callable[[EditRecord], bytes | None]
-_DATE = (1980, 1, 1, 0, 0, 0)
+_FIRST = (1980, 1, 1, 0, 0, 0)  # the zip format's first day: for edits of no known date
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +64,20 @@ def export_zip(
     *,
     owner: str | None = None,
     lora_of: LoraOf | None = None,
+    layers: bool = False,
     limits: Limits | None = None,
 ) -> bytes:
     """The zip of some edits, or of all outside the bin, in memory (for a download button).
 
-    `lora_of` gives the trained LoRA of an edit (safetensors bytes) where it is to go along.
+    `lora_of` gives the trained LoRA of an edit (safetensors bytes) where it is to go along; `layers`
+    adds before, after, mask and change as transparent PNG files for other programs.
 
     Raises:
         BadInput: for an unknown edit (or another owner's), or more than a zip may hold.
         StoreError: when none of them can be exported.
     """
     out = io.BytesIO()
-    _write(store, out, ids, owner, lora_of, limits or Limits())
+    _write(store, out, ids, owner, lora_of, limits or Limits(), layers=layers)
     return out.getvalue()
 
 
@@ -115,6 +123,8 @@ def _write(
     owner: str | None,
     lora_of: LoraOf | None,
     limits: Limits,
+    *,
+    layers: bool = False,
 ) -> Exported:
     chosen = [r.id for r in store.records(owner=owner)] if ids is None else list(ids)
     records = [store.record(name, owner) for name in sorted(set(chosen))]
@@ -125,7 +135,13 @@ def _write(
     with _Writer(out, limits) as writer:
         for record in records:
             try:
+                writer.date = _date(record)
                 items.append(_add(store, writer, record, lora_of))
+                if layers:
+                    for what, raw in _layers(store, record).items():
+                        writer.add(
+                            layout.layer_file(record.id, record.request.image.name, what), raw
+                        )
             except StoreError as exc:
                 left_out.append((record.id, str(exc)))
         if not items:
@@ -173,6 +189,39 @@ def _add(store: Store, writer: _Writer, record: EditRecord, lora_of: LoraOf | No
     return Item(record, notes, names, lora)
 
 
+def _date(record: EditRecord) -> tuple[int, int, int, int, int, int]:
+    """When an edit ended (or began), UTC, as a zip says it."""
+    for text in (record.finished, record.started):
+        try:
+            when = datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
+        except ValueError:
+            continue
+        date = (when.year, when.month, when.day, when.hour, when.minute, when.second)
+        return date if 1980 <= when.year <= 2107 else _FIRST
+    return _FIRST
+
+
+def _layers(store: Store, record: EditRecord) -> dict[str, bytes]:
+    """What an edit began with, came to and changed, as PNG files of one size to lay over each other."""
+    before = store.image(record.request.image.id)
+    found = {"before": decode.encode_png(before)}
+    if record.request.mask is not None:
+        found["mask"] = _cut_out(np.full_like(before, 255), store.mask(record.request.mask.id))
+    if record.result is not None:
+        after = store.image(record.result.image)
+        found["after"] = decode.encode_png(after)
+        found["change"] = _cut_out(after, (before != after).any(axis=2))
+    return found
+
+
+def _cut_out(rgb: NDArray[np.uint8], seen: NDArray[np.bool_]) -> bytes:
+    """A picture [H,W,3] as a PNG that is transparent where `seen` [H,W] is False."""
+    out = io.BytesIO()
+    alpha = np.where(seen, 255, 0).astype(np.uint8)
+    Image.fromarray(np.dstack([rgb * seen[..., None], alpha])).save(out, "PNG")
+    return out.getvalue()
+
+
 def _add_json(writer: _Writer, record: EditRecord, notes: Notes) -> None:
     data = record.to_json()
     request = data["request"]
@@ -197,6 +246,7 @@ class _Writer:
 
     def __init__(self, out: BinaryIO, limits: Limits) -> None:
         self.files: dict[str, dict[str, object]] = {}
+        self.date = _FIRST  # of the entries that are added now
         self.total = 0
         self._limits = limits
         self._zip = zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=False)
@@ -223,7 +273,7 @@ class _Writer:
         self._zip.close()
 
     def _put(self, name: str, raw: bytes) -> None:
-        info = zipfile.ZipInfo(name, _DATE)
+        info = zipfile.ZipInfo(name, self.date)
         info.create_system = 3
         info.external_attr = 0o100644 << 16
         self._zip.writestr(info, raw)

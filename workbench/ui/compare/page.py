@@ -259,7 +259,8 @@ def _pictures(views: Sequence[EditView], names: Sequence[str]) -> None:
                 label_visibility="collapsed",
             )
         ]
-        if st.toggle(
+        # of two pictures either may be an original; side by side it takes room, so it is asked for
+        if mode != "side" or st.toggle(
             say("compare.show_original"),
             key="compare_original",
             help=say("compare.show_original_help"),

@@ -58,21 +58,32 @@ def viewer(
     second: int = 1,
     max_height: int = 640,
     columns: int = 0,
+    focus: Sequence[float] | None = None,
+    stage: bool = False,
+    hold: str = "",
 ) -> None:
     """Show pictures against each other.
 
     Args:
         images: (label, encoded bytes) each; labels are shown as plain text.
-        mode: "slider" (two of them, with a divider), "side" (all, one zoom), "flicker", or
-            "single" (the first, without tools, replaced in place when it changes).
+        mode: "slider" (two of them, with a divider), "side" (all, one zoom), "flicker", "hold"
+            (the last, and the first while a button or key is held), or "single" (the first, without
+            tools, replaced in place when it changes).
         key: unique key of the element.
         first: index of the picture on the left of the divider.
         second: index of the picture on its right.
         max_height: limit of the picture's height on the page, CSS px.
         columns: most panes in a row with "side" (0: as many as there is room for).
+        focus: the part [x0, y0, x1, y1] (shares of the picture, 0..1) to begin at: the divider stands
+            in it, and a small one is shown close.
+        hold: what the button of "hold" says.
+        stage: every mode takes the room that one whole picture takes.
     """
     data = {
         "columns": columns,
+        "focus": list(focus) if focus is not None else None,
+        "stage": stage,
+        "hold": hold,
         "images": [{"label": label, "src": data_url(raw)} for label, raw in images],
         "mode": mode,
         "first": first,

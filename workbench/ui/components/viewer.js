@@ -1,4 +1,5 @@
-// Pictures against each other: a divider to drag, panes with one common zoom, flicker; or just one that changes.
+// Pictures against each other: a divider to drag, panes with one common zoom, flicker, the last one with the first
+// while a button or key is held; or just one that changes. With `stage`, every view takes the same room.
 // Pointer events serve mouse, pen and touch alike; two fingers or Ctrl+wheel zoom; arrow keys move the divider.
 const seen = new WeakMap();
 const MAX_ZOOM = 16;
@@ -50,6 +51,11 @@ class Viewer {
 
   update(data) {
     this.data = data;
+    const about = JSON.stringify(data.focus ?? null);
+    if (about !== this.about) {
+      this.about = about;
+      this.lookAt(data.focus);
+    }
     const made = JSON.stringify([data.mode, data.first, data.second, data.maxHeight, data.columns, data.images.map((i) => i.label)]);
     if (made !== this.made) {
       this.made = made;
@@ -62,8 +68,21 @@ class Viewer {
     }
   }
 
+  // Begin at the part [x0, y0, x1, y1] (shares of the picture): the divider in it, and close if it is small.
+  lookAt(part) {
+    if (!part) return;
+    const [x0, y0, x1, y1] = part;
+    this.zoom = Math.min(4, Math.max(1, 0.6 / Math.max(x1 - x0, y1 - y0)));
+    if (this.zoom < 1.3) this.zoom = 1;
+    this.x = (x0 + x1) / 2 - 0.5 / this.zoom;
+    this.y = (y0 + y1) / 2 - 0.5 / this.zoom;
+    const seen = Math.min(1 - 1 / this.zoom, Math.max(0, this.x));
+    this.split = Math.min(0.95, Math.max(0.05, ((x0 + x1) / 2 - seen) * this.zoom));
+  }
+
   build() {
     clearInterval(this.timer);
+    this.held = false;
     const { mode, images, first, second } = this.data;
     const bar = element("div", "bar");
     bar.hidden = mode === "single";
@@ -71,6 +90,18 @@ class Viewer {
     if (mode === "flicker") {
       this.play = button("pause", "Pause", () => this.setPlaying(!this.playing));
       bar.append(this.play);
+    }
+    if (mode === "hold") {
+      const label = this.data.hold;
+      const hold = element("button", "tool hold", { type: "button", title: `${label} (Space)` }, label);
+      hold.addEventListener("pointerdown", (e) => {
+        hold.setPointerCapture(e.pointerId);
+        this.hold(true);
+      });
+      for (const kind of ["pointerup", "pointercancel", "blur"]) hold.addEventListener(kind, () => this.hold(false));
+      hold.addEventListener("keydown", (e) => this.holdKey(e));
+      hold.addEventListener("keyup", (e) => this.holdKey(e));
+      bar.append(hold);
     }
     bar.append(
       button("minus", "Zoom out", () => this.zoomAt(this.zoom / 1.5, 0.5, 0.5)),
@@ -85,9 +116,10 @@ class Viewer {
     this.divider = null;
     const every = images.map((_, i) => i);
     const two = [first, second].filter((i) => i in images);
-    const groups = { side: every.map((i) => [i]), single: [[0]], flicker: [every], slider: [two] }[mode];
+    const groups = { side: every.map((i) => [i]), single: [[0]], flicker: [every], slider: [two], hold: [every] }[mode];
     for (const group of groups) this.panes.append(this.pane(group, mode));
     this.box.replaceChildren(bar, this.panes);
+    this.measure();
     if (mode === "flicker") this.setPlaying(!matchMedia("(prefers-reduced-motion: reduce)").matches);
     this.place();
   }
@@ -100,7 +132,9 @@ class Viewer {
       const img = element("img", "", { alt: label, draggable: "false" });
       img.addEventListener("load", () => {
         pane.style.setProperty("--ratio", img.naturalWidth / img.naturalHeight);
-        pane.style.setProperty("--cap", `${this.data.maxHeight}px`);
+        pane.style.setProperty("--cap", `${this.cap()}px`);
+        this.ratio = img.naturalWidth / img.naturalHeight;
+        this.measure();
         this.place();
       });
       layer.append(img);
@@ -123,7 +157,10 @@ class Viewer {
     pane.addEventListener("pointermove", (e) => this.move(e, pane));
     if (mode === "side") this.follow(pane);
     for (const kind of ["pointerup", "pointercancel", "lostpointercapture"]) {
-      pane.addEventListener(kind, (e) => this.pointers.delete(e.pointerId));
+      pane.addEventListener(kind, (e) => {
+        this.pointers.delete(e.pointerId);
+        this.hold(false);
+      });
     }
     pane.addEventListener("wheel", (e) => {
       if (!e.ctrlKey && !e.metaKey) return;
@@ -136,7 +173,39 @@ class Viewer {
       this.zoomAt(this.zoom > 1 ? 1 : 3, u, v);
     });
     pane.addEventListener("keydown", (e) => this.paneKey(e));
+    pane.addEventListener("keyup", (e) => this.data.mode === "hold" && this.holdKey(e));
     return pane;
+  }
+
+  // How tall a pane may be: a stage is to be seen whole below the page's head and the view's tools.
+  cap() {
+    const { stage, maxHeight } = this.data;
+    return stage ? Math.min(maxHeight, Math.max(320, window.innerHeight - 300)) : maxHeight;
+  }
+
+  // The stage keeps the room of one whole picture, whatever is shown on it.
+  measure() {
+    if (!this.data.stage || !this.ratio) return;
+    const height = Math.min(this.cap(), this.box.clientWidth / this.ratio);
+    this.panes.classList.add("stage");
+    this.panes.style.setProperty("--stage", `${Math.round(height)}px`);
+    if (!this.resized) {
+      this.resized = new ResizeObserver(() => this.measure());
+      this.resized.observe(this.box);
+    }
+  }
+
+  hold(on) {
+    if (this.held === on) return;
+    this.held = on;
+    this.place();
+  }
+
+  holdKey(event) {
+    if (event.key !== " " && event.key !== "Enter") return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.hold(event.type === "keydown");
   }
 
   // A cross in the other panes stands where the pointer is in this one.
@@ -170,6 +239,10 @@ class Viewer {
     this.pointers.set(event.pointerId, { u, v });
     const near = Math.abs(u - this.split) * pane.clientWidth < GRAB;
     this.dragging = this.data.mode === "slider" && (near || this.zoom === 1) ? "split" : "pan";
+    if (this.data.mode === "hold" && this.zoom === 1) {
+      this.dragging = "hold";
+      this.hold(true);
+    }
     if (this.pointers.size === 2) this.dragging = "pinch";
     if (this.dragging === "split") {
       this.setSplit(u);
@@ -190,7 +263,7 @@ class Viewer {
       }
     } else if (this.dragging === "split") {
       this.setSplit(u);
-    } else {
+    } else if (this.dragging === "pan") {
       this.x -= (u - before.u) / this.zoom;
       this.y -= (v - before.v) / this.zoom;
       this.place();
@@ -216,6 +289,7 @@ class Viewer {
     else if (event.key === "-") this.zoomAt(this.zoom / 1.5, 0.5, 0.5);
     else if (event.key === "0") this.zoomAt(1, 0.5, 0.5);
     else if (event.key === " " && this.data.mode === "flicker") this.setPlaying(!this.playing);
+    else if (event.key === " " && this.data.mode === "hold") this.hold(true);
     else if (pan && this.zoom > 1) {
       this.x += (0.1 * pan[0]) / this.zoom;
       this.y += (0.1 * pan[1]) / this.zoom;
@@ -265,6 +339,7 @@ class Viewer {
         const cut = 100 * this.split;
         layer.style.clipPath = n === 0 ? `inset(0 ${100 - cut}% 0 0)` : `inset(0 0 0 ${cut}%)`;
       }
+      if (mode === "hold") layer.style.visibility = (this.held ? n === 0 : n === count - 1) ? "visible" : "hidden";
       if (mode === "flicker") layer.style.visibility = this.shown % count === n ? "visible" : "hidden";
     }
     if (this.divider) {
@@ -282,6 +357,7 @@ class Viewer {
 
   stop() {
     clearInterval(this.timer);
+    this.resized?.disconnect();
   }
 }
 

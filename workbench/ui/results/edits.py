@@ -6,6 +6,7 @@ Shared by results, compare and history. Pictures are made at display size and re
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,7 @@ from workbench.core.config import DragConfig, InversionConfig, LoraConfig, metho
 from workbench.core.errors import BadInput
 from workbench.core.options import options_of
 from workbench.core.record import (
+    STAGES,
     Converged,
     EditRecord,
     EditResult,
@@ -106,7 +108,18 @@ class EditView:
         first, last = self.before(), self.after()
         height, width = first.shape[:2]
         way = [figures.decode(self.store.blob(name)) for name in self.result.frames]
-        return [first, *(figures.fit(f, width, height) for f in way), last]
+        fitted = [figures.fit(f, width, height) for f in way]
+        if self.request.mask is not None and self.request.drag.composite:
+            inside = figures.soft_mask(self.store.mask(self.request.mask.id), width, height)
+            fitted = [figures.composite(first, f, inside) for f in fitted]
+        return [first, *fitted, last]
+
+    def focus(self) -> list[float] | None:
+        """The edited part [x0, y0, x1, y1] in shares of the picture; None where it may be anywhere."""
+        image, mask = self.request.image, self.request.mask
+        part = figures.part_of(self.store.mask(mask.id) if mask else None, self.request.pairs)
+        size = (image.width, image.height)
+        return [min(1.0, max(0.0, v / size[n % 2])) for n, v in enumerate(part)] if part else None
 
     def gif(self) -> bytes:
         """The drag as an endless GIF."""
@@ -125,10 +138,9 @@ class EditView:
 
     # --- files to take away -----------------------------------------------------------------------
 
-    def name(self, suffix: str) -> str:
-        """A file name that says what it is."""
-        words = "".join(c if c.isalnum() else "-" for c in plain(self.request.image.name, 40))
-        return f"{words.strip('-').lower() or 'picture'}-{self.record.id[-6:].lower()}.{suffix}"
+    def name(self, what: str) -> str:
+        """A file name that says what it is: "robot-with-a-laser-edited.png" for "edited.png"."""
+        return f"{file_words(self.request.image.name)}-{what}"
 
     def png(self, with_card: bool = True) -> bytes:
         """The result at full size as PNG, with its settings inside if wanted."""
@@ -142,7 +154,7 @@ class EditView:
 
     def zip(self) -> bytes:
         """The whole edit: pictures, mask, arrows, parameters, and a page that shows it."""
-        return archive.export_zip(self.store, [self.record.id])
+        return archive.export_zip(self.store, [self.record.id], layers=True)
 
     # --- words and figures ------------------------------------------------------------------------
 
@@ -157,7 +169,9 @@ class EditView:
         return 2 * max(image.width, image.height) / max(1, working)
 
     def outcome(self) -> str:
-        """Why the drag ended, as a sentence."""
+        """Why the drag ended, as a sentence that agrees with what is said of the arrows."""
+        if self.result.stop == Stop.REACHED.name and not all(map(reached, self.arrivals())):
+            return say("results.the_points_stopped_close_to")
         try:
             return Stop[self.result.stop].value
         except KeyError:
@@ -166,7 +180,7 @@ class EditView:
     def advice(self) -> list[str]:
         """What to try next, from what was measured."""
         tips = []
-        late = [a for a in self.arrivals() if not a.arrived]
+        late = [a for a in self.arrivals() if not reached(a)]
         if late and self.result.stop == Stop.STEP_LIMIT.name:
             other = (
                 say("results.or_the_method_auto")
@@ -184,19 +198,36 @@ class EditView:
         return tips
 
     def timings(self) -> list[tuple[str, float, bool]]:
-        """(stage, seconds, from the cache) in the order in which they ran."""
-        cached = set(self.result.cached)
-        named = [(s, float(t), s in cached) for s, t in self.result.seconds.items()]
-        return named + [(s, 0.0, True) for s in self.result.cached if s not in self.result.seconds]
+        """(stage, seconds, from the cache) in the order in which they run."""
+        spent, cached = self.result.seconds, self.result.cached
+        order = {stage: n for n, stage in enumerate(STAGES)}
+        found = sorted({*spent, *cached}, key=lambda s: order.get(s, len(order)))
+        return [(s, float(spent.get(s, 0.0)), s in cached) for s in found]
 
     def total(self) -> float:
         """Seconds of all stages together."""
         return sum(float(t) for t in self.result.seconds.values())
 
 
-def parameters(request: EditRequest) -> dict[str, str]:
-    """Everything that an edit was asked for, label -> value, in a fixed order."""
-    rows: dict[str, str] = {
+def reached(arrow: Converged) -> bool:
+    """Whether an arrow is said to have reached its target: it stopped there, and is there."""
+    return arrow.arrived and (arrow.left <= 2.0 or arrow.share >= 0.85)
+
+
+def px(value: float) -> str:
+    """A distance on a page: "2.5 px", "12 px"."""
+    return f"{value:.1f} px" if value < 9.95 else f"{value:.0f} px"
+
+
+def file_words(name: str) -> str:
+    """A picture's name as the beginning of a file name: "Robot with a laser" -> "robot-with-a-laser"."""
+    stem = re.sub(r"\.(png|jpe?g|webp|gif|tiff?|bmp)$", "", plain(name, 60), flags=re.IGNORECASE)
+    return re.sub(r"[\W_]+", "-", stem).strip("-").lower()[:48] or "picture"
+
+
+def parameter_groups(request: EditRequest) -> list[tuple[str, dict[str, str]]]:
+    """Everything that an edit was asked for, as heading and rows: the edit, then each stage."""
+    general: dict[str, str] = {
         say("common.model"): request.model.name,
         say("common.method"): method_label(request.drag.method),
         say("common.prompt"): plain(request.prompt, 300) or "(none)",
@@ -209,16 +240,27 @@ def parameters(request: EditRequest) -> dict[str, str]:
         if request.working_size
         else say("common.automatic"),
     }
+    groups = [(say("results.edit"), general)]
     for head, cls, config in (
         (say("common.drag"), DragConfig, request.drag),
         (say("common.lora"), LoraConfig, request.lora),
         (say("common.inversion"), InversionConfig, request.inversion),
     ):
         values: Mapping[str, Any] = dataclasses.asdict(config)
+        rows = {}
         for name, (_kind, _default, opt) in options_of(cls).items():
             if name != "method":
                 unit = f" {opt.unit}" if opt.unit else ""
-                rows[f"{head}: {field_label(name).lower()}"] = f"{_shown(values[name])}{unit}"
+                rows[field_label(name)] = f"{_shown(values[name])}{unit}"
+        groups.append((head, rows))
+    return groups
+
+
+def parameters(request: EditRequest) -> dict[str, str]:
+    """The groups in one list, label -> value; a stage's labels begin with its name."""
+    (_, rows), *stages = parameter_groups(request)
+    for head, of_stage in stages:
+        rows |= {f"{head}: {name.lower()}": value for name, value in of_stage.items()}
     return rows
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from workbench.core.errors import BadInput
 from workbench.core.request import Point, PointPair
@@ -56,12 +56,10 @@ def close_up(
         picture that is shown whole anyway, or of which the part would be more than a third.
     """
     width, height = size
-    if mask is None or not mask.any() or max(size) <= CLOSE_FROM:
+    part = part_of(mask, pairs)
+    if part is None or max(size) <= CLOSE_FROM:
         return None
-    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    ends = [Point(float(x), float(y)) for x, y in ((xs[0], ys[0]), (xs[-1], ys[-1]))]
-    ends += [p for pair in pairs for p in (pair.handle, pair.target)]
-    x0, y0, x1, y1 = bounds(ends)
+    x0, y0, x1, y1 = part
     room = max(32.0, (x1 - x0) / 3, (y1 - y0) / 3)
     left, top = max(0, int(x0 - room)), max(0, int(y0 - room))
     right, low = min(width, int(x1 + room) + 1), min(height, int(y1 + room) + 1)
@@ -70,6 +68,31 @@ def close_up(
     k = min(1.0, longest / max(right - left, low - top))
     out = max(1, round((right - left) * k)), max(1, round((low - top) * k))
     return Frame(left, top, right - left, low - top, *out)
+
+
+def part_of(
+    mask: NDArray[np.bool_] | None, pairs: Sequence[PointPair]
+) -> tuple[float, float, float, float] | None:
+    """The bounds x0, y0, x1, y1 of mask and arrows, image px; None where everything may change."""
+    if mask is None or not mask.any():
+        return None
+    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    ends = [Point(float(x), float(y)) for x, y in ((xs[0], ys[0]), (xs[-1], ys[-1]))]
+    ends += [p for pair in pairs for p in (pair.handle, pair.target)]
+    return bounds(ends)
+
+
+def soft_mask(mask: NDArray[np.bool_], width: int, height: int) -> NDArray[np.float32]:
+    """A mask bool [H,W] at another size as weights [h,w] in 0..1, its edge two pixels wide."""
+    grey = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
+    small = grey.resize((width, height), Image.Resampling.BOX).filter(ImageFilter.BoxBlur(1))
+    return np.asarray(small, np.float32) / 255
+
+
+def composite(outside: U8, inside: U8, weight: NDArray[np.float32]) -> U8:
+    """`inside` where the weight [h,w] is 1 and `outside` where it is 0; all of one size."""
+    mixed = outside + weight[..., None] * (inside.astype(np.float32) - outside)
+    return np.rint(mixed).astype(np.uint8)
 
 
 def seen(rgb: U8, through: Frame) -> U8:

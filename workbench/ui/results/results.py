@@ -16,11 +16,15 @@ from workbench.ui.results import figures
 from workbench.ui.results.edits import (
     EditView,
     one_line,
-    parameters,
+    parameter_groups,
     picture_of,
+    px,
+    reached,
 )
+from workbench.ui.results.open_edit import continued, enter
 from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.facts import facts_list
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import (
     count,
@@ -32,6 +36,7 @@ from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace, settings_of
 
 VIEWS = {
+    say("common.after"): "hold",
     say("results.before_after"): "slider",
     say("common.side_by_side"): "side",
     say("common.flicker"): "flicker",
@@ -50,15 +55,16 @@ def body(backend: Backend, space: Workspace) -> None:
         router.link("drag", say("common.mask_points"), icon=":material/arrow_forward:")
         return
     record = _chosen(backend, records)
-    _shelf(backend, records, record)
     if record.result is None or record.status is not JobState.DONE:
         _without_picture(record)
+        _shelf(backend, records, record)
         return
     view = EditView(backend.store, record)
     with st.container(key="halves_results"):
         left, right = st.columns([3, 2], gap="large")
     with left:
         _picture(view)
+        _shelf(backend, records, record)
     with right:
         _outcome(view)
         _onwards(backend, space, view)
@@ -112,18 +118,18 @@ def _without_picture(record: EditRecord) -> None:
 
 
 def _picture(view: EditView) -> None:
-    """The result in one of six ways."""
+    """The result in one of seven ways, all on one stage."""
     store, edit = view.store, view.record.id
     with st.container(horizontal=True, vertical_alignment="center", key="result_bar"):
         chosen = st.segmented_control(
             say("common.view"),
             list(VIEWS),
-            default=say("results.before_after"),
+            default=say("common.after"),
             required=True,
             key="result_view",
             label_visibility="collapsed",
         )
-        mode = VIEWS.get(str(chosen), "slider")
+        mode = VIEWS.get(str(chosen), "hold")
         near = False
         if mode != "gif" and view.close_up() is not None:
             near = st.toggle(
@@ -133,24 +139,27 @@ def _picture(view: EditView) -> None:
                 help=say("results.zoom_to_the_edit_help"),
             )
     with st.spinner(say("common.loading"), show_time=False):
-        if mode in ("slider", "side", "flicker"):
-            two = [(say("common.before"), picture_of(store, edit, "before", near=near))]
-            two.append((say("common.after"), picture_of(store, edit, "after", near=near)))
-            components.viewer(two, mode=mode, key=f"result_{mode}")
-        elif mode == "gif":
-            st.image(
-                picture_of(store, edit, "gif"),
-                width="stretch",
-                alt=say("results.animation_of_the_drag"),
-            )
+        if mode in ("hold", "slider", "side", "flicker"):
+            shown = [
+                (say("common.before"), picture_of(store, edit, "before", near=near)),
+                (say("common.after"), picture_of(store, edit, "after", near=near)),
+            ]
         else:
-            label = (
-                say("results.difference_per_pixel_dark_none")
-                if mode == "heat"
-                else say("results.paths")
-            )
-            one = [(label, picture_of(store, edit, mode, near=near))]
-            components.viewer(one, mode="side", key=f"result_{mode}")
+            labels = {
+                "heat": say("results.difference_per_pixel_dark_none"),
+                "paths": say("results.paths"),
+                "gif": say("results.animation_of_the_drag"),
+            }
+            shown = [(labels[mode], picture_of(store, edit, mode, near=near))]
+            mode = "side"
+        components.viewer(
+            shown,
+            mode=mode,
+            key=f"result_{edit}_{near}",
+            focus=None if near else view.focus(),
+            stage=True,
+            hold=say("results.hold_to_see_the_original"),
+        )
 
 
 def _outcome(view: EditView) -> None:
@@ -159,17 +168,24 @@ def _outcome(view: EditView) -> None:
         st.markdown(f"**{inert(view.outcome())}**")
         rows = []
         for a in view.arrivals():
-            sign = ":green[:material/check_circle:]" if a.arrived else ":orange[:material/pending:]"
-            rows.append(
-                say(
-                    "results.sign_arrow_number_moved_value",
-                    sign=sign,
-                    number=a.number,
-                    value=max(0.0, a.share),
-                    length=a.length,
-                    left=a.left,
+            if reached(a):
+                sign, text = (
+                    ":green[:material/check_circle:]",
+                    say(
+                        "results.arrow_number_reached_its_target", number=a.number, left=px(a.left)
+                    ),
                 )
-            )
+            else:
+                sign, text = (
+                    ":orange[:material/pending:]",
+                    say(
+                        "results.arrow_number_moved_share_of",
+                        number=a.number,
+                        share=max(0.0, a.share),
+                        left=px(a.left),
+                    ),
+                )
+            rows.append(f"{sign} {text}")
         st.markdown("  \n".join(rows))
         for tip in view.advice():
             st.caption(f":material/lightbulb: {inert(tip)}")
@@ -190,7 +206,7 @@ def _onwards(backend: Backend, space: Workspace, view: EditView) -> None:
             icon=":material/forward:",
             help=say("common.edit_this_result_help"),
         ):
-            _continue(backend, space, view)
+            _continue(backend, view)
         there = view.result.stop == Stop.REACHED.name  # more steps would end at the same place
         if view.request.drag.method != "warp" and st.button(
             say("results.run_more_steps"),
@@ -224,19 +240,8 @@ def _onwards(backend: Backend, space: Workspace, view: EditView) -> None:
         )
 
 
-def _continue(backend: Backend, space: Workspace, view: EditView) -> None:
-    asset = view.store.put_image(view.store.image(view.result.image), view.request.image.name)
-    asset = dataclasses.replace(asset, alpha=view.request.image.alpha)
-    made = Workspace.create(
-        backend.store,
-        asset,
-        title=f"{space.title} →",
-        prompt=view.request.prompt,
-        parent=view.record.id,
-        settings=settings_of(view.request),
-    )
-    for name, value in (("project", made.id), ("job", None), ("edit", None)):
-        router.remember(name, value)
+def _continue(backend: Backend, view: EditView) -> None:
+    enter(continued(backend, view.record))
     router.go("drag")
 
 
@@ -275,30 +280,19 @@ def _downloads(view: EditView) -> None:
             key="with_card",
             help=say("results.embed_settings_in_the_png_help"),
         )
+        files: list[tuple[str, Callable[[], bytes], str, str]] = [
+            (say("results.picture_png"), lambda: view.png(bool(card)), "edited.png", "image/png"),
+            (say("results.before_after_image"), view.strip, "before-after.png", "image/png"),
+            (say("results.animation_gif"), view.gif, "animation.gif", "image/gif"),
+        ]
+        if figures.video_encoder():
+            film = say("results.video_mp4")
+            files.append((film, lambda: view.mp4() or b"", "animation.mp4", "video/mp4"))
+        whole = say("results.complete_project_zip")
+        files.append((whole, view.zip, "project.zip", "application/zip"))
         with st.container(horizontal=True, gap="small"):
-            _download(
-                say("results.picture_png"),
-                lambda: view.png(bool(card)),
-                view.name("png"),
-                "image/png",
-            )
-            _download(
-                say("results.before_after_image"),
-                view.strip,
-                f"strip-{view.name('png')}",
-                "image/png",
-            )
-            _download(say("results.animation_gif"), view.gif, view.name("gif"), "image/gif")
-            if figures.video_encoder():
-                _download(
-                    say("results.video_mp4"),
-                    lambda: view.mp4() or b"",
-                    view.name("mp4"),
-                    "video/mp4",
-                )
-            _download(
-                say("results.complete_project_zip"), view.zip, view.name("zip"), "application/zip"
-            )
+            for label, make, name, mime in files:
+                _download(label, make, view.name(name), mime)
 
 
 def _download(label: str, make: Callable[[], bytes], name: str, mime: str) -> None:
@@ -317,12 +311,12 @@ def _details(view: EditView) -> None:
     """Convergence, timings, parameters."""
     with guard():
         pairs = range(len(view.request.pairs))
-        rows = view.rows()
-        if len(rows) > 1:
+        way = view.rows()
+        if len(way) > 1:
             st.subheader(say("results.distance_to_target"), anchor=False)
             series = {
                 say("results.arrow_n", n=n + 1): [
-                    (t, row[n].distance(view.request.pairs[n].target)) for t, row in enumerate(rows)
+                    (t, row[n].distance(view.request.pairs[n].target)) for t, row in enumerate(way)
                 ]
                 for n in pairs
             }
@@ -333,14 +327,18 @@ def _details(view: EditView) -> None:
                 y_label="px",
                 height=220,
             )
-        left, right = st.columns(2, gap="large")
-        with left, st.expander(say("results.time_and_cache")):
-            lines = [
-                f"| {stage_label(s)} | {say('results.from_the_cache') if c else seconds(t)} |"
-                for s, t, c in view.timings()
-            ]
-            st.markdown("\n".join(["| Stage | Time |", "|:--|--:|", *lines]))
-        with right, st.expander(say("common.all_parameters")):
-            shown = parameters(view.request)
-            table = [f"| {inert(k)} | {inert(v)} |" for k, v in shown.items()]
-            st.markdown("\n".join(["| | |", "|:--|:--|", *table]))
+        with st.expander(say("results.time_and_cache")):
+            facts_list(
+                {
+                    stage_label(s): say("results.from_the_cache") if cached else seconds(t)
+                    for s, t, cached in view.timings()
+                }
+            )
+        with st.expander(say("common.all_parameters")):
+            groups = parameter_groups(view.request)
+            for place, (head, rows) in zip(
+                [p for _ in range(2) for p in st.columns(2, gap="large")], groups, strict=True
+            ):
+                with place:
+                    st.markdown(f"**{head}**")
+                    facts_list(rows)
