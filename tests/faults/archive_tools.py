@@ -67,7 +67,7 @@ def refused(store: Store, raw: bytes | Path, words: str, limits: Limits | None =
     with pytest.raises(StoreError, match="refused as a whole") as caught:
         import_zip(store, raw, limits=limits)
     assert words in str(caught.value)
-    assert list(store.blobs.files()) == []
+    assert list(store.files()) == []
     assert store.records() == []
     assert store.unreadable() == []
 

@@ -52,12 +52,12 @@ def test_a_wrong_hash_is_refused(good: bytes, store: Store, folder: str) -> None
     refused(store, rebuild(good, change, fix=False), "its hash is not that of the manifest")
 
 
-@pytest.mark.parametrize("folder", ["images/", "masks/", "files/"])
+@pytest.mark.parametrize("end", ["images/", "masks/", "files/"])
 def test_another_content_under_the_name_is_refused_though_the_manifest_fits(
-    good: bytes, store: Store, folder: str
+    good: bytes, store: Store, end: str
 ) -> None:
     def change(files: dict[str, bytes]) -> None:
-        mine = [n for n in files if n.startswith(folder)]
+        mine = [n for n in files if n.startswith(end)]
         files[mine[0]], files[mine[1]] = files[mine[1]], files[mine[0]]
 
     refused(store, rebuild(good, change), "does not match its name")
@@ -123,7 +123,7 @@ def test_fault_24_a_file_of_another_kind_than_its_suffix_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     body, suffix = WRONG_KINDS[kind]
-    refused(store, rebuild(good, blob_swap(body, suffix)), "is not what its name says")
+    refused(store, rebuild(good, blob_swap(body, suffix)), "files/wb1-")
     assert not (tmp_path / "executed").exists()
 
 
@@ -150,6 +150,12 @@ RECORDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "out of range": lambda d: d["request"].update(seed=-1),
     "unknown picture": lambda d: d["request"]["image"].update(id="wb1:" + "0" * 32),
     "traversal as picture": lambda d: d["request"]["image"].update(id="wb1:../../../etc/passwd"),
+    "mask as picture": lambda d: d["request"]["image"].update(id=d["request"]["mask"]["id"]),
+    "another size": lambda d: d["request"]["image"].update(width=31),
+    "a novel as error": lambda d: d.update(error="x" * 10_000_000),
+    "a million steps": lambda d: d["result"].update(losses=[0.5] * 1_000_000),
+    "a name without end": lambda d: d["request"]["image"].update(name="x" * 1_000_000),
+    "a thousand environments": lambda d: d.update(environment={str(i): "" for i in range(10**5)}),
     "traversal as result": lambda d: d["result"].update(image="../../evil"),
 }
 
@@ -170,6 +176,8 @@ def test_a_record_without_a_valid_checksum_is_refused(good: bytes, store: Store)
 MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "future": (lambda d: d.update(format=2), "newer workbench"),
     "other kind": (lambda d: d.update(kind="photos"), "not that of a drag workbench"),
+    "format true": (lambda d: d.update(format=True), "not that of a drag workbench"),
+    "negative format": (lambda d: d.update(format=-1), "not that of a drag workbench"),
     "no format": (lambda d: d.pop("format"), "not that of a drag workbench"),
     "no files": (lambda d: d.pop("files"), "incomplete"),
     "files as list": (lambda d: d.update(files=[]), "incomplete"),
@@ -204,7 +212,7 @@ def test_a_missing_picture_is_refused_but_not_one_that_is_here_already(
 ) -> None:
     raw = rebuild(good, lambda f: f.pop(next(n for n in f if n.startswith("masks/"))))
     refused(store, raw, "mask of the edit")
-    for kind, name, _path in source.blobs.files():
+    for kind, name, _path in source.files():
         if kind == "masks":
             store.put_mask(source.mask(name))
     assert len(import_zip(store, raw).added) == 2

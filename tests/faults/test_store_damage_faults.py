@@ -119,7 +119,7 @@ def test_fault_35_changed_files_are_reported_and_never_shown(store: Store) -> No
         record.result.image: store.blob,
     }
     for name, read in reads.items():
-        path = store.blobs.find(name)
+        path = store.find(name)
         assert path is not None
         whole = path.read_bytes()
         for at in range(0, len(whole), max(1, len(whole) // 25)):
@@ -142,7 +142,7 @@ def test_fault_35_changed_files_are_reported_and_never_shown(store: Store) -> No
 
 def test_fault_35_another_picture_under_the_name_is_noticed(store: Store) -> None:
     a, b = store.put_image(picture(1)), store.put_image(picture(2))
-    path_a, path_b = store.blobs.find(a.id), store.blobs.find(b.id)
+    path_a, path_b = store.find(a.id), store.find(b.id)
     assert path_a is not None
     assert path_b is not None
     path_a.write_bytes(path_b.read_bytes())
@@ -164,7 +164,7 @@ def test_fault_35_a_bomb_in_place_of_a_picture_is_not_unpacked(store: Store) -> 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99)))
     asset = store.put_image(picture(1))
-    path = store.blobs.find(asset.id)
+    path = store.find(asset.id)
     assert path is not None
     path.write_bytes(bomb + chunk(b"IEND", b""))
     with pytest.raises(StoreError):

@@ -8,16 +8,19 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from patience import started
 from store_tools import edit
 
 from workbench.core.errors import StoreError, WorkbenchError
-from workbench.core.record import JobState
+from workbench.core.record import EditRecord, JobState
+from workbench.core.request import EditRequest
 from workbench.storage.history import Store, verify
 from workbench.storage.history.format import seal, unseal
 
@@ -188,6 +191,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_fault_30_a_living_process_is_not_called_dead(store: Store) -> None:
     code = f"""
 import sys
+import tempfile
 from workbench.storage.history import Store
 from workbench.core.request import EditRequest, ImageAsset
 store = Store({str(store.folder)!r})
@@ -249,3 +253,42 @@ def test_fault_30_starting_up_deletes_nothing(store: Store) -> None:
     assert before <= {p for p in store.folder.rglob("*") if p.is_file()}
     (unreadable,) = again.unreadable()
     assert unreadable.name == "pending/01ARZ3NDEKTSV4RRFFQ69G5FAV.json"
+
+
+def test_a_read_only_history_can_be_listed_shown_and_exported() -> None:
+    """In a process without root's rights; what would write says why it cannot."""
+    code = """
+import os, sys
+from workbench.core.errors import StoreError
+from workbench.storage.archive import export_zip
+from workbench.storage.history import Store, verify
+if os.getuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+store = Store(sys.argv[1])
+assert store.recover() == []
+(record,) = store.records()
+assert store.image(record.request.image.id).shape == (24, 32, 3)
+assert store.thumbnail(record.request.image.id)
+assert len(export_zip(store)) > 1000
+assert verify(store).ok
+try:
+    store.begin(record.request)
+except StoreError as exc:
+    print(exc.code)
+"""
+    with tempfile.TemporaryDirectory() as name:  # not tmp_path: another user cannot walk to it
+        folder = Path(name) / "history"
+        store = Store(folder)
+        rgb = np.zeros((24, 32, 3), np.uint8)
+        request = EditRequest(image=store.put_image(rgb, "p.png"), pairs=())
+        store.finish(EditRecord(id=store.begin(request), request=request, status=JobState.FAILED))
+        store.close()
+        tree = [Path(name), folder, *folder.rglob("*")]
+        for path in tree:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=REPO
+        )
+        for path in tree:
+            path.chmod(0o700 if path.is_dir() else 0o600)
+    assert done.stdout.strip() == "read-only", done.stderr

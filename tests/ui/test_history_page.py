@@ -359,7 +359,7 @@ def test_an_edit_whose_pictures_are_gone_is_an_error_in_its_place(
     good, bad = add_edit(app.store, seed=1), add_edit(app.store, seed=2)
     assert bad.result is not None
     for name in (bad.result.image, bad.request.image.id):
-        path = app.store.blobs.find(name)
+        path = app.store.find(name)
         assert path is not None
         path.unlink()
     page = visit_history(edit=bad.id)

@@ -60,7 +60,6 @@ def test_there_and_back_again(store: Store, other: Store) -> None:
     np.testing.assert_array_equal(other.image(first.result.image), picture(1001))
     assert other.blob(first.result.frames[1]) == png(3001)
     assert verify(other).ok
-    assert other.ancestors(second.id) == [first]
     assert other.unreadable() == []
 
 
@@ -82,8 +81,8 @@ def test_an_entry_has_the_date_of_its_edit(store: Store, other: Store) -> None:
     dated = dataclasses.replace(record, finished="2026-11-28T01:02:04+01:00")
     other.put_image(picture(1), "p")
     for name in references(record).values():
-        kind = store.blobs.kind_of(name)
-        path = store.blobs.find(name)
+        kind = store.kind_of(name)
+        path = store.find(name)
         assert kind is not None
         assert path is not None
         target = other.folder / path.relative_to(store.folder)
@@ -195,7 +194,7 @@ def test_an_unreadable_record_is_not_overwritten_either(store: Store, other: Sto
 
 def test_a_damaged_picture_leaves_its_edit_out_and_says_so(store: Store, other: Store) -> None:
     good, bad = edit(store, 1), edit(store, 2)
-    path = store.blobs.find(bad.request.image.id)
+    path = store.find(bad.request.image.id)
     assert path is not None
     path.write_bytes(path.read_bytes()[:-30])
     done = export_file(store, store.folder.parent / "x.zip")
@@ -276,7 +275,7 @@ def test_checking_can_be_stopped(store: Store, other: Store) -> None:
 
     with pytest.raises(Cancelled):
         import_zip(other, export_zip(store), on_step=stop)
-    assert list(other.blobs.files()) == []
+    assert list(other.files()) == []
 
 
 def test_too_much_for_one_zip_is_said_before_it_is_written(store: Store) -> None:

@@ -48,7 +48,7 @@ def test_ids_are_content(store: Store) -> None:
     turned = np.ascontiguousarray(picture(1).reshape(16, 12, 3))
     assert store.put_image(turned).id != store.put_image(picture(1)).id
     assert store.put_blob(b"x", "txt") == digest(b"x")
-    assert len(list(store.blobs.files())) == 4
+    assert len(list(store.files())) == 4
 
 
 def test_a_view_with_strides_is_the_same_picture(store: Store) -> None:
@@ -85,7 +85,7 @@ def test_what_is_no_id_never_reaches_the_disk(store: Store, name: str) -> None:
 
 def test_stored_files_carry_no_metadata(store: Store) -> None:
     store.put_image(picture())
-    ((_kind, _id, path),) = store.blobs.files()
+    ((_kind, _id, path),) = store.files()
     with Image.open(path) as image:
         assert image.info == {}
 
@@ -178,20 +178,7 @@ def test_the_tree(store: Store) -> None:
     left, right = edit(store, 2, parent=root.id), edit(store, 3, parent=root.id)
     leaf = edit(store, 4, parent=left.id)
     assert {r.id for r in store.children(root.id)} == {left.id, right.id}
-    assert [r.id for r in store.ancestors(leaf.id)] == [left.id, root.id]
-    assert store.ancestors(root.id) == []
     assert store.children(leaf.id) == []
-
-
-def test_ancestors_end_where_one_is_missing_or_the_tree_is_a_ring(store: Store) -> None:
-    lost = edit(store, 1, parent="01ARZ3NDEKTSV4RRFFQ69G5FAV")
-    assert store.ancestors(lost.id) == []
-    req = request(store)
-    first, second = store.begin(req), store.begin(req)
-    for name, parent in ((first, second), (second, first)):
-        ring = dataclasses.replace(req, parent=parent)
-        store.finish(EditRecord(id=name, request=ring, status=JobState.DONE))
-    assert [r.id for r in store.ancestors(first)] == [second]
 
 
 def test_search(store: Store) -> None:

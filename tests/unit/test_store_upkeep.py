@@ -119,7 +119,7 @@ def test_verify_counts_everything(store: Store) -> None:
 
 def test_verify_names_a_missing_picture(store: Store) -> None:
     record = edit(store, 1)
-    path = store.blobs.find(record.request.image.id)
+    path = store.find(record.request.image.id)
     assert path is not None
     path.unlink()
     (problem,) = verify(store).problems

@@ -1,7 +1,8 @@
 """index.html of an export: the edits as a person reads them, in any browser, from a folder.
 
 One file, no script, no request to anywhere: pictures lie beside it. The arrows are drawn over the
-picture as SVG. Every text is escaped; a policy in the page forbids whatever got past that.
+picture as SVG. page.html is the template; every text is escaped, and a policy in the page forbids
+scripts and requests.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
-from string import Template
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
 from workbench.core.config import DragConfig, InversionConfig, LoraConfig, method_label
 from workbench.core.options import options_of
@@ -19,74 +22,23 @@ from workbench.core.record import EditRecord, Stop
 if TYPE_CHECKING:
     from workbench.storage.archive.write import Item
 
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'">
-<title>$count - drag workbench</title>
-<style>
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --faint: #666; }
-@media (prefers-color-scheme: dark) { :root { --faint: #a0a0a0; --bad: #ff8a80; } }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 72rem; }
-h1 { font-size: 1.5rem; margin: 0; }
-h2 { font-size: 1.15rem; margin: 0; overflow-wrap: anywhere; }
-header { margin-bottom: 1.5rem; }
-p { margin: .4rem 0; overflow-wrap: anywhere; }
-article { border: 1px solid var(--line); border-radius: .6rem; padding: 1rem 1.2rem; margin: 0 0 1.2rem; }
-.child { margin-left: 2rem; }
-.meta, figcaption, th { color: var(--faint); font-size: .87rem; font-weight: normal; }
-.bad { color: var(--bad, #b3261e); }
-.pictures { display: flex; flex-wrap: wrap; gap: 1rem; margin: .8rem 0; }
-figure { margin: 0; flex: 1 1 18rem; max-width: 32rem; }
-figure svg, figure img { display: block; width: 100%; height: auto; border-radius: .3rem;
- background: repeating-conic-gradient(#8882 0 25%, transparent 0 50%) 0 0/16px 16px; }
-table { border-collapse: collapse; font-size: .9rem; }
-td, th { text-align: left; vertical-align: top; padding: .15rem 1.2rem .15rem 0; }
-td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-summary { cursor: pointer; }
-blockquote { margin: .5rem 0; padding: .2rem .9rem; border-left: 3px solid var(--line);
- white-space: pre-wrap; }
-nav ul { padding-left: 1.1rem; }
-:target { border-color: #48f; }
-</style>
-</head>
-<body>
-<header>
-<h1>$count</h1>
-<p class="meta">Exported from the drag workbench. Red: handle, blue: target of each arrow; the
-darkened part was protected. To go on working with these edits, import the zip
-(<code>python -m workbench history import</code>, or the History page).</p>
-$left_out
-<nav><ul>
-$toc
-</ul></nav>
-</header>
-<main>
-$edits
-</main>
-</body>
-</html>
-""")
+_PAGE = Environment(
+    loader=PackageLoader("workbench.storage.archive", ""),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 def page(items: Sequence[Item], left_out: Sequence[tuple[str, str]]) -> str:
     """The whole page; edits follow the edit that they continue."""
     order = list(_in_order(items))
-    count = f"{len(order)} edit" + ("s" if len(order) != 1 else "")
-    missing = "".join(
-        f'<p class="bad">The edit {escape(name)} is not included. {escape(why)}</p>'
-        for name, why in left_out
+    return _PAGE.get_template("page.html").render(
+        count=f"{len(order)} edit" + ("s" if len(order) != 1 else ""),
+        left_out=left_out,
+        inside={i.record.id for i in items},
+        edits=[_edit(item, depth) for item, depth in order],
     )
-    toc = "\n".join(
-        f'<li><a href="#{escape(i.record.id)}">{_title(i)}</a> '
-        f'<span class="meta">{_facts(i.record)}</span></li>'
-        for i, _depth in order
-    )
-    edits = "\n".join(_edit(item, depth, items) for item, depth in order)
-    return _PAGE.substitute(count=count, left_out=missing, toc=toc, edits=edits)
 
 
 def _in_order(items: Sequence[Item]) -> Iterator[tuple[Item, int]]:
@@ -112,47 +64,25 @@ def _in_order(items: Sequence[Item]) -> Iterator[tuple[Item, int]]:
         yield from visit(item, 0)
 
 
-def _title(item: Item) -> str:
-    request = item.record.request
-    return escape(item.notes.title or request.prompt[:60] or request.image.name or item.record.id)
-
-
-def _edit(item: Item, depth: int, items: Sequence[Item]) -> str:
-    record = item.record
-    star = " ★" if item.notes.favourite else ""
-    parts = [
-        f'<article id="{escape(record.id)}"{" class=child" if depth else ""}>',
-        f"<h2>{_title(item)}{star}</h2>",
-        f'<p class="meta">{_facts(record)} · {escape(record.id)}</p>',
-    ]
-    parent = record.request.parent
-    if parent:
-        inside = any(i.record.id == parent for i in items)
-        link = f'<a href="#{escape(parent)}">{escape(parent)}</a>' if inside else escape(parent)
-        parts.append(f'<p class="meta">Continues {link}.</p>')
-    if item.notes.note:
-        parts.append(f"<blockquote>{escape(item.notes.note)}</blockquote>")
-    if record.error:
-        parts.append(f'<p class="bad">{escape(record.error)}</p>')
-    parts.append(_pictures(item))
-    parts.extend(f"<p>{escape(text)}</p>" for text in _outcome(record))
-    parts.append(_tables(item))
-    parts.append("</article>")
-    return "\n".join(parts)
-
-
-def _pictures(item: Item) -> str:
-    request, files = item.record.request, item.files
-    figures = [
-        f"<figure>{_drawing(item)}<figcaption>{escape(request.image.name)}, "
-        f"{request.image.width} × {request.image.height} px</figcaption></figure>"
-    ]
-    if "result" in files:
-        figures.append(
-            f'<figure><a href="{escape(files["result"])}"><img src="{escape(files["result"])}" '
-            'alt="Result" loading="lazy"></a><figcaption>Result</figcaption></figure>'
-        )
-    return f'<div class="pictures">{"".join(figures)}</div>'
+def _edit(item: Item, depth: int) -> dict[str, Any]:
+    """The values that page.html shows of an edit."""
+    record, request = item.record, item.record.request
+    facts = (record.status.label, method_label(request.drag.method), _when(record))
+    return {
+        "id": record.id,
+        "depth": depth,
+        "title": item.notes.title or request.prompt[:60] or request.image.name or record.id,
+        "favourite": item.notes.favourite,
+        "facts": " · ".join(facts),
+        "parent": request.parent,
+        "note": item.notes.note,
+        "error": record.error,
+        "drawing": Markup(_drawing(item)),  # noqa: S704  numbers, and names that are escaped
+        "image": request.image,
+        "files": item.files,
+        "outcome": list(_outcome(record)),
+        "rows": _rows(item),
+    }
 
 
 def _drawing(item: Item) -> str:
@@ -222,7 +152,8 @@ def _outcome(record: EditRecord) -> Iterator[str]:
     yield from result.notices
 
 
-def _tables(item: Item) -> str:
+def _rows(item: Item) -> list[tuple[str, Any]]:
+    """The table of parameters."""
     record = item.record
     request = record.request
     rows: list[tuple[str, Any]] = [
@@ -252,16 +183,7 @@ def _tables(item: Item) -> str:
         if record.result.cached:
             rows.append(("From the cache", ", ".join(record.result.cached)))
     rows += [(f"With {k}", v) for k, v in sorted(record.environment.items())]
-    body = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in rows)
-    links = " · ".join(
-        f'<a href="{escape(name)}">{escape(what)}</a>' for what, name in item.files.items()
-    )
-    return (
-        f"<details><summary>Parameters</summary><table>{body}</table></details>"
-        f'<p class="meta">Files: {links} · '
-        f'<a href="edits/{record.id}/arrows.json">arrows</a> · '
-        f'<a href="edits/{record.id}/parameters.json">parameters</a></p>'
-    )
+    return rows
 
 
 def _changed_first(config: LoraConfig | InversionConfig | DragConfig) -> list[tuple[str, Any]]:
@@ -271,11 +193,6 @@ def _changed_first(config: LoraConfig | InversionConfig | DragConfig) -> list[tu
         for n, (_k, default, _o) in options_of(type(config)).items()
     ]
     return [(n, v) for n, v, d in sorted(values, key=lambda row: row[1] == row[2])]
-
-
-def _facts(record: EditRecord) -> str:
-    method = escape(method_label(record.request.drag.method))
-    return f"{record.status.label} · {method} · {escape(_when(record))}"
 
 
 def _when(record: EditRecord) -> str:

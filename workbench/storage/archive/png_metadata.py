@@ -130,7 +130,7 @@ def restore(data: Mapping[str, Any], rgb: NDArray[np.uint8], store: Store) -> Re
     Raises:
         BadInput: when the card is damaged or of a newer format.
     """
-    if data.get("format") != FORMAT:
+    if type(data.get("format")) is not int or data["format"] != FORMAT:
         raise BadInput(
             f"The picture's edit settings have format {data.get('format')!r:.20}, and this version "
             f"reads {FORMAT}; the picture itself is fine."

@@ -27,7 +27,7 @@ from workbench.storage.archive.check import (
 )
 from workbench.storage.archive.write import SHARED_NOTES
 from workbench.storage.history import Notes, Store
-from workbench.storage.history.blobs import UNDECODABLE, decode_png
+from workbench.storage.history.blobs import UNDECODABLE, Kind, decode_png
 from workbench.storage.history.format import unseal
 from workbench.storage.history.upkeep import references
 
@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 _PICTURES = {"png": "PNG", "jpg": "JPEG", "gif": "GIF", "webp": "WEBP"}
 _MOST_PIXELS = 2 * 64_000_000  # a strip shows two pictures side by side
 _LONGEST_NOTE = 100_000
+_MOST_TEXT = 20_000  # characters of a prompt, an error, a name
+_MOST_ENTRIES = 20_000  # steps, losses, frames
+_MOST_PARTS = 500_000  # values of a record: 64 arrows of 2,000 steps are 256,000 numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,9 @@ def _edits(checked: Checked) -> dict[str, EditRecord]:
     for edit in checked.manifest["edits"]:
         name = layout.edit_file(edit, "record")
         try:
-            record = EditRecord.from_json(unseal(checked.read(name), "edits"))
+            data = unseal(checked.read(name), "edits")
+            _check_lengths(data, name)
+            record = EditRecord.from_json(data)
         except Refused:
             raise
         except BadInput as exc:
@@ -118,44 +123,96 @@ def _edits(checked: Checked) -> dict[str, EditRecord]:
     return edits
 
 
-def _check_files(checked: Checked, edits: dict[str, EditRecord], store: Store) -> dict[str, str]:
-    """Check each file that an edit needs; name in the zip -> content id.
+def _check_lengths(data: Any, where: str) -> None:
+    """Refuse texts, lists and objects longer than any that the workbench writes."""
+    waiting, parts = [data], 0
+    while waiting:
+        value = waiting.pop()
+        most = _MOST_TEXT if isinstance(value, str) else _MOST_ENTRIES
+        if isinstance(value, (str, list, dict)) and len(value) > most:
+            raise refuse(f"{where} holds {len(value)} characters or entries; the limit is {most}")
+        if isinstance(value, dict):
+            waiting.extend([*value, *value.values()])
+        elif isinstance(value, list):
+            waiting.extend(value)
+        parts += 1
+        if parts > _MOST_PARTS:
+            raise refuse(f"{where} holds more than {_MOST_PARTS} values")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of the zip that an edit needs, and as what it is stored."""
+
+    name: str
+    id: str
+    kind: Kind
+    size: tuple[int, int] | None = None  # width, height, where the record names them
+
+
+def _check_files(
+    checked: Checked, edits: dict[str, EditRecord], store: Store
+) -> dict[tuple[str, str], _File]:
+    """Check each file that an edit needs; returns them by name in the zip and content id.
 
     Raises:
-        StoreError: when one is missing or is not what its name says.
+        StoreError: when one is missing or is not what its name or the record says.
     """
     present = {n.split("/")[1].split(".")[0]: n for n in checked.names() if "/wb1-" in n}
-    needed: dict[str, str] = {}
+    needed: dict[tuple[str, str], _File] = {}
     for edit, record in edits.items():
         for what, name_id in references(record).items():
             name = present.get("wb1-" + name_id.removeprefix(TAG))
             if name is None and not store.has(name_id):
                 raise refuse(f"the {what} of the edit {edit} is missing")
             if name is not None:
-                needed[name] = name_id
+                file = _File(name, name_id, _kind_of(what, name), _size_of(what, record))
+                needed[name, name_id] = file
     for edit, name in checked.manifest.get("loras", {}).items():
         if name not in checked.names() or not name.endswith(".safetensors"):
             raise refuse(f"the LoRA of the edit {edit} is missing")
-        needed[name] = TAG + name.split("wb1-")[1].split(".")[0]
-    for name, name_id in needed.items():
-        _check_file(name, name_id, checked.read(name))
+        name_id = TAG + name.split("wb1-")[1].split(".")[0]
+        needed[name, name_id] = _File(name, name_id, "blobs")
+    for file in needed.values():
+        _check_file(file, checked.read(file.name))
     return needed
 
 
-def _check_file(name: str, name_id: str, raw: bytes) -> None:
+_SUFFIXES = {"LoRA": ("safetensors",), "style LoRA": ("safetensors",), "alpha": ("png",)}
+
+
+def _kind_of(what: str, name: str) -> Kind:
+    """As what a file is stored; refuses one that is of no use as `what`."""
     folder, suffix = name.split("/")[0], name.rsplit(".", 1)[1]
+    kind: Kind = "blobs"
+    if what == "mask":
+        kind = "masks"
+    elif what == "picture" or (what == "result" and folder != "files"):
+        kind = "images"
+    if folder != layout.FOLDERS[kind] or suffix not in _SUFFIXES.get(what, tuple(_PICTURES)):
+        raise refuse(f"{name} cannot be the {what} of an edit")
+    return kind
+
+
+def _size_of(what: str, record: EditRecord) -> tuple[int, int] | None:
+    asset = {"picture": record.request.image, "mask": record.request.mask}.get(what)
+    return None if asset is None else (asset.width, asset.height)
+
+
+def _check_file(file: _File, raw: bytes) -> None:
     try:
-        if folder == "images":
-            found = image_id(decode_png(raw, "RGB"))
-        elif folder == "masks":
-            found = mask_id(decode_png(raw, "L") > 127)
-        else:
+        if file.kind == "blobs":
             found = digest(raw)
-            _check_kind(suffix, raw)
+            _check_kind(file.name.rsplit(".", 1)[1], raw)
+        else:
+            pixels = decode_png(raw, "RGB" if file.kind == "images" else "L")
+            found = image_id(pixels) if file.kind == "images" else mask_id(pixels > 127)
+            if file.size is not None and pixels.shape[1::-1] != file.size:
+                raise StoreError(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels")
     except (StoreError, *UNDECODABLE, SafetensorError) as exc:
-        raise refuse(f"{name} is not what its name says ({exc})") from exc
-    if found != name_id:
-        raise refuse(f"the content of {name} does not match its name")
+        raise refuse(f"{file.name} is not what its name says ({exc})") from exc
+    if found != file.id:
+        raise refuse(f"the content of {file.name} does not match its name")
 
 
 def _check_kind(suffix: str, raw: bytes) -> None:
@@ -182,13 +239,14 @@ def _merge(
     store: Store,
     checked: Checked,
     edits: dict[str, EditRecord],
-    needed: dict[str, str],
+    needed: dict[tuple[str, str], _File],
     owner: str,
     label: str,
 ) -> Imported:
     """Store files first, then records: an interrupted import leaves whole edits only."""
-    for name, name_id in needed.items():
-        _put(store, name, name_id, checked.read(name))
+    for file in needed.values():
+        _put(store, file, checked.read(file.name))
+    loras = {name: file.id for (name, _), file in needed.items()}
     added: list[str] = []
     known: list[str] = []
     differing: list[str] = []
@@ -203,7 +261,7 @@ def _merge(
             added.append(edit)
             lora = checked.manifest.get("loras", {}).get(edit, "")
             notes = _notes(checked, edit)
-            store.annotate(edit, **notes, imported=label, lora=needed.get(lora, ""))
+            store.annotate(edit, **notes, imported=label, lora=loras.get(lora, ""))
     except BaseException:
         for edit in added:
             store.take_back(edit)
@@ -214,16 +272,15 @@ def _merge(
     return Imported(tuple(added), tuple(known), tuple(differing))
 
 
-def _put(store: Store, name: str, name_id: str, raw: bytes) -> None:
-    folder, suffix = name.split("/")[0], name.rsplit(".", 1)[1]
-    if folder == "images":
+def _put(store: Store, file: _File, raw: bytes) -> None:
+    if file.kind == "images":
         stored = store.put_image(decode_png(raw, "RGB")).id
-    elif folder == "masks":
+    elif file.kind == "masks":
         stored = store.put_mask(decode_png(raw, "L") > 127).id
     else:
-        stored = store.put_blob(raw, suffix)
-    if stored != name_id:
-        raise refuse(f"the content of {name} does not match its name")
+        stored = store.put_blob(raw, file.name.rsplit(".", 1)[1])
+    if stored != file.id:
+        raise refuse(f"the content of {file.name} does not match its name")
 
 
 def _notes(checked: Checked, edit: str) -> dict[str, Any]:

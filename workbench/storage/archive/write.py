@@ -169,8 +169,8 @@ def _add(store: Store, writer: _Writer, record: EditRecord, lora_of: LoraOf | No
     names: dict[str, str] = {}
     raws: dict[str, bytes] = {}
     for what, name_id in references(record).items():
-        kind, path = store.blobs.kind_of(name_id), store.blobs.find(name_id)
-        wrong = "it is missing" if kind is None else store.blobs.check(kind, name_id)
+        kind, path = store.kind_of(name_id), store.find(name_id)
+        wrong = "it is missing" if kind is None else store.check(kind, name_id)
         if kind is None or path is None or wrong:
             raise StoreError(f"Its {what} ({name_id:.60}) cannot be had: {wrong}")
         names[what] = layout.file_name(kind, name_id, path.suffix[1:])
@@ -179,7 +179,7 @@ def _add(store: Store, writer: _Writer, record: EditRecord, lora_of: LoraOf | No
     lora = None
     raw = lora_of(record) if lora_of is not None else None
     if raw is not None:
-        name_id = store.blobs.id_of(raw)
+        name_id = store.id_of(raw)
         lora = layout.file_name("blobs", name_id, "safetensors")
         raws.setdefault(lora, raw)
     for name, raw in raws.items():

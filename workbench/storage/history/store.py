@@ -7,6 +7,7 @@ when its process dies, `recover` turns it into an "interrupted" record.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import logging
@@ -43,19 +44,18 @@ class _Edit:
     owner: str
 
 
-class Store:
+class Store(Blobs):
     """A history folder. Any number of processes may have it open; share one Store per process."""
 
     def __init__(self, folder: str | Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Open or make the history in `folder`.
+        """Open or make the history in `folder`; one that cannot be written can still be read.
 
         Raises:
             StoreError: when the folder cannot be used, or a newer workbench made it.
         """
-        self.folder = Path(folder)
-        self._temp = self.folder / "temp"
+        super().__init__(Path(folder), Path(folder) / "temp")
         _prepare(self.folder, self._temp)
-        self.blobs = Blobs(self.folder, self._temp)
+        self._thumbs = Thumbs(self, self.folder / "thumbs", self._temp)
         self._ids = UlidMaker(clock)
         self._owner: str | None = None
         self._noting = threading.Lock()
@@ -65,21 +65,22 @@ class Store:
         self.projects = Projects(self.folder / "projects", self._temp, self._ids)
         for name in (*self._edits.ids()[-1:], *self._pending.ids()[-1:]):
             self._ids.seen(name)  # order holds although the clock may have been set back
+        self._process: ProcessLock | None = None
+        self.read_only = ""  # why nothing can be written, or ""
         try:
             self._process = ProcessLock(self.folder / "pending")
         except OSError as exc:
-            raise StoreError(
-                f"The history folder {self.folder.name}/ cannot be written ({exc.strerror}); "
-                "check its permissions and the free space."
-            ) from exc
-        self.put_image, self.put_mask = self.blobs.put_image, self.blobs.put_mask
-        self.put_blob, self.blob = self.blobs.put_blob, self.blobs.blob
-        self.thumbnail = Thumbs(self.blobs, self.folder / "thumbs", self._temp).get
-        self.image, self.mask, self.has = self.blobs.image, self.blobs.mask, self.blobs.has
+            self.read_only = exc.strerror or str(exc)
+            log.warning("the history can only be read (%s)", self.read_only)
 
     def close(self) -> None:
         """Let go of the folder; edits begun here and not finished count as interrupted."""
-        self._process.close()
+        if self._process is not None:
+            self._process.close()
+
+    def thumbnail(self, name_id: str, side: int = 256) -> bytes:
+        """JPEG of a stored picture, longest side at most `side` px; see `Thumbs.get`."""
+        return self._thumbs.get(name_id, side)
 
     def of(self, owner: str) -> Store:
         """The same history as one owner sees it: their own edits and projects, and no others.
@@ -109,6 +110,12 @@ class Store:
         Raises:
             StoreError: when the disk refuses.
         """
+        if self._process is None:
+            raise StoreError(
+                f"The history folder {self.folder.name}/ cannot be written ({self.read_only}); "
+                "check its permissions and the free space.",
+                code="read-only",
+            )
         self._process.renew()
         name = self._ids.new()
         data = {
@@ -160,7 +167,9 @@ class Store:
 
         Called at start-up. Deletes nothing: what cannot be read stays, and is listed.
         """
-        found = []
+        found: list[str] = []
+        if self._process is None:
+            return found
         for name, pending in sorted(self._pending.load().items()):
             if self._process.lives(pending.process, pending.host):
                 continue
@@ -233,16 +242,6 @@ class Store:
     def children(self, name: str) -> list[EditRecord]:
         """Edits that took this edit's result as their picture, newest first."""
         return [r for r in self.records() if r.request.parent == name]
-
-    def ancestors(self, name: str) -> list[EditRecord]:
-        """The edits that led to this one, nearest first; stops where one is missing."""
-        edits, out, seen = self._edits.load(), [], {name}
-        parent = edits[name].record.request.parent if name in edits else None
-        while parent is not None and parent in edits and parent not in seen:
-            seen.add(parent)
-            out.append(edits[parent].record)
-            parent = edits[parent].record.request.parent
-        return out
 
     def search(
         self, text: str, *, owner: str | None = None, binned: bool | None = False
@@ -358,10 +357,15 @@ def _prepare(folder: Path, temp: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.name == "posix" and folder.stat().st_mode & 0o077:
-            folder.chmod(0o700)
-        for name in ("edits", "pending", "notes", "projects", "temp"):
-            (folder / name).mkdir(exist_ok=True)
+            with contextlib.suppress(OSError):  # a folder of somebody else, to be read
+                folder.chmod(0o700)
         mark = folder / "FORMAT"
+        for name in ("edits", "pending", "notes", "projects", "temp"):
+            try:
+                (folder / name).mkdir(exist_ok=True)
+            except OSError:
+                if not mark.exists():
+                    raise
         text = mark.read_bytes()[:100].decode("ascii", "replace") if mark.exists() else ""
     except OSError as exc:
         raise StoreError(

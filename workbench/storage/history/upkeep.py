@@ -67,10 +67,10 @@ def verify(store: Store, on_step: Callable[[int, int], None] | None = None) -> V
     """
     problems = [Problem(u.name, u.reason) for u in store.unreadable()]
     records = store.records(binned=None)
-    files = list(store.blobs.files())
+    files = list(store.files())
     bad = set()
     for i, (kind, name_id, path) in enumerate(files, 1):
-        wrong = store.blobs.check(kind, name_id)
+        wrong = store.check(kind, name_id)
         if wrong:
             bad.add(name_id)
             problems.append(Problem(path.relative_to(store.folder).as_posix(), wrong))
@@ -112,7 +112,7 @@ def orphans(store: Store, *, grace: float = GRACE) -> list[Path]:
     """Files that no record, note, project or pending edit mentions, and old unfinished writes."""
     known = _mentioned(store)
     old = time.time() - grace
-    found = [p for _, name_id, p in store.blobs.files() if name_id not in known]
+    found = [p for _, name_id, p in store.files() if name_id not in known]
     found += sorted((store.folder / "temp").glob("*.part"))
     return [p for p in found if p.exists() and p.stat().st_mtime < old]
 
@@ -135,7 +135,7 @@ def _remove_files(store: Store, ids: set[str], grace: float) -> int:
     freed = 0
     old = time.time() - grace
     for name_id in sorted(ids):
-        path = store.blobs.find(name_id)
+        path = store.find(name_id)
         if path is None or path.stat().st_mtime > old:
             continue
         try:

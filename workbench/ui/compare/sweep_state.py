@@ -44,7 +44,7 @@ def load(backend: Backend, name: str) -> Plan:
         BadInput: when there is none of this name.
         StoreError: when its file was damaged.
     """
-    if not _NAME.fullmatch(name) or backend.store.blobs.find(_TAG + name, "blobs") is None:
+    if not _NAME.fullmatch(name) or backend.store.find(_TAG + name, "blobs") is None:
         raise BadInput(say("compare.this_sweep_was_not_found"))
     return Plan.from_raw(backend.store.blob(_TAG + name))
 
