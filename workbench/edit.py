@@ -32,7 +32,7 @@ from workbench.core.record import (
 )
 from workbench.core.request import EditRequest, PointPair, TrainTask
 from workbench.diffusion.lora import merged
-from workbench.drag import DragOutcome
+from workbench.drag.problem import DragOutcome
 from workbench.editing.dragging import drag, problem_of
 from workbench.editing.oom_retry import (
     environment,

@@ -17,9 +17,10 @@ from unittest import mock
 import torch
 from golden import Case, Micro, worst
 
-from workbench import drag as methods
-from workbench.drag import DragOutcome, DragStep
+from workbench.core.record import StepInfo
+from workbench.drag import methods
 from workbench.drag.optimizer import LatentOptimiser
+from workbench.drag.problem import DragOutcome
 from workbench.drag.tracking import patches
 
 Tensor = torch.Tensor
@@ -77,11 +78,11 @@ def forced(case: Case, micro: Micro, updates: int | None = None) -> Forced:
 
     with led(case) as seen, contextlib.suppress(_Enough):
 
-        def heard(step: DragStep) -> None:
+        def heard(step: StepInfo) -> None:
             if step.stage == "denoise" and updates is not None:
                 raise _Enough
             if step.stage == "drag" and step.points is not None:
-                seen.points[step.step] = step.points
+                seen.points[step.step] = torch.tensor([[p.y, p.x] for p in step.points])
 
         seen.outcome = methods.run(case.problem(micro, **changes), heard)
     return seen

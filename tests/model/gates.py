@@ -17,10 +17,9 @@ from forced import Forced, difference
 from golden import Case, Micro, worst
 from safetensors.torch import load_file
 
-from workbench import drag as methods
 from workbench.core.request import LoraConfig
 from workbench.diffusion import ddim, lora
-from workbench.drag.denoise import denoise
+from workbench.drag.denoise import denoise, reference_of
 from workbench.drag.tracking import samples
 
 Tensor = torch.Tensor
@@ -103,7 +102,7 @@ def account(case: Case, seen: Forced) -> None:
 def denoising(case: Case, micro: Micro, *, replayed: bool) -> None:
     """From the recorded edited latent; the original beside it, or its states replayed."""
     problem = case.problem(micro, parity=not replayed)
-    reference = methods.reference_of(problem)
+    reference = reference_of(problem)
     expected = case.tensors["denoise_latents_msa"]
     assert worst(reference.latents, expected[:, :1]) < LATENT
     clean = denoise(

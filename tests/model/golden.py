@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from workbench.core.config import DragConfig
 from workbench.diffusion.ddim import Schedule, schedule_from
 from workbench.diffusion.unet import Denoiser
-from workbench.drag import DragProblem
-from workbench.drag.loop import latent_mask
+from workbench.drag.problem import DragProblem
+from workbench.imaging.coords import mask_levels
 
 Tensor = torch.Tensor
 
@@ -89,9 +89,8 @@ class Case:
     def mask(self) -> Tensor:
         """Mask on the latent, from the picture of the mask."""
         painted = np.asarray(Image.open(self.folder / "mask.png").convert("L")) > 0
-        full = torch.from_numpy(painted.copy())[None, None].float()
-        h, w = self.size
-        return latent_mask(full, (h // 8, w // 8))
+        _, latent = mask_levels(painted)
+        return torch.from_numpy(latent)[None, None].float()
 
     @property
     def clean(self) -> Tensor:

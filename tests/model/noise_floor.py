@@ -21,8 +21,8 @@ from forced import difference, forced
 from gates import picture
 from golden import Case, Micro, load_case, load_micro, worst
 
-from workbench import drag as methods
 from workbench.diffusion.lora import merged
+from workbench.drag import methods
 
 CASES = ("masked", "nomask", "odd", "gen", "gooddrag_masked", "gooddrag_nomask")
 RUNS = 4

@@ -30,6 +30,7 @@ from workbench.drag import denoise as finish
 from workbench.drag import loop as drag
 from workbench.drag import tracking as features
 from workbench.drag.optimizer import LatentOptimiser
+from workbench.imaging.coords import mask_levels
 
 Tensor = torch.Tensor
 Gate = Callable[[Case, Micro], None]
@@ -133,12 +134,18 @@ def rows_and_columns_swapped(patch: Patch) -> None:
     )
 
 
+def scaled_motion_loss(patch: Patch, factor: Callable[[int], float]) -> None:
+    """The motion loss times a factor of the patch radius."""
+    real = drag.motion_loss
+    swap(patch, real, lambda *given, **more: factor(more["radius"]) * real(*given, **more))
+
+
 def mean_over_the_patch_without_its_weight(patch: Patch) -> None:
-    in_motion_loss(patch, weight=lambda _g: 1.0)
+    scaled_motion_loss(patch, lambda radius: 1 / (2 * radius + 1) ** 2)
 
 
 def weight_of_the_other_program(patch: Patch) -> None:
-    in_motion_loss(patch, weight=lambda g: float((2 * g["radius"] + 1) ** 2))
+    scaled_motion_loss(patch, lambda radius: ((2 * radius + 1) / (2 * radius)) ** 2)
 
 
 def anchored_at_the_feature_of_now(patch: Patch) -> None:
@@ -150,6 +157,8 @@ def gradient_through_the_anchor(patch: Patch) -> None:
         corner, side = g["handles"].floor() - g["radius"], 2 * g["radius"] + 1
         return features.patches(g["feature"], g["lattice"], corner, side)
 
+    # at a given anchor the loss takes GoodDrag's weight
+    scaled_motion_loss(patch, lambda radius: ((2 * radius + 1) / (2 * radius)) ** 2)
     in_motion_loss(patch, anchors=anchors)
 
 
@@ -179,9 +188,9 @@ def mask_term_holds_the_latent_itself(patch: Patch) -> None:
 
 
 def mask_of_the_latent_inverted(patch: Patch) -> None:
-    real = drag.latent_mask
+    real = mask_levels
     monkey = sys.modules["golden"]
-    patch.setattr(monkey, "latent_mask", lambda *given: 1 - real(*given))
+    patch.setattr(monkey, "mask_levels", lambda painted: tuple(~m for m in real(painted)))
 
 
 def tracking_never_moves(patch: Patch) -> None:

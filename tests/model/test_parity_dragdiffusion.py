@@ -15,11 +15,10 @@ import torch
 from golden import Case, Micro, load_case, load_micro
 from safetensors.torch import load_file
 
-from workbench import drag as methods
 from workbench.diffusion.lora import merged
 from workbench.diffusion.lora_keys import to_peft_keys
-from workbench.drag import Reference
-from workbench.drag.denoise import denoise
+from workbench.drag.denoise import denoise, reference_of
+from workbench.drag.problem import Reference
 
 pytestmark = pytest.mark.numerics
 
@@ -73,7 +72,7 @@ def test_progress_of_denoising(cases: dict[str, Case], micro: Micro) -> None:
     problem = cases["nomask"].problem(micro)
     steps: list[torch.Tensor] = []
     clean = denoise(
-        problem, problem.denoiser(), methods.reference_of(problem), problem.start, problem.timesteps,
+        problem, problem.denoiser(), reference_of(problem), problem.start, problem.timesteps,
         lambda step: steps.append(step.clean() if step.step == step.total else torch.empty(0)),
     )  # fmt: skip
     assert len(steps) == 35
@@ -82,7 +81,7 @@ def test_progress_of_denoising(cases: dict[str, Case], micro: Micro) -> None:
 
 def test_reference_survives_safetensors(cases: dict[str, Case], micro: Micro) -> None:
     problem = cases["masked"].problem(micro)
-    made = methods.reference_of(problem)
+    made = reference_of(problem)
     back = Reference.from_tensors(made.to_tensors())
     assert torch.equal(back.latents, made.latents)
     assert back.fits(problem.config)

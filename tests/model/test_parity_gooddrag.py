@@ -14,9 +14,9 @@ import pytest
 import torch
 from golden import Case, Micro, load_case, load_micro, worst
 
-from workbench import drag as methods
 from workbench.diffusion.attention import sharing
 from workbench.diffusion.lora import merged
+from workbench.drag.denoise import reference_of
 from workbench.drag.loop import anchor_patches
 from workbench.drag.tracking import samples
 
@@ -52,7 +52,7 @@ def test_inputs(case: Case, micro: Micro) -> None:
 def test_reference_chain(case: Case, micro: Micro) -> None:
     """F0 and the original's latents at every timestep, the one after the last round included."""
     problem = case.problem(micro)
-    reference = methods.reference_of(problem)
+    reference = reference_of(problem)
     denoiser = problem.denoiser()
     assert worst(reference.latents[1:9], case.tensors["orig_prev"]) < gates.LATENT
     for i, t in enumerate(case.arrays["feature_t"].tolist()):

@@ -16,10 +16,9 @@ import pytest
 from forced import Forced, forced
 from golden import Case, Micro, load_case, load_micro
 
-from workbench import drag as methods
-from workbench.core.record import Stop
+from workbench.core.record import StepInfo, Stop
 from workbench.diffusion.lora import merged
-from workbench.drag import DragStep
+from workbench.drag import methods
 
 pytestmark = pytest.mark.numerics
 
@@ -81,7 +80,7 @@ def test_a_free_run_stays_within_what_its_last_bits_decide(
     name: str, cases: dict[str, Case], micro: Micro
 ) -> None:
     case = cases[name]
-    steps: list[DragStep] = []
+    steps: list[StepInfo] = []
     with merged(micro.unet, case.adapter):
         done = methods.run(case.problem(micro), steps.append)
     assert done.stop is STOPS[name]

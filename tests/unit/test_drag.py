@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small_unet import denoiser, normal, small_unet
+from small_unet import denoiser, normal, small_unet, text
 
+from workbench.accel.cuda_graphs import Recorder
 from workbench.core.config import DragConfig
 from workbench.core.errors import Cancelled, ModelError
+from workbench.core.record import StepInfo
 from workbench.diffusion.unet import Denoiser, frozen
-from workbench.drag.loop import (
-    Dragged,
-    Progress,
-    anchor_patches,
-    drag,
-    latent_mask,
-    mask_loss,
-    motion_loss,
-)
+from workbench.drag.loop import DragLoop, anchor_patches, mask_loss, motion_loss
 from workbench.drag.optimizer import LatentOptimiser, NotFinite
+from workbench.drag.options import StopCriteria, Supervision
+from workbench.drag.problem import DragProblem, DragState, Original
 
 Tensor = torch.Tensor
 LATTICE = (32, 32)
@@ -141,19 +138,6 @@ def test_mask_term_sums_outside_only() -> None:
     assert mask_loss(a, b, torch.ones_like(mask)).item() == 0
 
 
-def test_latent_mask_is_nearest_twice() -> None:
-    painted = torch.zeros(1, 1, 100, 150)
-    painted[..., 40:60, 70:90] = 255
-    found = latent_mask(painted, (12, 18))
-    assert found.shape == (1, 1, 12, 18)
-    assert set(found.unique().tolist()) == {0.0, 1.0}
-    # source of latent row i: half row floor(i * 50 / 12), full row twice that
-    rows = [2 * int(i * 50 / 12) for i in range(12)]
-    cols = [2 * int(j * 75 / 18) for j in range(18)]
-    expected = (painted[0, 0][rows][:, cols] > 0).float()
-    assert torch.equal(found[0, 0], expected)
-
-
 # --- optimiser --------------------------------------------------------------------------------------
 
 
@@ -261,51 +245,72 @@ def test_frozen_puts_each_switch_back(unet: Any) -> None:
 # --- the loop ---------------------------------------------------------------------------------------
 
 
-def run(unet: Any, **changes: Any) -> Dragged:
+@dataclass
+class Run:
+    """A loop at one timestep: the loop itself, the latent it left, and what it reported."""
+
+    loop: DragLoop
+    latent: Tensor
+    steps: list[StepInfo]
+    state: DragState
+
+
+def run(unet: Any, rules: Supervision | None = None, **changes: Any) -> Run:
+    """One timestep from a latent with given points; `on_step` sees each report."""
     d = changes.pop("denoiser", None) or denoiser(unet)
     start = changes.pop("latent", normal(1, 4, 8, 8))
+    on_step = changes.pop("on_step", lambda _s: None)
     with torch.no_grad():
-        feature, eps = d.both(normal(1, 4, 8, 8), 101)
-        previous = d.schedule.step(normal(1, 4, 8, 8), eps, 101)
+        feature, eps = d.both(normal(1, 4, *start.shape[-2:]), 101)
+        previous = d.schedule.step(normal(1, 4, *start.shape[-2:]), eps, 101)
     handles = changes.pop("handles", points((15.0, 10.0), (20.0, 20.0)))
     given: dict[str, Any] = {
-        "handles": handles,
-        "targets": points((10.0, 14.0), (26.0, 23.0))[: len(handles)],
-        "origins": changes.pop("origins", handles),
-        "lattice": LATTICE,
-        "reference": feature,
-        "reference_previous": previous,
-        "mask": None,
-        "settings": DragConfig(steps=4),
-    }
-    return drag(d, start, 101, **{**given, **changes})
+        "unet": unet, "schedule": d.schedule, "text": text(), "trail": start[None],
+        "handles": handles, "targets": points((10.0, 14.0), (26.0, 23.0))[: len(handles)],
+        "lattice": LATTICE, "config": DragConfig(steps=4),
+    }  # fmt: skip
+    heard: list[StepInfo] = []
+
+    def report(step: StepInfo) -> None:
+        on_step(step)
+        heard.append(step)
+
+    loop = DragLoop(d, DragProblem(**{**given, **changes}), rules or Supervision(), report)
+    latent = loop.drag(start, 101, Original(feature, previous))
+    loop.finish(latent, 101)
+    state = DragState(
+        latent=latent, t=101, points=loop.trajectory[-1], trajectory=tuple(loop.trajectory),
+        losses=tuple(loop.losses), updates=loop.before + loop.updates, adam=loop.adam,
+    )  # fmt: skip
+    return Run(loop, latent, heard, state)
 
 
 def test_every_turn_is_reported_and_the_last_update_tracked(unet: Any) -> None:
-    heard: list[Progress] = []
-    done = run(unet, on_step=heard.append)
-    assert [p.updates for p in heard] == [0, 1, 2, 3, 4]
-    assert heard[0].loss is None
-    assert [p.loss for p in heard[1:]] == done.losses
-    assert len(done.trajectory) == 5
-    assert torch.equal(heard[-1].points, done.trajectory[-1])
-    assert torch.equal(heard[-1].latent, done.latent)
-    assert heard[2].clean().shape == (1, 4, 8, 8)
-    assert done.updates == 4
+    done = run(unet)
+    assert [s.step for s in done.steps] == [0, 1, 2, 3, 4]
+    assert {s.total for s in done.steps} == {4}
+    assert done.steps[0].loss is None
+    assert [s.loss for s in done.steps[1:]] == done.loop.losses
+    assert len(done.loop.trajectory) == 5
+    last = done.steps[-1]
+    assert last.points is not None
+    assert [[p.y, p.x] for p in last.points] == done.loop.trajectory[-1].tolist()
+    assert last.distances == tuple(done.loop.distances.tolist())
+    assert done.steps[2].clean is not None
+    assert done.steps[2].clean().shape == (1, 4, 8, 8)
+    assert done.loop.updates == 4
 
 
 def test_a_run_in_two_parts_equals_one(unet: Any) -> None:
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 2:6, 2:6] = 1
-    whole = run(unet, mask=mask, settings=DragConfig(steps=6))
-    part = run(unet, mask=mask, settings=DragConfig(steps=3))
-    rest = run(
-        unet, mask=mask, settings=DragConfig(steps=3), latent=part.latent, adam=part.adam,
-        handles=part.trajectory[-1], origins=points((15.0, 10.0), (20.0, 20.0)),
-    )  # fmt: skip
+    whole = run(unet, mask=mask, config=DragConfig(steps=6))
+    part = run(unet, mask=mask, config=DragConfig(steps=3))
+    rest = run(unet, mask=mask, config=DragConfig(steps=3), latent=part.latent, resume=part.state)
     assert torch.equal(rest.latent, whole.latent)
-    assert torch.equal(rest.trajectory[-1], whole.trajectory[-1])
-    assert part.losses + rest.losses == whole.losses
+    assert all(map(torch.equal, rest.loop.trajectory, whole.loop.trajectory))
+    assert rest.loop.losses == whole.loop.losses
+    assert rest.steps[-1].step == 6
 
 
 def test_points_that_are_there_stop_it_at_once(unet: Any) -> None:
@@ -313,8 +318,8 @@ def test_points_that_are_there_stop_it_at_once(unet: Any) -> None:
     for targets in (points((15.0, 11.0), (20.0, 20.0)), points()):
         handles = points((15.0, 10.0), (20.0, 20.0))[: len(targets)]
         done = run(unet, handles=handles, targets=targets)
-        assert done.reached
-        assert done.updates == 0
+        assert done.loop.reached
+        assert done.loop.updates == 0
         assert torch.equal(done.latent, normal(1, 4, 8, 8))
 
 
@@ -330,39 +335,47 @@ def test_the_callers_points_and_latent_are_not_changed(unet: Any) -> None:
 def test_the_mask_holds_the_rest(unet: Any) -> None:
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 2:6, 2:6] = 1
-    strong = run(unet, mask=mask, settings=DragConfig(steps=8, mask_weight=100.0))
-    loose = run(unet, mask=mask, settings=DragConfig(steps=8, mask_weight=0.0))
+    strong = run(unet, mask=mask, config=DragConfig(steps=8, mask_weight=100.0))
+    loose = run(unet, mask=mask, config=DragConfig(steps=8, mask_weight=0.0))
     outside = (mask == 0).expand(1, 4, 8, 8)
     moved = [(r.latent - normal(1, 4, 8, 8)).abs()[outside].mean() for r in (strong, loose)]
     assert moved[0] < 0.5 * moved[1]
 
 
 @pytest.mark.parametrize("bad_forward", [1, 3])
-def test_infinite_numbers_stop_it_with_the_last_good_latent(unet: Any, bad_forward: int) -> None:
+def test_infinite_numbers_stop_it_with_the_last_good_latent(
+    unet: Any, bad_forward: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """FAULTS 22."""
-    heard: list[Progress] = []
     calls = 0
     broken = denoiser(unet)
     plain = broken.feature
+    latents = [normal(1, 4, 8, 8)]
+    apply = LatentOptimiser.apply
 
     def feature(z: Tensor, t: int) -> Tensor:
         nonlocal calls
         calls += 1
         return plain(z, t) * (float("nan") if calls > bad_forward else 1.0)
 
+    def applied(self: LatentOptimiser, grad: Tensor) -> None:
+        apply(self, grad)
+        latents.append(self.latent.detach().clone())
+
     broken.feature = feature  # type: ignore[method-assign]
+    monkeypatch.setattr(LatentOptimiser, "apply", applied)
+    steps: list[StepInfo] = []
     with pytest.raises(NotFinite, match="learning rate") as caught:
-        run(unet, denoiser=broken, on_step=heard.append)
+        run(unet, denoiser=broken, on_step=steps.append)
     assert isinstance(caught.value, ModelError)
-    assert caught.value.latent.isfinite().all()
-    expected = heard[-1].latent
-    assert torch.equal(caught.value.latent, expected)
-    assert len(heard) == bad_forward
+    assert torch.equal(caught.value.latent, latents[bad_forward - 1])
+    assert caught.value.t == 101
+    assert len(steps) == bad_forward
 
 
 def test_cancel_passes_through_and_leaves_nothing(unet: Any) -> None:
-    def stop(now: Progress) -> None:
-        if now.updates == 2:
+    def stop(now: StepInfo) -> None:
+        if now.step == 2:
             raise Cancelled
 
     with pytest.raises(Cancelled):
@@ -373,20 +386,38 @@ def test_cancel_passes_through_and_leaves_nothing(unet: Any) -> None:
 
 def test_many_points_go_in_one_batch(unet: Any) -> None:
     grid = torch.cartesian_prod(torch.arange(8.0) * 4, torch.arange(8.0) * 4)
-    done = run(unet, handles=grid, targets=grid.flip(0), settings=DragConfig(steps=2))
-    assert done.trajectory[-1].shape == (64, 2)
-    assert len(done.costs) == len(done.distances) == 64
+    done = run(unet, handles=grid, targets=grid.flip(0), config=DragConfig(steps=2))
+    assert done.loop.trajectory[-1].shape == (64, 2)
+    assert len(done.loop.match_error) == len(done.loop.distances) == 64
 
 
 def test_odd_latents_and_lattices(unet: Any) -> None:
     """A picture of 100 x 75 pixels: latent 12 x 9, lattice 50 x 37."""
-    d = denoiser(unet)
-    start = normal(1, 4, 12, 9)
-    with torch.no_grad():
-        feature = d.feature(start, 101)
     done = run(
-        unet, latent=start, reference=feature, reference_previous=None, lattice=(50, 37),
+        unet, latent=normal(1, 4, 12, 9), lattice=(50, 37),
         handles=points((49.0, 36.0)), targets=points((40.0, 30.0)),
     )  # fmt: skip
-    assert done.updates == 4
+    assert done.loop.updates == 4
     assert done.latent.isfinite().all()
+
+
+@pytest.mark.parametrize("rules", [
+    Supervision(anchored=True, rounds=2, trackings=2, updates_per_tracking=2),
+    Supervision(anchored=True, arrived_weight=1.0, stop=StopCriteria(doubt=0.7)),
+])  # fmt: skip
+def test_no_turn_changes_what_a_recording_reads(unet: Any, rules: Supervision) -> None:
+    """A replayed turn finds points and latent where the recorded one found them."""
+    plain = run(unet, rules, config=DragConfig(steps=6, patch_radius=2))
+    through = denoiser(unet, graphs=Recorder(torch.device("cpu")))
+    buffered = run(unet, rules, denoiser=through, config=DragConfig(steps=6, patch_radius=2))
+    assert torch.equal(plain.latent, buffered.latent)
+    assert plain.loop.losses == buffered.loop.losses
+
+
+def test_tracking_waits_for_the_updates_of_a_round(unet: Any) -> None:
+    rules = Supervision(anchored=True, rounds=1, trackings=2, updates_per_tracking=3)
+    done = run(unet, rules, config=DragConfig(steps=50, stop_distance=0.0, patch_radius=2))
+    assert done.loop.updates == 6
+    # the start, the entry into the round, two trackings, the last look
+    assert len(done.loop.trajectory) == 5
+    assert len(done.loop.losses) == 6

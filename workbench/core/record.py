@@ -23,7 +23,6 @@ class Stop(enum.Enum):
 
     REACHED = "All points reached their targets."
     STEP_LIMIT = "The step limit was reached before all points arrived; raise it or run on."
-    LOST = "A point was lost: its feature could no longer be found; try a smaller drag."
     STUCK = "The points stopped moving; try a stronger preset or a larger mask."
     NO_MOTION = "There was nothing to move: every arrow is shorter than the stop distance."
     ONE_STEP = "The picture was moved in one step, without optimisation."
@@ -36,11 +35,13 @@ STAGES = {  # in words, for page and command line
     "lora": "Training on your picture",
     "invert": "Analysing the picture",
     "generate": "Generating",
+    "sweep": "Running edits",
     "reference": "Recording the original",
     "drag": "Dragging",
     "denoise": "Rendering",
     "decode": "Decoding",
     "save": "Saving",
+    "check": "Checking",
 }
 
 
@@ -61,7 +62,12 @@ class StepInfo:
     distances: tuple[float, ...] | None = None  # handle to target, image pixels
     preview: bytes | None = None  # JPEG of the predicted clean picture
     cached: bool = False  # the stage came from the cache
-    waiting: bool = False  # another thread or process computes the very same; its result is taken
+    waiting: bool = False  # another thread or process computes the same; its result is taken
+    part: int = 0  # of a job that makes several pictures or edits: which one, from 1
+    parts: int = 0  # and of how many
+    # Inside the numerics points and distances count in lattice pixels (x = column), and this predicts
+    # the clean latent; `previews.PreviewRecorder` turns them into image pixels and a preview.
+    clean: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
 
 
 OnStep = Callable[[StepInfo], None]

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
 
+from workbench.core.record import OnStep, StepInfo, ignore_steps
 from workbench.diffusion.attention import ReferenceKV, Sharing, sharing
 from workbench.diffusion.ddim import CLEAN
 from workbench.diffusion.unet import Denoiser
-from workbench.drag.problem import (
-    DragProblem,
-    DragStep,
-    OnDragStep,
-    Reference,
-    ignore,
-)
+from workbench.drag.problem import DragProblem, Reference
 
 Tensor = torch.Tensor
 
@@ -26,7 +20,7 @@ KV_LIMIT = 640 << 20  # bytes; Stable Diffusion 1.5 at 512 x 512 in float16 need
 
 @torch.no_grad()
 def reference_of(
-    problem: DragProblem, on_step: OnDragStep = ignore, *, kv_limit: int = KV_LIMIT
+    problem: DragProblem, on_step: OnStep = ignore_steps, *, kv_limit: int = KV_LIMIT
 ) -> Reference:
     """Denoise the original once and keep what drags will ask for (arrows and mask play no part).
 
@@ -57,13 +51,13 @@ def reference_of(
             if kv is not None and board.kv.bytes / (i + 1) * len(timesteps) > kv_limit:
                 board.mode, kv = "off", None
                 board.kv.states.clear()
-            on_step(DragStep(stage="reference", step=i + 1, total=len(timesteps)))
+            on_step(StepInfo(stage="reference", step=i + 1, total=len(timesteps)))
     block, layer = Reference.facts(problem.config)
     kept = kv if kv is not None and kv.states else None
     return Reference(torch.stack(latents), features, kept, block, layer)
 
 
-def reference_for(problem: DragProblem, on_step: OnDragStep) -> Reference:
+def reference_for(problem: DragProblem, on_step: OnStep) -> Reference:
     """The problem's own reference if it fits its settings, else a new one."""
     given = problem.reference
     if given is not None and given.fits(problem.config):
@@ -78,7 +72,7 @@ def denoise(
     reference: Reference,
     edited: Tensor,
     timesteps: Sequence[int],
-    on_step: OnDragStep = ignore,
+    on_step: OnStep = ignore_steps,
     *,
     share_from: int | None = None,
 ) -> Tensor:
@@ -142,16 +136,8 @@ def _shared_eps(
     return denoiser.eps(torch.cat([original, z]), t)[1:]
 
 
-def _step(problem: DragProblem, z: Tensor, eps: Tensor, t: int, done: int, total: int) -> DragStep:
-    return DragStep(
-        stage="denoise", step=done, total=total, latent=z,
+def _step(problem: DragProblem, z: Tensor, eps: Tensor, t: int, done: int, total: int) -> StepInfo:
+    return StepInfo(
+        stage="denoise", step=done, total=total,
         clean=lambda: z if done == total else problem.schedule.clean(z, eps, t),
     )  # fmt: skip
-
-
-def stuck(trajectory: Sequence[Tensor], arrived: Tensor, turns: int = 20) -> bool:
-    """Whether no point that is still on its way moved in the last `turns` trackings."""
-    last = list(trajectory[-turns - 1 :])
-    if len(last) <= turns or bool(arrived.all()):
-        return False
-    return not any(bool((b != a)[~arrived].any()) for a, b in itertools.pairwise(last))

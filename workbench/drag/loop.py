@@ -1,30 +1,26 @@
-"""Motion supervision: the losses, and DragDiffusion's loop.
+"""Motion supervision: the losses, and the one optimisation loop of all methods.
 
-Shi et al. 2024, arXiv 2306.14435, Eq. 3 to 6, in the arithmetic of the authors' program
-(ALGORITHM 2.6 and 2.7) where that differs from the paper. Positions are lattice (row, col).
+Shi et al. 2024, arXiv 2306.14435, Eq. 3 to 6, and Zhang et al. 2024, arXiv 2404.07206, in the arithmetic
+of their programs where that differs from the papers (docs/algorithm.md). Positions are lattice
+(row, col). `methods.py` says how the methods use the loop.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 
 from workbench.accel.cuda_graphs import Recorded
-from workbench.core.config import DragConfig
+from workbench.core.record import OnStep, StepInfo
+from workbench.core.request import Point
 from workbench.diffusion.unet import Denoiser
-from workbench.drag.optimizer import AdamState, LatentOptimiser, NotFinite
-from workbench.drag.tracking import (
-    Size,
-    Tracked,
-    inside,
-    patches,
-    samples,
-    track,
-)
+from workbench.drag.optimizer import LatentOptimiser, NotFinite
+from workbench.drag.options import StopCriteria, Supervision
+from workbench.drag.problem import DragProblem, Original
+from workbench.drag.tracking import Size, Tracked, contrast, inside, patches, samples, track
 
 Tensor = torch.Tensor
 
@@ -39,7 +35,6 @@ def motion_loss(
     max_shift: float | Tensor,
     active: Tensor,
     anchors: Tensor | None = None,
-    weight: float | None = None,
 ) -> Tensor:
     """Pull what is at each handle towards its target: weight * mean |anchor - patch(handle + shift)|.
 
@@ -56,10 +51,10 @@ def motion_loss(
         max_shift: longest shift, one for all or [P].
         active: [P] 1 for points that still move, 0 for those that have arrived.
         anchors: [P,C,2r+1,2r+1] of the original handles, NaN where that is off the lattice.
-        weight: per point; (2r+1)^2 when None, as in DragDiffusion.
 
     Returns:
-        Sum over active points, float32 scalar.
+        Sum over active points, float32 scalar. The weight of a point is the authors': (2r+1)^2, the
+        number of cells, for DragDiffusion; (2r)^2 for GoodDrag.
     """
     side = 2 * radius + 1
     away = targets - handles
@@ -70,14 +65,15 @@ def motion_loss(
     if anchors is None:
         anchors = patches(feature.detach(), lattice, corner, side)
         valid = inside(corner, side, lattice)
+        weight = float(side * side)
     else:
         valid = anchors[:, 0].isfinite()
         anchors = anchors.nan_to_num(nan=0.0)
+        weight = float(max(1, 2 * radius) ** 2)
     moved = patches(feature, lattice, corner + shift, side)
     gap = (anchors - moved).abs() * valid[:, None]
     mean = gap.sum((1, 2, 3)) / (valid.sum((1, 2)) * feature.shape[1])
-    scale = float(side * side) if weight is None else weight
-    return scale * (mean * active).sum()
+    return weight * (mean * active).sum()
 
 
 def anchor_patches(feature: Tensor, lattice: Size, handles: Tensor, radius: int) -> Tensor:
@@ -96,205 +92,287 @@ def mask_loss(previous: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
     return ((previous - reference) * (1.0 - mask)).abs().sum()
 
 
-def latent_mask(mask: Tensor, size: Size) -> Tensor:
-    """Mask of the working image on the latent: nearest to half the image, nearest again to `size`.
+class DragLoop:
+    """Motion supervision with the points and figures that it keeps, at one timestep or several.
 
-    mask: [1,1,H,W], painted > 0. Returns [1,1,h,w] float32 of 0 and 1.
+    After `drag` and `finish`: `trajectory` [P,2] per tracking (the start first, lattice, CPU),
+    `distances` [P] to the targets, `losses` per update, `updates` of this run (those of the run that
+    `problem.resume` continues are `before`), `adam`, and whether the points `reached` their targets.
+    `ended` says that a stop criterion ended it; else the step limit did.
     """
-    half = (mask.shape[-2] // 2, mask.shape[-1] // 2)
-    painted = (mask > 0).float()
-    return F.interpolate(F.interpolate(painted, half, mode="nearest"), size, mode="nearest")
 
+    def __init__(
+        self, denoiser: Denoiser, problem: DragProblem, rules: Supervision, on_step: OnStep
+    ) -> None:
+        """Begin at the handles, or where `problem.resume` ended; `on_step` may raise `Cancelled`."""
+        config, earlier, device = problem.config, problem.resume, denoiser.device
+        self.denoiser, self.problem, self.rules, self.on_step = denoiser, problem, rules, on_step
+        self.mask = problem.used_mask()
+        self._held = config.mask_weight if self.mask is not None else 0.0
+        self.origins, self.targets = problem.handles.to(device), problem.targets.to(device)
+        self.points = (earlier.points if earlier else problem.handles).to(device).clone()
+        self.trajectory = list(earlier.trajectory if earlier else [problem.handles.cpu().clone()])
+        self.losses = list(earlier.losses if earlier else ())
+        self.adam = earlier.adam if earlier else None
+        self.before = earlier.updates if earlier else 0
+        self.distances = (problem.targets - self.points.cpu()).norm(dim=1)
+        self.match_error = torch.zeros_like(self.distances)
+        self.updates = 0
+        self.limit = config.steps
+        if rules.rounds:
+            most = rules.rounds * rules.trackings * rules.updates_per_tracking
+            self.limit = min(config.steps, most)
+        self.reached = self.ended = False
+        self._still = torch.equal(problem.handles, problem.targets)
+        self._left: list[float] = []  # sum of all distances after each update of this run
+        self._unmoved = 0  # trackings in a row in which no point moved
+        self._pending: list[Tensor] = []  # losses that were not read from the device yet
+        self._finite: tuple[Tensor, int] | None = None  # last latent with finite features, timestep
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where the loop stands after `updates` updates, tracked on the latent that these made."""
+    def place(self, points: Tensor) -> None:
+        """Put the points [P,2] elsewhere before the first update: where a warp has moved them."""
+        self.points.copy_(points)
+        self.trajectory.append(points.detach().cpu().clone())
 
-    updates: int
-    points: Tensor  # [P,2] on the CPU
-    distances: Tensor  # [P] on the CPU
-    loss: float | None  # of the last update
-    latent: Tensor  # [1,C,h,w] now
-    clean: Callable[[], Tensor]  # predicted clean latent [1,C,h,w], computed only when called
+    def drag(self, latent: Tensor, t: int, original: Original) -> Tensor:
+        """Optimise a latent at timestep t until a stop criterion or a limit ends it.
 
+        Each turn: one forward; tracking, where the rules say so; the check whether to stop; one Adam
+        update down the motion loss and the mask term. Without a mask term the U-Net runs only up to
+        the feature's block. The gradient is computed before it is known whether to stop: that costs
+        one backward at the end, but avoids waiting for the device in every turn.
 
-@dataclass(slots=True)
-class Dragged:
-    """What the loop leaves behind."""
+        Args:
+            latent: [1,C,h,w] at t; not changed.
+            t: timestep.
+            original: the undragged picture at t.
 
-    latent: Tensor  # [1,C,h,w] float32
-    trajectory: list[Tensor] = field(default_factory=list)  # [P,2] on the CPU; the start first
-    distances: Tensor = field(default_factory=lambda: torch.zeros(0))
-    costs: Tensor = field(default_factory=lambda: torch.zeros(0))  # of the last tracking, see there
-    losses: list[float] = field(default_factory=list)
-    updates: int = 0
-    reached: bool = False
-    adam: AdamState | None = None
+        Returns:
+            The dragged latent [1,C,h,w] float32.
 
-
-def drag(
-    denoiser: Denoiser,
-    latent: Tensor,
-    t: int,
-    *,
-    handles: Tensor,
-    targets: Tensor,
-    origins: Tensor,
-    lattice: Size,
-    reference: Tensor,
-    reference_previous: Tensor | None,
-    mask: Tensor | None,
-    settings: DragConfig,
-    adam: AdamState | None = None,
-    on_step: Callable[[Progress], None] = lambda _p: None,
-    on_gradient: Callable[[int, Tensor], None] | None = None,
-) -> Dragged:
-    """Optimise the latent until every handle is within `stop_distance`, at most `steps` updates.
-
-    Each turn: one forward; track (but for the first turn: a fresh run has not moved, a continued one
-    was tracked on this very latent, so that running on equals having run at once); stop if all arrived;
-    loss of those that have not, plus the mask term; one Adam update. After the last update the
-    points are tracked once more. Without a mask term the U-Net runs only up to the feature's block.
-
-    Args:
-        denoiser: U-Net under fixed conditions.
-        latent: start [1,C,h,w] at timestep t.
-        t: timestep.
-        handles, targets: [P,2] lattice positions; not changed.
-        origins: [P,2] original handles, whose reference features are the tracking templates.
-        lattice: (rows, cols).
-        reference: feature of the original latent [1,C',fh,fw].
-        reference_previous: the original's DDIM result [1,C,h,w]; needed with a mask.
-        mask: [1,1,h,w], 1 = may change; None for no mask term.
-        settings: steps, step size, radii, mask weight, stop distance, tie rule.
-        adam: moments to continue with.
-        on_step: called once per turn, before its update; raises `Cancelled` to stop.
-        on_gradient: sees (updates so far, gradient) of every update.
-
-    Raises:
-        NotFinite: when loss or features became NaN; carries the last finite latent.
-    """
-    device = latent.device
-    held = settings.mask_weight if mask is not None and reference_previous is not None else 0.0
-    optimiser = LatentOptimiser(
-        latent, settings.learning_rate, half=denoiser.dtype == torch.float16, state=adam,
-        graphs=denoiser.graphs,
-    )  # fmt: skip
-    points, goal = handles.to(device).clone(), targets.to(device)
-    with torch.no_grad():
-        templates = samples(reference, lattice, origins.to(device).floor())
-
-    def follow(feature: Tensor) -> Tracked:
-        return track(
-            feature.detach(), lattice, points, templates, settings.track_radius,
-            parity=settings.parity,
+        Raises:
+            NotFinite: when loss or features became NaN; carries the last finite latent.
+        """
+        denoiser, config, rules = self.denoiser, self.problem.config, self.rules
+        self._aim(original)
+        optimiser = LatentOptimiser(
+            latent, config.learning_rate, half=denoiser.dtype == torch.float16, state=self.adam,
+            graphs=denoiser.graphs,
         )  # fmt: skip
+        if self._finite is None:
+            self._finite = latent.detach().float(), t
+        # a continued run was tracked on this very latent: only the match error is missing
+        entry = config.track_radius if rules.rounds else 0 if self.before else None
+        radius = None if rules.updates_per_tracking else config.track_radius
+        turn = self._turn(optimiser, t, original)
+        first = Recorded(lambda: turn(entry), denoiser.graphs)
+        kind = (
+            "drag", rules, latent.shape, len(self.points), self._held > 0, denoiser.rows,
+            denoiser.block, config.patch_radius, config.track_radius, config.parity,
+        )  # fmt: skip
+        later = Recorded(lambda: turn(radius), denoiser.graphs, kind=kind)
+        done = trackings = 0  # at this timestep
+        while self.updates < self.limit and (not rules.trackings or trackings < rules.trackings):
+            feature, here, distances, cost, loss, grad, *eps = later() if done else first()
+            self.points.copy_(here)
+            seen = optimiser.latent.detach().clone()
+            if done == 0 or radius is not None:
+                tracked = (radius if done else entry) is not None
+                self._read(distances, cost, seen, t, tracked=tracked)
+            self._report(seen, t, eps)
+            if self._stops():
+                break
+            self._pending.append(loss)
+            optimiser.apply(grad)
+            self.updates, done = self.updates + 1, done + 1
+            if rules.updates_per_tracking and done % rules.updates_per_tracking == 0:
+                found = self._track(feature, config.track_radius)
+                self.points.copy_(found.points)
+                distances = (self.targets - self.points).norm(dim=1)
+                self._read(distances, found.cost, seen, t, tracked=True, counted=True)
+                trackings += 1
+        self.adam = None if rules.rounds else optimiser.state()
+        return optimiser.latent.detach().clone()
 
-    def turn(tracking: bool) -> tuple[Tensor, ...]:
-        """Forward, track, loss, gradient; reads `points` and the latent, changes neither."""
-        eps: Tensor | None = None
-        with torch.enable_grad():
-            if held:
-                feature, eps = denoiser.both(optimiser.latent, t)
-            else:
-                feature = denoiser.feature(optimiser.latent, t)
-            here, cost = points, torch.zeros_like(points[:, 0])
-            if tracking:
-                found = follow(feature)
-                here, cost = found.points, found.cost
-            distances = (goal - here).norm(dim=1)
-            loss = motion_loss(
-                feature, lattice, here, goal,
-                radius=settings.patch_radius, max_shift=settings.max_shift,
-                active=(distances >= settings.stop_distance).float(),
-            )  # fmt: skip
-            if eps is not None and mask is not None and reference_previous is not None:
-                previous = denoiser.schedule.step(optimiser.latent, eps, t)
-                loss = loss + held * mask_loss(previous, reference_previous, mask)
-            grad = optimiser.gradient(loss)
-        kept = () if eps is None else (eps.detach(),)
-        return here, distances, cost, loss.detach(), grad, *kept
-
-    first = Recorded(lambda: turn(False), denoiser.graphs)
-    kind = ("drag", latent.shape, len(points), held > 0, kind_of(denoiser, settings))
-    later = Recorded(lambda: turn(True), denoiser.graphs, kind=kind)
-    out = Dragged(latent.detach(), [handles.detach().cpu().clone()])
-    pending: Tensor | None = None
-    while out.updates < settings.steps:
-        tracking = out.updates > 0
-        # the gradient comes before it is known whether all have arrived: one backward too many at the
-        # end, and no wait for the device in between
-        here, distances, cost, loss, grad, *rest = later() if tracking else first()
-        points.copy_(here)
-        read_turn(out, points, distances, cost if tracking else None, pending)
-        out.latent = optimiser.latent.detach().clone()  # its features are finite: worth keeping
-        on_step(progress_of(out, denoiser, rest[0] if rest else None, t))
-        out.reached = bool((out.distances < settings.stop_distance).all())
-        if out.reached:
-            break
-        pending = loss
-        optimiser.apply(grad)
-        if on_gradient is not None:
-            on_gradient(out.updates, grad)
-        out.updates += 1
-    else:  # where the last update has left the points
+    def finish(self, latent: Tensor, t: int) -> None:
+        """Unless a criterion ended the drag, track once more: where the last update left the points."""
+        if self.ended:
+            return
         cost = None
-        if later.replays:  # with a gradient that nobody needs, yet sooner than kernel by kernel
-            here, _, cost, *_ = later()
-            points.copy_(here)
-        elif out.updates:
+        if self.updates:
             with torch.no_grad():
-                found = follow(denoiser.feature(optimiser.latent, t))
-            points.copy_(found.points)
+                found = self._track(
+                    self.denoiser.feature(latent, t), self.problem.config.track_radius
+                )
+            self.points.copy_(found.points)
             cost = found.cost
-        distances = (goal - points).norm(dim=1)
-        read_turn(out, points, distances, cost, pending)
-        out.latent = optimiser.latent.detach().clone()
-        on_step(progress_of(out, denoiser, None, t))
-        out.reached = bool((out.distances < settings.stop_distance).all())
-    out.adam = optimiser.state()
-    return out
+        distances = (self.targets - self.points).norm(dim=1)
+        self._read(distances, cost, latent, t, tracked=cost is not None)
+        self.reached = self._arrived()
+        self._report(latent, t, [])
 
+    # --- the parts of a turn --------------------------------------------------------------------------
 
-def kind_of(denoiser: Denoiser, settings: DragConfig) -> tuple[object, ...]:
-    """What of a drag decides which kernels its turns run, beside shapes and number of points."""
-    radii = settings.patch_radius, settings.track_radius
-    return denoiser.rows, denoiser.block, *radii, settings.parity
+    def _turn(
+        self, optimiser: LatentOptimiser, t: int, original: Original
+    ) -> Callable[[int | None], tuple[Tensor, ...]]:
+        """One turn's arithmetic, fit to be recorded: reads points and latent in place, changes neither."""
+        denoiser, config, rules, mask = self.denoiser, self.problem.config, self.rules, self.mask
 
+        def turn(radius: int | None) -> tuple[Tensor, ...]:
+            """Forward, tracking (not if `radius` is None), loss and its gradient."""
+            eps: Tensor | None = None
+            with torch.enable_grad():
+                if self._held:
+                    feature, eps = denoiser.both(optimiser.latent, t)
+                else:
+                    feature = denoiser.feature(optimiser.latent, t)
+                here, cost = self.points, torch.zeros_like(self.points[:, 0])
+                if radius is not None:
+                    found = self._track(feature, radius)
+                    here, cost = found.points, found.cost
+                distances = (self.targets - here).norm(dim=1)
+                loss = motion_loss(
+                    feature, self.problem.lattice, here, self.targets,
+                    radius=config.patch_radius, max_shift=config.max_shift,
+                    active=torch.where(distances < config.stop_distance, rules.arrived_weight, 1.0),
+                    anchors=self._anchors,
+                )  # fmt: skip
+                if eps is not None and mask is not None:
+                    previous = denoiser.schedule.step(optimiser.latent, eps, t)
+                    loss = loss + self._held * mask_loss(previous, original.previous, mask)
+                grad = optimiser.gradient(loss)
+            noise = () if eps is None else (eps.detach(),)
+            return feature.detach(), here, distances, cost, loss.detach(), grad, *noise
 
-def read_turn(
-    out: Dragged,
-    points: Tensor,
-    distances: Tensor,
-    cost: Tensor | None,
-    loss: Tensor | None,
-) -> None:
-    """The turn's only wait for the device: points, distances, costs and the last loss at once."""
-    n = len(points)
-    costs = torch.zeros_like(distances) if cost is None else cost
-    tail = [loss.reshape(1).float()] if loss is not None else []
-    flat = torch.cat([points.flatten(), distances, costs, *tail]).cpu()
-    if not bool(flat.isfinite().all()):
-        raise NotFinite(
-            f"The numbers of the drag became infinite after {out.updates} steps; use a lower "
-            "learning rate, or full precision.",
-            out.latent,
-        )
-    out.distances, out.costs = flat[2 * n : 3 * n], flat[3 * n : 4 * n]
-    if loss is not None:
-        out.losses.append(float(flat[-1]))
-    if cost is not None:
-        out.trajectory.append(flat[: 2 * n].reshape(n, 2))
-
-
-def progress_of(out: Dragged, denoiser: Denoiser, eps: Tensor | None, t: int) -> Progress:
-    """The account as it stands, for `on_step`; `eps` is the latent's noise, if it was predicted."""
-    kept, latent = None if eps is None else eps.detach(), out.latent
+        return turn
 
     @torch.no_grad()
-    def clean() -> Tensor:
-        noise = denoiser.eps(latent, t) if kept is None else kept
-        return denoiser.schedule.clean(latent, noise, t)
+    def _aim(self, original: Original) -> None:
+        """Take templates, and the patches to pull to, from the original at this timestep."""
+        feature, lattice, rules = original.feature, self.problem.lattice, self.rules
+        self._templates = samples(feature, lattice, self.origins.floor())
+        self._anchors: Tensor | None = None
+        if rules.anchored:
+            radius = self.problem.config.patch_radius
+            self._anchors = anchor_patches(feature, lattice, self.origins, radius)
+        self._unit: Tensor | float = 1.0
+        if rules.stop.doubt < math.inf:
+            self._unit = contrast(feature, self._templates).clamp(min=1e-12)
 
-    points, loss = out.trajectory[-1], out.losses[-1] if out.losses else None
-    return Progress(out.updates, points, out.distances, loss, latent, clean)
+    def _track(self, feature: Tensor, radius: int) -> Tracked:
+        """Find the handles' features; the cost is relative to the contrast where that is asked for."""
+        found = track(
+            feature.detach(), self.problem.lattice, self.points, self._templates, radius,
+            parity=self.problem.config.parity,
+        )  # fmt: skip
+        return (
+            found
+            if isinstance(self._unit, float)
+            else Tracked(found.points, found.cost / self._unit)
+        )
+
+    def _read(
+        self,
+        distances: Tensor,
+        cost: Tensor | None,
+        latent: Tensor,
+        t: int,
+        *,
+        tracked: bool,
+        counted: bool = False,
+    ) -> None:
+        """Wait for the device, once: points, distances, match errors and the losses since the last time.
+
+        Raises:
+            NotFinite: with the last finite latent, perhaps of an earlier timestep.
+        """
+        n = len(self.points)
+        errors = torch.zeros_like(distances) if cost is None else cost
+        parts = [self.points.flatten(), distances, errors, *(v.reshape(1) for v in self._pending)]
+        flat = torch.cat([p.float() for p in parts]).cpu()
+        if not bool(flat.isfinite().all()):
+            assert self._finite is not None
+            raise NotFinite(
+                f"The numbers of the drag became infinite after {self.updates} steps; use a lower "
+                "learning rate, or full precision.",
+                *self._finite,
+            )
+        self._finite = latent, t
+        self.distances, self.match_error = flat[2 * n : 3 * n], flat[3 * n : 4 * n]
+        self.losses += flat[4 * n :].tolist()
+        self._pending.clear()
+        now = flat[: 2 * n].reshape(n, 2)
+        if counted:
+            moved = bool((now != self.trajectory[-1]).any())
+            self._unmoved = 0 if moved else self._unmoved + 1
+        continued = self.before and not self.updates and not self.rules.rounds
+        if tracked and not continued:
+            self.trajectory.append(now)
+        if self.updates:
+            self._left.append(float(self.distances.sum()))
+
+    def _arrived(self) -> bool:
+        """True when every point is within the stop distance, and found beyond doubt."""
+        near = self.distances < self.problem.config.stop_distance
+        return bool((near & (self.match_error < self.rules.stop.doubt)).all())
+
+    def _stops(self) -> bool:
+        """Check the stop criteria on what was read last; no wait for the device."""
+        stop = self.rules.stop
+        self.reached = self._arrived()
+        stuck = stalled(self._left, stop) or 0 < stop.unmoved <= self._unmoved
+        self.ended = self._still or (self.reached and settled(self.losses, stop)) or stuck
+        return self.ended
+
+    def _report(self, latent: Tensor, t: int, eps: Sequence[Tensor]) -> None:
+        """Tell where the drag stands; the clean picture is only predicted when asked for."""
+
+        @torch.no_grad()
+        def clean() -> Tensor:
+            noise = eps[0] if eps else self.denoiser.eps(latent, t)
+            return self.denoiser.schedule.clean(latent, noise, t)
+
+        self.on_step(
+            StepInfo(
+                stage="drag",
+                step=self.before + self.updates,
+                total=self.before + self.limit,
+                loss=self.losses[-1] if self.losses else None,
+                points=tuple(Point(col, row) for row, col in self.trajectory[-1].tolist()),
+                distances=tuple(self.distances.tolist()),
+                clean=clean,
+            )
+        )
+
+
+def settled(losses: Sequence[float], stop: StopCriteria) -> bool:
+    """True when the mean loss of the last updates is hardly below that of those before them."""
+    n = stop.window
+    if not n:
+        return True
+    if len(losses) < max(stop.least, 2 * n):
+        return False
+    now, before = sum(losses[-n:]), sum(losses[-2 * n : -n])
+    return now > (1 - stop.gain) * before
+
+
+def stalled(left: Sequence[float], stop: StopCriteria) -> bool:
+    """True when the last updates brought the points no nearer, half a lattice pixel in all.
+
+    More updates would only wear out the picture: the loss goes on falling a little for ever.
+
+    Args:
+        left: sum of all distances after each update of this run.
+        stop: how many updates to wait.
+    """
+    n = stop.stall
+    return n > 0 and len(left) > n and min(left[-n:]) > min(left[:-n]) - 0.5
+
+
+def stuck(trajectory: Sequence[Tensor], arrived: Tensor, turns: int = 20) -> bool:
+    """True when no point that has not arrived moved in the last `turns` trackings."""
+    last = list(trajectory[-turns - 1 :])
+    if len(last) <= turns or bool(arrived.all()):
+        return False
+    return not any(bool((b != a)[~arrived].any()) for a, b in itertools.pairwise(last))

@@ -81,12 +81,6 @@ class LatentOptimiser:
         (grad,) = torch.autograd.grad(loss * self.scale if self.half else loss, [self.latent])
         return grad / self.scale if self.half else grad
 
-    def update(self, loss: Tensor) -> Tensor:
-        """One Adam step down the loss; returns the gradient."""
-        grad = self.gradient(loss)
-        self.apply(grad)
-        return grad
-
     @torch.no_grad()
     def apply(self, grad: Tensor) -> None:
         """One Adam step with a given gradient."""

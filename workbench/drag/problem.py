@@ -6,7 +6,6 @@ float32 in the U-Net's scale, on the U-Net's device.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,26 +25,12 @@ from workbench.drag.tracking import Size
 Tensor = torch.Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DragStep:
-    """One step of progress; `points` and `distances` belong to the latent after `step` updates."""
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The undragged picture at one timestep t."""
 
-    stage: str  # reference, drag or denoise
-    step: int  # 0..total
-    total: int
-    loss: float | None = None  # of the update before
-    points: Tensor | None = None  # [P,2] lattice
-    distances: Tensor | None = None  # [P] handle to target, lattice pixels
-    latent: Tensor | None = None  # [1,C,h,w] now
-    clean: Callable[[], Tensor] | None = None  # predicted clean latent [1,C,h,w]; costs when called
-
-
-OnDragStep = Callable[[DragStep], None]
-"""Called after each step; raises `Cancelled` to stop the work."""
-
-
-def ignore(_step: DragStep) -> None:
-    """The `OnDragStep` that does nothing."""
+    feature: Tensor  # native map [1,C',fh,fw]
+    previous: Tensor  # its latent [1,C,h,w] after the DDIM step from t
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +63,11 @@ class Reference:
         with torch.no_grad():
             return denoiser.feature(self.latents[index].to(denoiser.device), t)
 
+    def original(self, denoiser: Denoiser, t: int, index: int) -> Original:
+        """What a drag at timestep t = tail[index] compares with."""
+        previous = self.latents[index + 1].to(denoiser.device)
+        return Original(self.feature(denoiser, t, index), previous)
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Named tensors, fit for safetensors."""
         out = {"latents": self.latents, "facts": torch.tensor([self.block, self.start_layer])}
@@ -95,10 +85,6 @@ class Reference:
         kv = ReferenceKV.from_tensors(tensors)
         block, layer = (int(v) for v in tensors["facts"])
         return cls(tensors["latents"], features, kv if kv.states else None, block, layer)
-
-    def without_kv(self) -> Reference:
-        """The small part: latents and features, for a cache that is short of space."""
-        return dataclasses.replace(self, kv=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,8 +185,13 @@ class DragProblem:
         )  # fmt: skip
 
     def used_mask(self) -> Tensor | None:
-        """The mask on the U-Net's device, float32; None when nothing is painted."""
+        """The mask on the U-Net's device, float32; None when nothing is painted.
+
+        In parity mode GoodDrag's empty mask freezes everything, as in its authors' program.
+        """
         if self.mask is None or not bool(self.mask.any()):
+            if self.config.parity and self.config.method == "gooddrag":
+                return torch.zeros_like(self.start[:, :1])
             return None
         return self.mask.to(self.trail.device, torch.float32)
 
@@ -216,4 +207,3 @@ class DragOutcome:
     iterations: int  # gradient steps
     stop: Stop
     state: DragState | None = None  # to run on with; None where there is nothing to continue
-    costs: tuple[float, ...] = ()  # per point: mean |feature - template| where it was found last

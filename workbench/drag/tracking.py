@@ -105,13 +105,12 @@ def contrast(feature: Tensor, templates: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """Where the templates were found: `points` [P,2] float32, `cost` [P] mean |difference|,
-    `start_cost` [P] the same at the position before tracking. On the feature's device.
+    """Where the templates were found: `points` [P,2] float32, `cost` [P] mean |difference|. On the
+    feature's device.
     """  # fmt: skip
 
     points: Tensor
     cost: Tensor
-    start_cost: Tensor
 
 
 @torch.no_grad()
@@ -148,13 +147,13 @@ def track(
         for i in range(0, len(points), per)
     ]
     if not parts:
-        return Tracked(points.clone(), points.new_zeros(0), points.new_zeros(0))
+        return Tracked(points.clone(), points.new_zeros(0))
     return Tracked(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _track(
     feature: Tensor, lattice: Size, points: Tensor, templates: Tensor, radius: int, parity: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     side = 2 * radius + 1
     row, col = points.round().unbind(1)  # limits as numbers: a tensor would be sent to the device
     centre = torch.stack([row.clamp(0, lattice[0] - 1), col.clamp(0, lattice[1] - 1)], dim=1)
@@ -165,7 +164,6 @@ def _track(
     channels = feature.shape[1]
     cost = (templates[:, :, None, None] - found).abs().sum(1)
     cost = cost.masked_fill(~inside(first, side, lattice), math.inf).flatten(1)
-    at_start = cost[:, radius * side + radius]
     least = cost.min(dim=1).values
     if parity:
         best = cost.argmin(dim=1)
@@ -177,4 +175,4 @@ def _track(
         best = torch.where(tie, away, math.inf).argmin(dim=1)
     moved = first + torch.stack([best // side, best % side], dim=1).to(points.dtype)
     chosen = cost.gather(1, best[:, None])[:, 0]
-    return moved, chosen / channels, at_start / channels
+    return moved, chosen / channels

@@ -10,17 +10,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from workbench.core.record import Stop
+from workbench.core.record import OnStep, Stop
 from workbench.diffusion.unet import frozen
 from workbench.drag.denoise import denoise, reference_for
 from workbench.drag.locate import located
-from workbench.drag.problem import DragOutcome, DragProblem, OnDragStep, Reference
+from workbench.drag.problem import DragOutcome, DragProblem, Reference
 
 Tensor = torch.Tensor
 
 
 @torch.no_grad()
-def run(problem: DragProblem, on_step: OnDragStep) -> DragOutcome:
+def run(problem: DragProblem, on_step: OnStep) -> DragOutcome:
     """Move, denoise in `problem.warp.denoise_steps`, and look where the points came to lie."""
     denoiser, options = problem.denoiser(), problem.warp
     with frozen(problem.unet):
@@ -30,12 +30,11 @@ def run(problem: DragProblem, on_step: OnDragStep) -> DragOutcome:
         moved = moved_latent(problem, reference, first)
         steps = problem.schedule.thinned(t, options.denoise_steps)
         clean = denoise(problem, denoiser, reference, moved, steps, on_step)
-        points, distances, costs = located(problem, denoiser, clean)
+        points, distances, _ = located(problem, denoiser, clean)
     still = not len(points) or torch.equal(problem.handles, problem.targets)
     return DragOutcome(
         latent=clean, trajectory=(problem.handles, points), distances=tuple(distances.tolist()),
         losses=(), iterations=0, stop=Stop.NO_MOTION if still else Stop.ONE_STEP,
-        costs=tuple(costs.tolist()),
     )  # fmt: skip
 
 

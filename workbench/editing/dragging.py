@@ -14,15 +14,10 @@ from workbench.core.config import SPECS
 from workbench.core.errors import ModelError
 from workbench.core.record import Stop
 from workbench.core.request import EditRequest
-from workbench.drag import (
-    DragOutcome,
-    DragProblem,
-    DragState,
-    Pixels,
-    run,
-)
 from workbench.drag.denoise import denoise
+from workbench.drag.methods import run
 from workbench.drag.optimizer import NotFinite
+from workbench.drag.problem import DragOutcome, DragProblem, DragState, Pixels
 from workbench.editing.own_pixels import moved_of
 from workbench.editing.prepare import Stages
 from workbench.editing.previews import Film

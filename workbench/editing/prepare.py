@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load, save
@@ -32,7 +32,8 @@ from workbench.diffusion.lora_files import (
     write,
 )
 from workbench.diffusion.lora_keys import rank_of
-from workbench.drag import DragProblem, Reference, reference_of
+from workbench.drag.denoise import reference_of
+from workbench.drag.problem import DragProblem, Reference
 from workbench.editing.crop_plan import names_of
 from workbench.editing.text_to_image import cached_path, denoiser_of, freeu
 from workbench.imaging import decode
@@ -327,11 +328,8 @@ class Stages:
         return found
 
     def _reference(self, problem: DragProblem, name: str) -> Reference:
-        def heard(step: Any) -> None:
-            self.on_step(StepInfo(stage="reference", step=step.step, total=step.total))
-
         limit = {"kv_limit": 0} if self.runtime.saving_memory else {}
-        made = reference_of(problem, heard, **limit)
+        made = reference_of(problem, self.on_step, **limit)
         if not torch.isfinite(made.latents).all():
             raise ModelError(self._nan("denoising the original"))
         tensors = {k: v.detach().cpu().contiguous() for k, v in made.to_tensors().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from workbench.core.record import OnStep, StepInfo
-from workbench.drag import DragStep
 from workbench.editing.text_to_image import to_rgb
 from workbench.imaging import decode
 
@@ -40,26 +40,21 @@ class Film:
         self._screen = piece.screen()
         self._begun: dict[str, float] = {}  # when each stage was first heard of
 
-    def drag_step(self, step: DragStep) -> None:
+    def drag_step(self, step: StepInfo) -> None:
         """Report one step of a method.
 
         Raises:
             Cancelled: when the job was asked to stop.
         """
         self._begun.setdefault(step.stage, time.perf_counter())
-        points = self._piece.points(step.points) if step.points is not None else None
-        distances = None
-        if step.distances is not None:
-            distances = self._piece.distances(step.distances.tolist())
+        points, distances = step.points, step.distances
         self._on_step(
-            StepInfo(
-                stage=step.stage,
-                step=step.step,
-                total=step.total,
-                loss=step.loss,
-                points=points,
-                distances=distances,
+            dataclasses.replace(
+                step,
+                points=None if points is None else self._piece.points([(p.y, p.x) for p in points]),
+                distances=None if distances is None else self._piece.distances(distances),
                 preview=self._preview(step),
+                clean=None,
             )
         )
 
@@ -68,7 +63,7 @@ class Film:
         begun = self._begun.get("denoise")
         return 0.0 if begun is None else time.perf_counter() - begun
 
-    def _preview(self, step: DragStep) -> bytes | None:
+    def _preview(self, step: StepInfo) -> bytes | None:
         """A JPEG of the predicted clean picture, if one is due."""
         now = time.perf_counter()
         if step.clean is None or now < self._due or not self._shown():

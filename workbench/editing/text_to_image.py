@@ -253,14 +253,13 @@ def generate(
         for i in range(task.count):
             config = dataclasses.replace(task.config, seed=(task.config.seed + i) % 2**63)
             config = _explicit(config, runtime.native_size)
-            steps = _counting(on_step, i, task.count)
+            steps = _counting(on_step, i, task)
             path, _ = cached_path(runtime, cache, task.prompt, config, runtime.fingerprint, steps)
             rgb = to_rgb(runtime.decode(path.final))
             asset = store.put_image(rgb, f"seed {config.seed}")
             made.append({"image": asset.id, "width": width, "height": height,
                          "config": dataclasses.asdict(config)})  # fmt: skip
-            on_step(StepInfo(stage="generate", step=(i + 1) * 100, total=task.count * 100,
-                             preview=decode.encode_jpeg(rgb)))  # fmt: skip
+            steps(StepInfo(stage="generate", step=1, total=1, preview=decode.encode_jpeg(rgb)))
     return {
         "pictures": made,
         "prompt": task.prompt,
@@ -269,12 +268,14 @@ def generate(
     }
 
 
-def _counting(on_step: OnStep, index: int, count: int) -> OnStep:
-    """Steps of one picture as hundredths of one picture of all."""
+def _counting(on_step: OnStep, index: int, task: GenerateTask) -> OnStep:
+    """Steps of one picture as steps of the whole task."""
+    each = task.config.steps
 
     def report(info: StepInfo) -> None:
-        share = 100 * info.step // max(1, info.total)
-        on_step(dataclasses.replace(info, step=index * 100 + share, total=count * 100))
+        step = each * index + each * info.step // max(1, info.total)
+        total = each * task.count
+        on_step(dataclasses.replace(info, step=step, total=total, part=index + 1, parts=task.count))
 
     return report
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from numpy.typing import NDArray
 
@@ -148,9 +149,9 @@ class Workpiece:
 
     # --- and back -------------------------------------------------------------------------------------
 
-    def points(self, positions: torch.Tensor) -> tuple[Point, ...]:
-        """Lattice positions [P,2] as points of the picture, in image pixels."""
-        found = coords.from_lattice(positions.cpu().numpy(), self.size, self.lattice)
+    def points(self, positions: npt.ArrayLike) -> tuple[Point, ...]:
+        """Lattice positions [P,2] (row, col) as points of the picture, in image pixels."""
+        found = coords.from_lattice(positions, self.size, self.lattice)
         return tuple(self.frame.back(p) for p in found)
 
     def distances(self, lattice: Sequence[float]) -> tuple[float, ...]:

@@ -280,9 +280,9 @@ class ThreadExecutor:
 
     def _count(self, whole: Entry) -> None:
         """Report how many parts have ended."""
-        done, total = sum(p.job.state.ended for p in whole.parts), len(whole.parts)
+        done, total = _ended(whole), len(whole.parts)
         if done < total:
-            info = StepInfo(stage=f"edit {done + 1} of {total}", step=done, total=total)
+            info = StepInfo(stage="sweep", step=done, total=total, part=done + 1, parts=total)
             whole.report(info, self._clock())
 
     def _step(self, entry: Entry, info: StepInfo) -> None:
@@ -296,6 +296,8 @@ class ThreadExecutor:
             if entry.whole is not None:
                 running = [p for p in entry.whole.parts if p.job.state is JobState.RUNNING]
                 if running[:1] == [entry]:  # one part at a time is shown
+                    part, parts = _ended(entry.whole) + 1, len(entry.whole.parts)
+                    info = dataclasses.replace(info, part=part, parts=parts)
                     entry.whole.report(info, self._clock())
         entry.token.check()
 
@@ -416,6 +418,11 @@ class ThreadExecutor:
                 self._set(entry, state=JobState.QUEUED, started=0.0, **fresh)
                 self._waiting.add(entry.job.id, entry.job.owner, quick=entry.quick, first=True)
                 self._wake.notify()
+
+
+def _ended(whole: Entry) -> int:
+    """Number of parts of a job that have ended."""
+    return sum(part.job.state.ended for part in whole.parts)
 
 
 def _unexpected(exc: BaseException) -> str:

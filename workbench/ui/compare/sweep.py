@@ -136,7 +136,7 @@ def _head(backend: Backend, space: Workspace | None, now: Standing, guess: float
     words = say("compare.done_of_runs_done", done=done, runs=count(total, "run"))
     if job.state is JobState.QUEUED:
         words += f" · {run_panel.describe(job)[0].lower()}"
-    elif job.progress is not None and not job.progress.stage.startswith("edit "):
+    elif job.progress is not None:
         words += f" · {run_panel.describe(job)[0].partition(' · about')[0]}"
     time_left = now.seconds_left(guess)
     if time_left is not None and job.state is JobState.RUNNING:

@@ -98,9 +98,7 @@ class Standing:
         ended = {o.cell.key for o in self.outcomes if o.state in ("done", "failed")}
         if self.job is not None and self.job.progress is not None:
             # a failed run is known from the history only if it got so far
-            found = re.fullmatch(r"edit (\d+) of \d+", self.job.progress.stage)
-            if found:
-                return max(int(found[1]) - 1, 0), len(asked)
+            return max(self.job.progress.part - 1, 0), len(asked)
         return sum(k in ended for k in asked), len(asked)
 
     def seconds_left(self, guess: float | None) -> float | None:

@@ -110,10 +110,8 @@ def describe(job: Job) -> tuple[str, float]:
         if step is None:
             return "Starting", 0.0
         words = stage_label(step.stage)
-        if job.kind == "generate" and step.stage == "generate" and step.total:
-            words += (
-                f" · picture {min(step.step, step.total - 1) // 100 + 1} of {step.total // 100}"
-            )
+        if job.kind == "generate" and step.parts:
+            words += f" · picture {step.part} of {step.parts}"
             if job.eta is not None and step.step < step.total:
                 words += f" · about {seconds(job.eta)} left"
         elif step.waiting:

@@ -175,7 +175,9 @@ class Backend:
         small = figures.seen(self.pixels(image.id), to)
         rows, cols = slice(to.y0, to.y0 + to.height), slice(to.x0, to.x0 + to.width)
         cut = figures.fit_mask(mask[rows, cols], to.out_width, to.out_height)
-        made = moved_picture(small, cut if mask.any() else None, figures.fit_pairs(drawing.pairs, to))
+        made = moved_picture(
+            small, cut if mask.any() else None, figures.fit_pairs(drawing.pairs, to)
+        )
         return figures.encode(made)
 
     def mask_asset(self, space: Workspace, drawing: Drawing) -> MaskAsset | None:
