@@ -1,7 +1,7 @@
 # make app    set up .venv and start the workbench on this machine only
 # make test   set up what the tests need and run them all
 # make test-machines  the numerical tests as on processors without AVX-512 or AVX2, with one and two threads
-# make check  lint, format and types
+# make check  lint, format, types, known vulnerabilities, licences
 # make house  the layout against its limits: modules, lengths, parameters, cycles, unused code
 # make screenshots  photograph every page into docs/screenshots (makes its edits first: minutes)
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -13,7 +13,7 @@ PORT ?= 8501
 TESTS ?= tests
 WORKERS ?= 2
 
-.PHONY: app test test-machines screenshots check house format chromium clean help
+.PHONY: app test test-machines screenshots check house lock audit format chromium clean help
 
 help:
 	@sed -n '1,6p' Makefile
@@ -51,9 +51,16 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/python tools/audit.py
 
 house: $(VENV)/.dev
 	$(BIN)/python tools/house.py --lines
+
+lock: $(VENV)/.dev
+	$(BIN)/python tools/lock.py
+
+audit: $(VENV)/.dev
+	$(BIN)/python tools/audit.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

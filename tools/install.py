@@ -8,7 +8,8 @@ fetched and how large they were, in pip's own words. Standard library only.
 torch goes first, from the place that has the build for this machine: PyPI's for Linux brings CUDA, of
 which a machine without an NVIDIA GPU has no use, so there PyTorch's own index of CPU builds is asked
 first, and PyPI only when that cannot be reached. Where pip is set up to take packages from elsewhere (a
-mirror, a folder), that is where torch comes from, too.
+mirror, a folder), that is where torch comes from, too. All else comes as requirements.lock has it: a file
+whose hash is not in there is refused.
 """
 
 from __future__ import annotations
@@ -166,7 +167,11 @@ def main(arguments: Sequence[str]) -> int:
             else:
                 return failed(lines)
         told.say(f"- {path}")
-        code, lines = pip(told, "-r", str(path))
+        lock = path.with_suffix(".lock")
+        if lock.exists():  # every file must have a hash that was written down
+            code, lines = pip(told, "--no-deps", "--require-hashes", "-r", str(lock))
+        else:
+            code, lines = pip(told, "-r", str(path))
         if code:
             return failed(lines)
     told.say(f"Installed. {told.total()}")

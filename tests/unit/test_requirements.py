@@ -115,3 +115,13 @@ def test_the_installer_runs_pip_and_reports_its_failure(capsys: pytest.CaptureFi
     assert code != 0
     assert install.failed(lines) == 1
     assert "there-is-no-such-package" in capsys.readouterr().out
+
+
+def test_the_lock_holds_every_pin_but_torch_with_hashes() -> None:
+    text = (REPO / "requirements.lock").read_text(encoding="utf-8")
+    entries = [e for e in re.split(r"^(?=[a-z])", text, flags=re.MULTILINE) if "==" in e]
+    locked = dict(re.match(r"([\w.-]+)==([^\s;]+)", e).groups() for e in entries)  # type: ignore[union-attr]
+    expected = {name: version for name, version in pins().items() if name != "torch"}
+    assert {name: locked.get(name) for name in expected} == expected
+    assert all("--hash=sha256:" in e for e in entries)
+    assert not {n for n in locked if n.startswith(("torch", "nvidia", "cuda", "triton"))}
