@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from benchmarks.template import Disc, Found
 from workbench.core.request import Point, PointPair
+from workbench.imaging.template import Disc, Found
 
 if TYPE_CHECKING:
     from workbench.diffusion.model import Runtime

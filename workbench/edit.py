@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from workbench.canvas.sheets import strip
-from workbench.core.config import LoraRef
+from workbench.core.config import SPECS, LoraRef
 from workbench.core.errors import Cancelled, ModelError, StoreError
 from workbench.core.record import (
     EditRecord,
@@ -33,6 +33,7 @@ from workbench.core.record import (
 from workbench.core.request import EditRequest, PointPair, TrainTask
 from workbench.diffusion.lora import merged
 from workbench.drag.problem import DragOutcome
+from workbench.drag.warp import moved_clean
 from workbench.editing.dragging import drag, problem_of
 from workbench.editing.oom_retry import (
     environment,
@@ -41,6 +42,7 @@ from workbench.editing.oom_retry import (
     with_fingerprint,
     with_memory,
 )
+from workbench.editing.own_pixels import delivered, found_in, look, moved_of
 from workbench.editing.prepare import Account, Stages
 from workbench.editing.previews import Film
 from workbench.editing.text_to_image import to_rgb
@@ -142,11 +144,16 @@ def _edit(
         if sparing:
             account.note("The low-memory mode was used: slower, and a few levels of rounding.")
         film = Film(piece, runtime, on_step, previews=previews)
+        own = SPECS[request.drag.method].keeps_pixels
+        drafting = own and not request.drag.refine
         with stages.styled():
-            lora, weight = stages.lora()
+            known = look(stages) if own else None
+            moved = moved_of(piece, known.features) if known is not None else None
+            lora, weight = (None, 1.0) if drafting else stages.lora()
             with merged(runtime.unet, lora, weight):
-                problem = problem_of(stages)
-                problem = dataclasses.replace(problem, reference=stages.reference(problem))
+                problem = problem_of(stages, moved)
+                if not drafting:
+                    problem = dataclasses.replace(problem, reference=stages.reference(problem))
                 outcome, failure = drag(stages, problem, film, cache, fresh)
         with account.timed("decode"):
             on_step(StepInfo(stage="decode", step=0, total=1))
@@ -159,13 +166,19 @@ def _edit(
             if request.drag.parity and pixels.shape[-2:] != piece.size[::-1]:
                 pixels = functional.interpolate(pixels, size=piece.size[::-1], mode="bilinear")
             edited, unedited = to_rgb(pixels), None
-            if piece.scaled and not request.drag.parity and problem.reference is not None:
+            choice: dict[str, Any] = {}
+            if known is not None and moved is not None:
+                again = None if drafting else to_rgb(runtime.decode(moved_clean(problem)))
+                edited, choice = delivered(moved, edited, again, known.knows(piece))
+            elif piece.scaled and not request.drag.parity and problem.reference is not None:
                 unedited = to_rgb(runtime.decode(problem.reference.latents[-1]))
             on_step(StepInfo(stage="decode", step=1, total=1))
     on_step(StepInfo(stage="save", step=0, total=1))
     with account.timed("save"):
         back = piece.put_back(edited, unedited)
     result = _save(request, piece, store, account, outcome, back, film)
+    knows = known.knows(piece) if known is not None else {}
+    result = dataclasses.replace(result, found=found_in(piece, back), choice=choice, knows=knows)
     on_step(StepInfo(stage="save", step=1, total=1))
     return result, failure
 

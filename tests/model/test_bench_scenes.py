@@ -21,12 +21,12 @@ from benchmarks.locate import (
 )
 from benchmarks.rows import read_records, rows_of
 from benchmarks.scenes import drag_set
-from benchmarks.template import Disc
 from workbench.cli import BAD_INPUT, OK, main
 from workbench.core.request import Point, PointPair
 from workbench.diffusion import model
 from workbench.diffusion.model import Runtime
 from workbench.imaging.decode import decode
+from workbench.imaging.template import Disc
 
 SANITY = "nothing,truth,roundtrip,moved"
 QUICK = ["--drags", "1", "--seed", "5", "--threads", "1", "--lora-steps", "1"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.template import Disc, Template
 from workbench.core.request import Point, PointPair
+from workbench.imaging.template import Disc, Template
 
 U8 = np.ndarray
 

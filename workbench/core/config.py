@@ -40,6 +40,7 @@ class MethodSpec:
     only: tuple[str, ...] | None = None
     optimises: bool = True  # runs motion supervision: has steps, losses and tracked points
     moves_pixels: bool = False  # begins by moving the picture's pixels; needs them
+    keeps_pixels: bool = False  # what was moved keeps the picture's own pixels in the result
 
     def reads(self, option: str) -> bool:
         """True when the method looks at this field of `DragConfig`."""
@@ -98,12 +99,14 @@ SPECS: dict[str, MethodSpec] = {
         MethodSpec(
             name="auto",
             label="Auto",
-            description="starts from the warp and refines it until the points arrive",
+            description="moves the picture's own pixels; the model draws only what that leaves open",
             drag={
                 "steps": 30, "learning_rate": 0.04, "patch_radius": 4, "track_radius": 12,
                 "max_shift": 4.0,
             },
+            own=("refine",),
             moves_pixels=True,
+            keeps_pixels=True,
         ),
     )
 }  # fmt: skip
@@ -335,6 +338,10 @@ class DragConfig:
     )
     sharing_start_step: int = option(
         0, "First denoise step with shared attention.", low=0, high=500, advanced=True
+    )
+    refine: bool = option(
+        False,
+        "auto: train on the picture and optimise as well. Takes minutes instead of seconds.",
     )
     composite: bool = option(True, "Put the untouched picture back outside the mask, exactly.")
     feather: float = option(

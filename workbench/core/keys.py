@@ -12,7 +12,7 @@ import hashlib
 import json
 from typing import Any
 
-from workbench.core.config import GenerationConfig, InversionConfig, LoraConfig, LoraRef
+from workbench.core.config import DragConfig, GenerationConfig, InversionConfig, LoraConfig, LoraRef
 from workbench.core.request import EditRequest
 
 TAG = "wb1:"
@@ -20,8 +20,8 @@ ALGO_LORA = 1
 ALGO_INVERT = 1
 ALGO_DRAG = 1
 ALGO_METHOD = {
-    "warp": 2,
-    "auto": 2,
+    "warp": 3,
+    "auto": 3,
 }  # of methods whose own arithmetic changed since, others are at 1
 ALGO_GENERATE = 1
 ALGO_PASTE = 2  # putting a scaled edit back; in no key, since nothing after it is kept in the cache
@@ -125,10 +125,18 @@ def edit_key(request: EditRequest) -> str:
     start = latent_key(request, request.image.id, model, request.working_size)
     mask = request.mask.id if request.mask else None
     pairs = [p.to_json() for p in request.pairs]
-    drag = dataclasses.asdict(request.drag)
+    drag = drag_parts(request.drag)
     extra = [] if request.crop else ["whole"]
     extra += method_version(request.drag.method)
     return key("edit", ALGO_DRAG, start, mask, pairs, drag, request.seed, *extra)
+
+
+def drag_parts(drag: DragConfig) -> dict[str, Any]:
+    """The settings of a drag as they enter keys: an option younger than version 1 only when it is set."""
+    parts = dataclasses.asdict(drag)
+    if not drag.refine:
+        del parts["refine"]
+    return parts
 
 
 def method_version(method: str) -> list[str]:

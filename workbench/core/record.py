@@ -15,6 +15,11 @@ from workbench.core.errors import BadInput
 from workbench.core.request import EditRequest, Point, PointPair
 
 RECORD_FORMAT = 1
+ALIKE = 0.5  # likeness (1 = the same) below which a handle's surroundings count as lost
+NEAR, NEAR_SHARE = (
+    2.0,
+    0.1,
+)  # arrived: within so many lattice px, or that part of the arrow's length
 _SLACK = 1.0  # lattice px that a point may be off through rounding at either end
 
 
@@ -32,6 +37,7 @@ STAGES = {  # in words, for page and command line
     "load": "Loading the model",
     "download": "Downloading",
     "encode": "Reading the picture",
+    "look": "Analysing the picture",
     "lora": "Training on your picture",
     "invert": "Analysing the picture",
     "generate": "Generating",
@@ -115,12 +121,21 @@ class EditResult:
     notices: tuple[str, ...] = ()  # sentences for the user (prompt cut, mask proposed, ...)
     strip: str | None = None  # PNG: source with mask and arrows | result
     frames: tuple[str, ...] = ()  # JPEGs of the predicted clean picture during the drag
+    # per pair: px from the target to where the handle's surroundings are in the result, and how alike
+    # they are there (1 = the same); () in records of version 1
+    found: tuple[tuple[float, float], ...] = ()
+    # what `auto` delivered ("moved", "draft" or "refined"), why (a code), and the figures behind it
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    # how well the model knows the picture where it may change: "level" (well, partly, poorly) and figures
+    knows: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
         data = dataclasses.asdict(self)
         data["trajectory"] = [[[p.x, p.y] for p in row] for row in self.trajectory]
-        data["seconds"] = dict(self.seconds)
+        for name in ("seconds", "choice", "knows"):
+            data[name] = dict(getattr(self, name))
+        data["found"] = [list(pair) for pair in self.found]
         return data
 
     @classmethod
@@ -143,6 +158,11 @@ class EditResult:
                 parts[name] = tuple(_text(v) for v in parts.get(name, ()))
             seconds = dict(parts.get("seconds", {})).items()
             parts["seconds"] = {_text(k): _number(v) for k, v in seconds}
+            parts["found"] = tuple(
+                (_number(left), _number(alike)) for left, alike in parts.get("found", ())
+            )
+            for name in ("choice", "knows"):
+                parts[name] = {_text(k): v for k, v in dict(parts.get(name, {})).items()}
             parts["iterations"] = int(_number(parts.get("iterations", 0)))
             parts["change_outside_mask"] = _number(parts.get("change_outside_mask", 0.0))
             parts["stop"] = _text(parts.get("stop", Stop.STEP_LIMIT.name))
@@ -243,6 +263,7 @@ class Converged:
     nearest: float
     arrived: bool
     jumps: tuple[int, ...]
+    lost: bool = False  # nothing in the result looks like the handle's surroundings
 
     @property
     def share(self) -> float:
@@ -267,11 +288,13 @@ class Converged:
 
 
 def left_of(pairs: Sequence[PointPair], result: EditResult) -> list[float]:
-    """Image px from where each handle was tracked last to its target as it was drawn.
+    """Image px from each target to where the handle's surroundings are in the result.
 
-    The record's own distances lie between lattice points, to which both ends were rounded; they serve
-    where no way was kept.
+    Records of version 1 lack that; of them, the last tracked place is taken, or the distance between
+    lattice points where no way was kept.
     """
+    if len(result.found) == len(pairs):
+        return [left for left, _ in result.found]
     out = []
     for n, pair in enumerate(pairs):
         way = [row[n] for row in result.trajectory if n < len(row)]
@@ -304,11 +327,20 @@ def convergence(
                 length=pair.length,
                 left=left,
                 nearest=nearest,
-                arrived=done or counted <= reach,
+                arrived=_arrived(result, n, pair, per_cell, done or counted <= reach),
                 jumps=_jumps(way, drag, per_cell),
+                lost=n < len(result.found) and result.found[n][1] < ALIKE,
             )
         )
     return out
+
+
+def _arrived(result: EditResult, n: int, pair: PointPair, per_cell: float, tracked: bool) -> bool:
+    """Whether what was at a handle is at its target: near enough, and still like itself."""
+    if n >= len(result.found):
+        return tracked
+    left, alike = result.found[n]
+    return alike >= ALIKE and left <= max(NEAR * per_cell, NEAR_SHARE * pair.length)
 
 
 def _jumps(way: Sequence[Point], drag: DragConfig, per_cell: float) -> tuple[int, ...]:

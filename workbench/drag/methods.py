@@ -1,15 +1,15 @@
 """The drag methods: how each supervises motion, and the run from latent to edited latent.
 
-| | DragDiffusion | GoodDrag | auto |
+| | DragDiffusion | GoodDrag | auto, refined |
 |---|---|---|---|
-| starts from | the inverted latent | the inverted latent | the warped picture at a medium level |
+| starts from | the inverted latent | the inverted latent | the moved picture at a medium level |
 | pulls to | the patch at the handle now | the original's patch | the original's patch |
 | points that arrived | rest | rest | stay supervised at the target |
 | tracks | before each update | after every 3 updates | before each update |
 | timesteps | the first | the first 7, one denoise step after each | that of the start |
 | ends | all arrived | all arrived, or 10 trackings without motion | arrived and settled, or stalled |
 
-`warp` optimises nothing; see `warp.py`.
+`warp` and the draft of `auto` optimise nothing; see there.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def run(problem: DragProblem, on_step: OnStep = ignore_steps) -> DragOutcome:
     """
     if not SPECS[problem.config.method].optimises:
         return warp.run(problem, on_step)
+    if SPECS[problem.config.method].keeps_pixels and not problem.config.refine:
+        return auto.draft(problem, on_step)
     denoiser, rules, timesteps = problem.denoiser(), supervision(problem), problem.timesteps
     with frozen(problem.unet):
         reference = reference_for(problem, on_step)

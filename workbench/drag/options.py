@@ -53,8 +53,12 @@ class WarpOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoOptions:
-    """`auto`: the moved picture as start, then motion supervision anchored at the original."""
+    """`auto`: the draft, and the start and patience of the optimisation that refines it."""
 
+    draft: WarpOptions = field(
+        default_factory=lambda: WarpOptions(noise_level=401, denoise_steps=10)
+    )
+    doubted: float = 0.3  # doubt (0..1) of a pixel above which the model draws its latent cell
     start: WarpOptions = field(
         default_factory=lambda: WarpOptions(noise_level=481, denoise_steps=1000)
     )

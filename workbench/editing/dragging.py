@@ -18,7 +18,7 @@ from workbench.drag.denoise import denoise
 from workbench.drag.methods import run
 from workbench.drag.optimizer import NotFinite
 from workbench.drag.problem import DragOutcome, DragProblem, DragState, Pixels
-from workbench.editing.own_pixels import moved_of
+from workbench.editing.own_pixels import MovedPicture, moved_of
 from workbench.editing.prepare import Stages
 from workbench.editing.previews import Film
 
@@ -26,9 +26,15 @@ if TYPE_CHECKING:
     from workbench.storage.cache import Cache
 
 
-def problem_of(stages: Stages) -> DragProblem:
-    """The numerical problem of a request: LoRA active, latents inverted."""
+def problem_of(stages: Stages, moved: MovedPicture | None = None) -> DragProblem:
+    """The numerical problem of a request: LoRA active, latents inverted.
+
+    `moved`: the moved picture where it is known already. A draft's latents are not inverted, but plainly
+    noised.
+    """
     run, piece, request = stages.runtime, stages.piece, stages.request
+    spec = SPECS[request.drag.method]
+    drafting = spec.keeps_pixels and not request.drag.refine
     text = stages.text()
     negative = request.generation.negative_prompt if request.generation else ""
     uncond = run.text(negative) if stages.guidance > 1 else None
@@ -41,7 +47,7 @@ def problem_of(stages: Stages) -> DragProblem:
         unet=run.unet,
         schedule=stages.schedule,
         text=text.embedding,
-        trail=stages.trail(),
+        trail=stages.noised() if drafting else stages.trail(),
         handles=handles,
         targets=targets,
         lattice=piece.lattice,
@@ -52,7 +58,7 @@ def problem_of(stages: Stages) -> DragProblem:
         added=run.added(text, piece.size),
         uncond_added=run.added(uncond, piece.size) if uncond else None,
         graphs=None if _freeu(request) else run.graphs,
-        pixels=_pixels(stages) if SPECS[request.drag.method].moves_pixels else None,
+        pixels=_pixels(stages, moved) if spec.moves_pixels else None,
     )
 
 
@@ -61,9 +67,9 @@ def _freeu(request: EditRequest) -> bool:
     return request.generation is not None and request.generation.freeu is not None
 
 
-def _pixels(stages: Stages) -> Pixels | None:
+def _pixels(stages: Stages, moved: MovedPicture | None) -> Pixels | None:
     piece, run = stages.piece, stages.runtime
-    moved = moved_of(piece)
+    moved = moved or moved_of(piece)
     if moved is None:
         return None
     return Pixels(
@@ -77,7 +83,7 @@ def _pixels(stages: Stages) -> Pixels | None:
 def state_key(stages: Stages) -> str:
     """Key of an optimiser's state: the drag but for its number of steps."""
     request = stages.request
-    config = dataclasses.asdict(request.drag)
+    config = keys.drag_parts(request.drag)
     for name in ("steps", "composite", "feather"):  # none of them changes a step that was made
         config.pop(name)
     mask = request.mask.id if request.mask else None

@@ -1,21 +1,139 @@
-"""The moved picture of a request at full resolution and at the model's, and putting it together."""
+"""What surrounds the drag itself: features of the picture, the moved picture, and what is delivered.
+
+The moved picture keeps its pixels at the picture's own resolution; the model works at its own. Here the
+two are put together, the better result is chosen without knowing the truth, and it is measured where
+each handle's surroundings are in the result.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import load, save
 
+from workbench.core import keys
 from workbench.core.request import PointPair
+from workbench.editing.text_to_image import denoiser_of, to_rgb
 from workbench.editing.working_image import Workpiece
 from workbench.imaging import decode
 from workbench.imaging.coords import Frame
+from workbench.imaging.template import Template
+from workbench.warping.compose import agreement, composed, seams
 from workbench.warping.held import PictureFeatures
 from workbench.warping.layers import Motion, Plan, plan, render
 
+if TYPE_CHECKING:
+    from workbench.editing.prepare import Stages
+
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
+Tensor = torch.Tensor
+
+LEVEL = 101  # timestep of the features: low noise, where they outline things
+NOISES = 4  # whose mean is taken
+PARTLY, POORLY = (
+    (33.0, 0.35),
+    (26.0, 0.6),
+)  # dB and error of the noise: beyond either, the level is lower
+
+
+# --- the model's look at the picture -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """What the model makes of the untouched picture.
+
+    `features`: of the supervised layer. `again` uint8 [h, w, 3]: the picture through the autoencoder and
+    back. `noise_error` [h, w]: squared error of the predicted noise at `LEVEL`, 1 = knows nothing.
+    """
+
+    features: PictureFeatures
+    again: U8
+    noise_error: F32
+
+    def knows(self, piece: Workpiece) -> dict[str, Any]:
+        """How well the model knows the picture where it may change: level, psnr (dB), noise error."""
+        where = piece.working_mask
+        gap = (self.again.astype(np.float32) - piece.rgb) ** 2
+        error = gap.mean(axis=2)
+        if where is not None and where.any():
+            error = error[where]
+        psnr = float(10 * np.log10(255**2 / max(float(error.mean()), 1e-3)))
+        small = self.noise_error
+        if where is not None and where.any():
+            size = (small.shape[1], small.shape[0])
+            cells = decode.resize(where.astype(np.uint8) * 255, size, "box") > 32
+            small = small[cells] if cells.any() else small
+        noise = float(small.mean())
+        return {"level": level_of(psnr, noise), "psnr": round(psnr, 2), "noise": round(noise, 4)}
+
+
+def level_of(psnr: float, noise: float) -> str:
+    """ "well", "partly" or "poorly"; docs/benchmarks.md says what the limits come from."""
+    for name, (decibels, error) in (("poorly", POORLY), ("partly", PARTLY)):
+        if psnr < decibels or noise > error:
+            return name
+    return "well"
+
+
+@torch.no_grad()
+def look(stages: Stages) -> Look:
+    """The model's look at the request's picture, without any LoRA of it; kept in the cache."""
+    piece, run = stages.piece, stages.runtime
+    name = look_key(stages)
+    kept = run.kept(name)
+    if not isinstance(kept, Look):
+        with stages.account.timed("look"):
+            raw, _ = stages.cache.get_or_make(
+                name, lambda: _look(stages), kind="features", label=stages.request.image.name
+            )
+        kept = look_of(raw, piece.crop.frame)
+        run.keep(name, kept)
+    return kept
+
+
+def look_key(stages: Stages) -> str:
+    """Key of the model's look at a working picture."""
+    piece = stages.piece
+    return keys.key(
+        "look", 1, piece.id, stages.model, stages.request.prompt, list(piece.size),
+        stages.runtime.dtype_name, LEVEL, NOISES,
+    )  # fmt: skip
+
+
+def look_of(raw: bytes, frame: Frame) -> Look:
+    """Read what `look` keeps; `frame` says which part of the picture it is of."""
+    found = load(raw)
+    box = (float(frame.x0), float(frame.y0), float(frame.width), float(frame.height))
+    features = PictureFeatures(found["features"].float().numpy(), box)
+    return Look(features, found["again"].numpy(), found["noise_error"].numpy())
+
+
+def _look(stages: Stages) -> bytes:
+    run, piece = stages.runtime, stages.piece
+    mean, _ = stages.encoded()
+    denoiser = denoiser_of(
+        run, stages.request.prompt, piece.size, stages.schedule,
+        block=stages.request.drag.feature_block,
+    )  # fmt: skip
+    t = min(stages.schedule.timesteps, key=lambda t: abs(t - LEVEL))
+    generator = torch.Generator("cpu").manual_seed(0)
+    noise = torch.randn((NOISES, *mean.shape[1:]), generator=generator).to(mean)
+    feature, guess = denoiser.both(stages.schedule.noised(mean, noise, t), t)
+    error = ((guess - noise) ** 2).mean((0, 1))
+    again = torch.from_numpy(np.ascontiguousarray(to_rgb(run.decode(mean))))
+    tensors = {
+        "features": feature.float().mean(0).half(), "noise_error": error.float(), "again": again,
+    }  # fmt: skip
+    return bytes(save({k: v.cpu().contiguous() for k, v in tensors.items()}))
+
+
+# --- the moved picture ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,20 +157,76 @@ def moved_of(piece: Workpiece, features: PictureFeatures | None = None) -> Moved
     rows, cols = piece.crop.slices
     source = np.ascontiguousarray(piece.source[rows, cols])
     mask = piece.mask[rows, cols] if piece.mask is not None else None
-    pairs = [_within(p, piece) for p in piece.request.pairs]
+    crop = piece.crop
+    frame = Frame(crop.x0, crop.y0, crop.width, crop.height, crop.width, crop.height)
+    if features is not None:
+        features = PictureFeatures(
+            features.values, (0.0, 0.0, float(crop.width), float(crop.height))
+        )
+    pairs = [frame.forward_pair(p) for p in piece.request.pairs]
     motion = plan(source, mask, pairs, Plan(features=features))
     if motion is None:
         return None
     full = render(motion, source, mask, fine=True)
     doubt: F32 = np.zeros(source.shape[:2], np.float32)
-    doubt[motion.grid.box] = motion.grid.full(motion.trust().doubt())
+    doubt[motion.grid.box] = np.clip(motion.grid.full(motion.trust().doubt()), 0, 1)
+    if mask is not None:
+        doubt *= mask
     small = decode.resize(np.rint(doubt * 255).astype(np.uint8), piece.size, "box")
     working = decode.resize(full, piece.size, "lanczos")
     return MovedPicture(motion, full, working, doubt, np.asarray(small / 255, np.float32))
 
 
-def _within(pair: PointPair, piece: Workpiece) -> PointPair:
-    """An arrow in pixels of the edited part."""
-    crop = piece.crop
-    frame = Frame(crop.x0, crop.y0, crop.width, crop.height, crop.width, crop.height)
-    return frame.forward_pair(pair)
+# --- what is delivered ----------------------------------------------------------------------------------
+
+
+def delivered(
+    moved: MovedPicture, drawn: U8, again: U8 | None, knows: dict[str, Any]
+) -> tuple[U8, dict[str, Any]]:
+    """The better of the moved picture and the model's, uint8 [H, W, 3], and why.
+
+    Args:
+        moved: the picture's own pixels.
+        drawn: the model's result at its size.
+        again: for a refined result, the moved picture through the autoencoder and back.
+        knows: see `Look.knows`.
+
+    Returns:
+        The edited part at the picture's own size; {"result": "moved", "draft" or "refined", "why": a
+        code, and the figures of both candidates}.
+    """
+    name = "draft" if again is None else "refined"
+    agreed = agreement(drawn, again) if again is not None else None
+    made = composed(moved.full, drawn, moved.full_doubt, agreed)
+    old, new = (seams(p, moved.full_doubt) for p in (moved.full, made))
+    figures = {
+        "step_moved": round(old.step, 2), "step": round(new.step, 2),
+        "texture_moved": round(old.texture, 3), "texture": round(new.texture, 3),
+    }  # fmt: skip
+    if knows["level"] == "poorly" and knows["noise"] > POORLY[1]:
+        return moved.full, {"result": "moved", "why": "model-unfit", **figures}
+    if new.step > old.step + STEP and new.texture > old.texture - TEXTURE:
+        return moved.full, {"result": "moved", "why": "seams", **figures}
+    return made, {"result": name, "why": "fits", **figures}
+
+
+STEP = 12.0  # levels (0..255) of a seam that the moved picture does not have
+TEXTURE = 0.5  # octaves of detail that make up for it
+
+
+def found_in(piece: Workpiece, result: U8) -> tuple[tuple[float, float], ...]:
+    """Where each handle's surroundings are in a result uint8 [H, W, 3]: (px from the target, likeness).
+
+    Found by `workbench.imaging.template` on the part that was edited, at the model's size; px are the
+    picture's own. It asks the picture, not the model, so that no model can praise itself.
+    """
+    rows, cols = piece.crop.slices
+    after = decode.resize(np.ascontiguousarray(result[rows, cols]), piece.size, "lanczos")
+    kx, ky = piece.frame.scale
+    template, out = Template(), []
+    for pair in piece.request.pairs:
+        there: PointPair = piece.frame.forward_pair(pair)
+        hit = template.find(piece.rgb, after, there)
+        gap = np.hypot((hit.point.x - there.target.x) / kx, (hit.point.y - there.target.y) / ky)
+        out.append((round(float(gap), 2), round(float(hit.score), 4)))
+    return tuple(out)

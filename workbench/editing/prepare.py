@@ -273,6 +273,18 @@ class Stages:
         self.runtime.keep(self.latent, found)
         return found
 
+    def noised(self) -> torch.Tensor:
+        """Latents [n+1,1,C,h,w] like `trail`, but plainly noised: no model is asked.
+
+        The noise is drawn from the request's seed on the CPU.
+        """
+        mean, _ = self.encoded()
+        n = self.request.inversion.inverted_steps
+        generator = torch.Generator("cpu").manual_seed(self.request.seed)
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        levels = [self.schedule.noised(mean, noise, t) for t in reversed(self.schedule.tail(n))]
+        return torch.stack([mean, *levels])
+
     def _invert(self, n: int) -> bytes:
         mean, _ = self.encoded()
         denoiser = denoiser_of(

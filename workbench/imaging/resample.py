@@ -23,6 +23,21 @@ def stretched(a: F32, box: tuple[float, float, float, float], width: int, height
     return out
 
 
+def enlarged(a: F32, shape: tuple[int, int]) -> F32:
+    """Bilinear values of a grid on a larger one, cell centre on cell centre, linear beyond the edge."""
+    if a.shape == shape:
+        return a
+    ky, kx = shape[0] / a.shape[0], shape[1] / a.shape[1]
+    padded = (
+        np.pad(a, 1, mode="reflect", reflect_type="odd")
+        if min(a.shape) > 1
+        else np.pad(a, 1, mode="edge")
+    )
+    h, w = a.shape
+    box = (0.5 / kx + 0.5, 0.5 / ky + 0.5, w + 0.5 - 0.5 / kx, h + 0.5 - 0.5 / ky)
+    return stretched(padded.astype(np.float32), box, shape[1], shape[0])
+
+
 def distance_inside(mask: Mask) -> F64:
     """Exact Euclidean distance of True cells to the nearest False cell; there must be one."""
     n, m = mask.shape

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from workbench.core.request import Point
 from workbench.imaging.decode import fast_resize
-from workbench.imaging.resample import stretched
+from workbench.imaging.resample import enlarged
 
 U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -120,18 +120,3 @@ def _reduced(a: F32, shape: tuple[int, int]) -> F32:
 def reduced(a: F32, shape: tuple[int, int]) -> F32:
     """Values of a grid [h, w] on a smaller one of `shape`."""
     return a if a.shape == shape else _reduced(a, shape)
-
-
-def enlarged(a: F32, shape: tuple[int, int]) -> F32:
-    """Bilinear values of a grid on a larger one, cell centre on cell centre, linear beyond the edge."""
-    if a.shape == shape:
-        return a
-    ky, kx = shape[0] / a.shape[0], shape[1] / a.shape[1]
-    padded = (
-        np.pad(a, 1, mode="reflect", reflect_type="odd")
-        if min(a.shape) > 1
-        else np.pad(a, 1, mode="edge")
-    )
-    h, w = a.shape
-    box = (0.5 / kx + 0.5, 0.5 / ky + 0.5, w + 0.5 - 0.5 / kx, h + 0.5 - 0.5 / ky)
-    return stretched(padded.astype(np.float32), box, shape[1], shape[0])

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.core.request import Point, PointPair
-from workbench.imaging.resample import bilinear, connected, grown
-from workbench.warping.grid import CELLS, Grid, enlarged, reduced
+from workbench.imaging.resample import bilinear, connected, enlarged, grown
+from workbench.warping.grid import CELLS, Grid, reduced
 from workbench.warping.solver import conductance, solve
 
 U8 = npt.NDArray[np.uint8]

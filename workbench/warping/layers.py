@@ -15,8 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.core.request import PointPair
-from workbench.imaging.resample import bilinear, blurred, connected, cubic, filled, grown, sampled
-from workbench.warping.grid import CELLS, Grid, enlarged, reduced
+from workbench.imaging.resample import (
+    bilinear,
+    blurred,
+    connected,
+    cubic,
+    enlarged,
+    filled,
+    grown,
+    sampled,
+)
+from workbench.warping.grid import CELLS, Grid, reduced
 from workbench.warping.held import PictureFeatures, heat, rim, warm
 from workbench.warping.motion import displacement
 
