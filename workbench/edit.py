@@ -148,7 +148,7 @@ def _edit(
         drafting = own and not request.drag.refine
         with stages.styled():
             known = look(stages) if own else None
-            moved = moved_of(piece, known.features) if known is not None else None
+            moved = moved_of(piece, known.trusted(piece)) if known is not None else None
             lora, weight = (None, 1.0) if drafting else stages.lora()
             with merged(runtime.unet, lora, weight):
                 problem = problem_of(stages, moved)

@@ -12,14 +12,17 @@ from edit_bench import Bench
 from workbench.accel.cuda_graphs import Recorder
 from workbench.core.config import METHODS, DragConfig
 from workbench.core.record import EditResult, JobState
-from workbench.core.request import EditRequest
+from workbench.core.request import EditRequest, Point, PointPair
 from workbench.diffusion.model import Runtime
+from workbench.imaging.crop import blend_weight
+from workbench.warping.layers import plan, render
 
 
 def request(bench: Bench, method: str, steps: int = 3) -> EditRequest:
     drag = dataclasses.replace(
-        DragConfig.preset(method), steps=steps, drag_rounds=1, trackings_per_round=1
-    )
+        DragConfig.preset(method), steps=steps, drag_rounds=1, trackings_per_round=1,
+        refine=method == "auto",
+    )  # fmt: skip
     return bench.request(drag=drag)
 
 
@@ -45,6 +48,41 @@ def test_every_method_fills_the_record_and_keeps_what_is_unpainted(
     assert len(done.losses) == done.iterations
     source, made = bench.store.image(asked.image.id), bench.store.image(done.image)
     assert (source != made).any()
+    assert len(done.found) == 2
+    assert all(left >= 0 and -1 <= alike <= 1 for left, alike in done.found)
+
+
+def draft(bench: Bench, **more: object) -> EditRequest:
+    return bench.request(drag=DragConfig.preset("auto"), **more)
+
+
+def test_a_draft_trains_and_inverts_nothing(bench: Bench) -> None:
+    done = result(bench, draft(bench))
+    assert not {"lora", "invert", "reference"} & set(done.seconds)
+    assert done.iterations == 0
+    assert done.change_outside_mask == 0
+
+
+def test_a_model_that_knows_nothing_leaves_the_moved_picture(bench: Bench) -> None:
+    """Random weights: what is delivered is the picture's own pixels, and the record says why."""
+    asked = draft(bench)
+    done = result(bench, asked)
+    assert (done.choice["result"], done.choice["why"]) == ("moved", "model-unfit")
+    assert done.knows["level"] == "poorly"
+    source, mask = bench.store.image(asked.image.id), bench.store.mask(asked.mask.id)  # type: ignore[union-attr]
+    moved = render(plan(source, mask, asked.pairs), source, mask, fine=True)  # type: ignore[arg-type]
+    gap = np.abs(bench.store.image(done.image).astype(int) - moved)
+    edge = blend_weight(mask, asked.drag.feather) < 1
+    assert gap[~edge].max() == 0
+
+
+def test_the_models_look_at_a_picture_is_kept(bench: Bench) -> None:
+    first = result(bench, draft(bench))
+    bench.runtime.forget()
+    again = bench.edit(draft(bench, pairs=(PointPair(Point(24, 30), Point(34, 36)),)))
+    assert again.result is not None
+    assert again.result.knows == first.knows
+    assert [e.kind for e in bench.cache.entries()].count("features") == 1
 
 
 @pytest.mark.parametrize("method", ["warp", "auto"])

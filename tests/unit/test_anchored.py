@@ -14,6 +14,7 @@ from workbench.core.config import DragConfig
 from workbench.core.errors import Cancelled
 from workbench.core.record import StepInfo, Stop
 from workbench.diffusion.ddim import invert
+from workbench.drag import auto
 from workbench.drag.denoise import reference_of
 from workbench.drag.locate import located
 from workbench.drag.loop import settled, stalled
@@ -21,7 +22,7 @@ from workbench.drag.methods import run
 from workbench.drag.optimizer import NotFinite
 from workbench.drag.options import AutoOptions, StopCriteria
 from workbench.drag.problem import DragProblem, Pixels
-from workbench.drag.warp import moved_latent, start_index
+from workbench.drag.warp import moved_clean, moved_latent, start_index
 
 Tensor = torch.Tensor
 HANDLES = torch.tensor([[10.0, 10.0], [20.0, 22.0]])
@@ -54,7 +55,7 @@ def pixels() -> Pixels:
 def problem(unet: Any, trail: Tensor, method: str = "auto", **changes: Any) -> DragProblem:
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 1:7, 1:7] = 1
-    config = {"feature_block": 3, "steps": 4, **changes.pop("drag", {})}
+    config = {"feature_block": 3, "steps": 4, "refine": True, **changes.pop("drag", {})}
     given: dict[str, Any] = {
         "unet": unet, "schedule": schedule(), "text": text(), "trail": trail,
         "handles": HANDLES, "targets": TARGETS, "lattice": (32, 32), "mask": mask,
@@ -167,6 +168,32 @@ def test_the_moved_picture_is_put_together_with_its_own_noise(unet: Any, trail: 
     assert torch.equal(
         moved_latent(problem(unet, trail, "warp", pixels=None), reference, index), plain
     )
+
+
+def test_a_draft_leaves_every_cell_that_can_be_trusted(unet: Any, trail: Tensor) -> None:
+    """Only the cells with doubtful pixels are the model's; nothing is trained or optimised."""
+    given = problem(unet, trail, drag={"refine": False})
+    cells = auto.doubtful_cells(given)
+    assert cells is not None
+    assert cells[0, 0].sum() == 6
+    seen: list[str] = []
+    found = run(given, lambda info: seen.append(info.stage))
+    assert set(seen) == {"denoise"}
+    assert found.iterations == 0
+    assert found.stop is Stop.ONE_STEP
+    clean = moved_clean(given)
+    assert torch.equal(torch.where(cells, clean, found.latent), clean)
+    assert not torch.equal(found.latent, clean)
+    assert torch.equal(run(given).latent, found.latent)
+
+
+def test_a_draft_without_doubt_is_the_moved_picture(unet: Any, trail: Tensor) -> None:
+    sure = dataclasses.replace(pixels(), doubt=torch.zeros(64, 64))
+    given = problem(unet, trail, drag={"refine": False}, pixels=sure)
+    assert torch.equal(run(given).latent, moved_clean(given))
+    none = run(problem(unet, trail, drag={"refine": False}, pixels=None))
+    assert none.stop is Stop.NO_MOTION
+    assert torch.equal(none.latent, trail[0])
 
 
 def test_a_point_that_did_not_move_is_located_at_its_handle(unet: Any, trail: Tensor) -> None:

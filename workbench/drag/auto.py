@@ -81,4 +81,5 @@ def noise_of(problem: DragProblem) -> Tensor:
     """The noise in the trail's noisiest latent, which is sqrt(a) x0 + sqrt(1-a) noise."""
     a = problem.schedule.alpha(problem.timesteps[0])
     x0 = problem.trail[0].float()
-    return (problem.start.to(x0) - a**0.5 * x0) / (1 - a) ** 0.5
+    noise: Tensor = (problem.start.to(x0) - a**0.5 * x0) / (1 - a) ** 0.5
+    return noise

@@ -72,6 +72,15 @@ class Look:
         noise = float(small.mean())
         return {"level": level_of(psnr, noise), "psnr": round(psnr, 2), "noise": round(noise, 4)}
 
+    def trusted(self, piece: Workpiece) -> PictureFeatures | None:
+        """The features, unless the model knows too little of the picture for them to mean anything."""
+        return None if unfit(self.knows(piece)) else self.features
+
+
+def unfit(knows: dict[str, Any]) -> bool:
+    """Whether a model's noise error says that it would draw garbage."""
+    return float(knows["noise"]) > POORLY[1]
+
 
 def level_of(psnr: float, noise: float) -> str:
     """ "well", "partly" or "poorly"; docs/benchmarks.md says what the limits come from."""
@@ -203,7 +212,7 @@ def delivered(
         "step_moved": round(old.step, 2), "step": round(new.step, 2),
         "texture_moved": round(old.texture, 3), "texture": round(new.texture, 3),
     }  # fmt: skip
-    if knows["level"] == "poorly" and knows["noise"] > POORLY[1]:
+    if unfit(knows):
         return moved.full, {"result": "moved", "why": "model-unfit", **figures}
     if new.step > old.step + STEP and new.texture > old.texture - TEXTURE:
         return moved.full, {"result": "moved", "why": "seams", **figures}

@@ -32,7 +32,7 @@ _WARM = 0.05  # heat above which a cell is held at grow 0; grow +-1 divides or m
 _REACH = (
     60.0  # where nothing is painted: distance over which heat is lost, a quarter of the picture
 )
-_PULL = 0.02  # how strongly features heat and cool, against 1 between cells of one colour
+_PULL = 0.01  # how strongly features heat and cool, against 1 between cells of one colour
 _STEPS = (200, 100)  # of the solver: at half the size, at full size
 
 
