@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from benchmarks import metrics
 from benchmarks.locate import FeatureMap, Features, seed_of
 from benchmarks.scenes import Drag, Pictures
-from workbench.imaging.template import Found, Template
+from workbench.drag.template import Found, Template
 
 if TYPE_CHECKING:
     from workbench.diffusion.model import Runtime

@@ -11,7 +11,7 @@ from workbench.canvas.rasterize import rasterise
 from workbench.core.config import DragConfig
 from workbench.core.record import JobState
 from workbench.core.request import Point, PointPair
-from workbench.imaging.template import Template
+from workbench.drag.template import Template
 from workbench.ui.shell.words import say
 
 SIZE = (256, 256)

@@ -25,8 +25,8 @@ from workbench.cli import BAD_INPUT, OK, main
 from workbench.core.request import Point, PointPair
 from workbench.diffusion import model
 from workbench.diffusion.model import Runtime
+from workbench.drag.template import Disc
 from workbench.imaging.decode import decode
-from workbench.imaging.template import Disc
 
 SANITY = "nothing,truth,roundtrip,moved"
 QUICK = ["--drags", "1", "--seed", "5", "--threads", "1", "--lora-steps", "1"]

@@ -17,11 +17,11 @@ from safetensors.torch import load, save
 
 from workbench.core import keys
 from workbench.core.request import PointPair
+from workbench.drag.template import Template
 from workbench.editing.text_to_image import denoiser_of, to_rgb
 from workbench.editing.working_image import Workpiece
 from workbench.imaging import decode
 from workbench.imaging.coords import Frame
-from workbench.imaging.template import Template
 from workbench.warping.compose import agreement, composed, seams
 from workbench.warping.held import PictureFeatures
 from workbench.warping.layers import Motion, Plan, plan, render
@@ -226,7 +226,7 @@ TEXTURE = 0.5  # octaves of detail that make up for it
 def found_in(piece: Workpiece, result: U8) -> tuple[tuple[float, float], ...]:
     """Where each handle's surroundings are in a result uint8 [H, W, 3]: (px from the target, likeness).
 
-    Found by `workbench.imaging.template` on the part that was edited, at the model's size; px are the
+    Found by `workbench.drag.template` on the part that was edited, at the model's size; px are the
     picture's own. It asks the picture, not the model, so that no model can praise itself.
     """
     rows, cols = piece.crop.slices
