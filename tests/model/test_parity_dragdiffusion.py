@@ -16,7 +16,7 @@ from golden import Case, Micro, load_case, load_micro
 from safetensors.torch import load_file
 
 from workbench.diffusion.lora import merged
-from workbench.diffusion.lora_keys import to_peft_keys
+from workbench.diffusion.lora_format import parse
 from workbench.drag.denoise import denoise, reference_of
 from workbench.drag.problem import Reference
 
@@ -103,7 +103,6 @@ def test_every_naming_of_the_same_lora_converts(reference_dir: Path, micro: Micr
     name = "pytorch_lora_weights.safetensors"
     expected = load_file(reference_dir / "masked" / "lora_peft" / name)
     for folder in ("masked/lora_official", "gooddrag_masked/lora_gooddrag"):
-        found = to_peft_keys(load_file(reference_dir / folder / name))
-        assert not found.left_out
+        found = parse(load_file(reference_dir / folder / name), {})
         assert found.state.keys() == expected.keys()
         assert all(torch.equal(found.state[k], expected[k]) for k in expected)

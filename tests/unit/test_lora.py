@@ -19,7 +19,8 @@ from workbench.diffusion.lora import (
     random_draws,
     train,
 )
-from workbench.diffusion.lora_keys import rank_of, to_kohya_keys, to_peft_keys
+from workbench.diffusion.lora_files import to_kohya_keys
+from workbench.diffusion.lora_format import parse, rank_of
 from workbench.diffusion.model_guard import snapshot
 
 Tensor = torch.Tensor
@@ -288,8 +289,7 @@ def renamed(state: State, form: str) -> State:
 @pytest.mark.parametrize("form", ["doubled", "processor", "bare", "peft", "diffusers", "kohya"])
 def test_every_naming_is_read(unet: Any, form: str) -> None:
     state = adapter(unet)
-    found = to_peft_keys(renamed(state, form), dict(unet.named_modules()))
-    assert not found.left_out
+    found = parse(renamed(state, form), {})
     assert found.state.keys() == state.keys()
     assert all(torch.equal(found.state[k], state[k]) for k in state)
 
@@ -300,7 +300,7 @@ def test_alpha_becomes_part_of_b(unet: Any) -> None:
     kohya |= {
         k.replace("lora_down.weight", "alpha"): torch.tensor(1.0) for k in kohya if "down." in k
     }
-    found = to_peft_keys(kohya, dict(unet.named_modules())).state
+    found = parse(kohya, {}).state
     for key, value in state.items():
         expected = value / 4 if ".lora_B." in key else value
         assert torch.equal(found[key], expected)
@@ -310,43 +310,6 @@ def test_kohya_and_back(unet: Any) -> None:
     state = adapter(unet)
     kohya = to_kohya_keys(state)
     assert len(kohya) == 3 * len(state) // 2
-    back = to_peft_keys(kohya, dict(unet.named_modules()))
+    back = parse(kohya, {})
     assert back.state.keys() == state.keys()
     assert all(torch.equal(back.state[k], state[k]) for k in state)
-    with pytest.raises(ModelError):
-        to_kohya_keys({"nonsense": torch.zeros(1)})
-
-
-def test_original_block_names_of_xl() -> None:
-    """input_blocks / middle_block / output_blocks of the original code (three levels, two layers)."""
-    modules = [
-        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
-        "mid_block.attentions.0.transformer_blocks.3.attn2.to_k",
-        "up_blocks.0.attentions.2.transformer_blocks.9.ff.net.0.proj",
-    ]
-    names = [
-        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
-        "lora_unet_middle_block_1_transformer_blocks_3_attn2_to_k",
-        "lora_unet_output_blocks_2_1_transformer_blocks_9_ff_net_0_proj",
-    ]
-    state = {f"{n}.lora_{p}.weight": torch.zeros(2, 2) for n in names for p in ("down", "up")}
-    found = to_peft_keys(state, modules)
-    assert {k.removeprefix("unet.").split(".lora_")[0] for k in found.state} == set(modules)
-    assert not found.left_out
-
-
-def test_what_belongs_to_no_unet_is_named() -> None:
-    state = {
-        "text_encoder.layers.0.q_proj.lora_A.weight": torch.zeros(2, 2),
-        "lora_te1_text_model_encoder.lora_down.weight": torch.zeros(2, 2),
-        "lora_unet_no_such_module.lora_down.weight": torch.zeros(2, 2),
-        "metadata": torch.zeros(1),
-    }
-    found = to_peft_keys(state, ["conv_in"])
-    assert found.state == {}
-    assert set(found.left_out) == set(state)
-
-
-def test_half_a_lora_is_damaged() -> None:
-    with pytest.raises(ModelError, match="half of the weights of conv_in"):
-        to_peft_keys({"unet.conv_in.lora_A.weight": torch.zeros(2, 2)})

@@ -150,13 +150,19 @@ def percent(share: float) -> str:
 def _arrows(numbered: Sequence[tuple[int, PointPair]], size: tuple[int, int]) -> list[Finding]:
     found: list[Finding] = []
     if len(numbered) > MAX_PAIRS:
-        values = {"count": len(numbered), "limit": MAX_PAIRS}
-        found.append(Finding("block", Code.TOO_MANY_ARROWS, values=values))
+        many = {"count": len(numbered), "limit": MAX_PAIRS}
+        found.append(Finding("block", Code.TOO_MANY_ARROWS, values=many))
     diagonal = float(np.hypot(*size))
     for i, pair in numbered:
         for end, p in (("handle", pair.handle), ("target", pair.target)):
             if not _inside(p, size):
-                values = {"end": end, "x": p.x, "y": p.y, "width": size[0], "height": size[1]}
+                values: dict[str, Any] = {
+                    "end": end,
+                    "x": p.x,
+                    "y": p.y,
+                    "width": size[0],
+                    "height": size[1],
+                }
                 found.append(Finding("block", Code.OUTSIDE_PICTURE, (i,), values))
         if pair.length < 1e-3:
             found.append(Finding("warn", Code.HOLDS_STILL, (i,)))

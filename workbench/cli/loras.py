@@ -74,13 +74,14 @@ def run_show(args: argparse.Namespace) -> int:
     with opened_app() as app:
         file = read(app.loras.get(args.lora), args.lora)
     facts: dict[str, Any] = json.loads(file.card.to_text())
-    facts |= {"layout": file.layout, "tensors": len(file.weights) + len(file.left_out)}
+    facts |= {"layout": file.layout, "tensors": len(file.weights)}
+    facts["notices"] = [str(n) for n in file.notices]
     facts["rank"] = file.rank or facts["rank"]
     if args.json:
         print(json.dumps(facts, indent=1))
         return 0
     for name, value in facts.items():
-        if value not in ("", 0, {}, None):
+        if value not in ("", 0, {}, None, []):
             print(f"{name:<11} {value}")
     return 0
 
@@ -91,10 +92,13 @@ def run_import(args: argparse.Namespace) -> int:
 
     with opened_app() as app:
         raw = app.loras.get(str(args.file))
-        read(raw, args.file.name)
+        file = read(raw, args.file.name)
         name = args.name or args.file.stem
         app.loras.put(name, raw, replace=args.replace)
-    print(f"{name} is in the library.")
+    kind = f", for {file.architecture}" if file.architecture else ""
+    print(f"{name} is in the library: {file.layout}, rank {file.rank or 'none'}{kind}.")
+    for notice in file.notices:
+        print(f"{name}: {notice}.")
     return 0
 
 
@@ -107,14 +111,6 @@ def run_export(args: argparse.Namespace) -> int:
     with opened_app(args) as app:
         raw = app.loras.get(args.lora)
         file = read(raw, args.lora)
-        if file.layout == "kohya":  # its names mean nothing without the model's
-            unet = app.runtime(args.model or "").unet
-            modules = [n for n, _ in unet.named_modules()]
-            file = read(raw, args.lora, modules, unet.config.layers_per_block)
-        if not file.weights:
-            raise BadInput(
-                f"{args.lora} has no layer of the model's U-Net; name its model with --model."
-            )
         write_file(args.out, write(file.weights, file.card, args.layout))
     print(f"{args.out}: {len(file.weights)} tensors, rank {file.rank}, {args.layout} naming")
     return 0

@@ -54,3 +54,15 @@ class StoreError(WorkbenchError):
 
 class Cancelled(WorkbenchError):
     """The job was stopped by its user, within one step of the request."""
+
+
+class Notice(str):
+    """A sentence for the user about something that is no failure; `code` names its kind."""
+
+    code: str
+
+    def __new__(cls, text: str, code: str = "") -> Notice:
+        """Text, and the code that programs and tests read."""
+        made = super().__new__(cls, text)
+        made.code = code
+        return made

@@ -22,6 +22,7 @@ from workbench.accel.readback import Lagged
 from workbench.core.config import LoraConfig
 from workbench.core.errors import ModelError
 from workbench.diffusion.ddim import Schedule
+from workbench.diffusion.lora_format import by_module
 from workbench.diffusion.unet import frozen
 
 Tensor = torch.Tensor
@@ -299,48 +300,54 @@ def _targets(unet: Any) -> list[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def merged(unet: Any, state: Mapping[str, Tensor] | None, weight: float = 1.0) -> Iterator[None]:
-    """W + weight * B A in place of each adapted W during the block; the very tensors return after.
+    """W + weight * (W' - W) in place of each adapted W during the block; the very tensors return after.
 
-    Inversion, drag and denoising then pay nothing for the adapter. Restoring is exact because the
-    original storage is kept aside, not recomputed by subtraction.
+    W' is what the LoRA makes of W: W + B A, or LoHa's, LoKr's and full differences, and DoRA's
+    magnitude. Inversion, drag and denoising then pay nothing for the adapter. Restoring is exact
+    because the original storage is kept aside, not recomputed by subtraction.
 
     Args:
         unet: diffusers U-Net.
-        state: standard keys (see `lora_keys.to_peft_keys` for other namings); None or empty does
-            nothing. Works for linear layers and convolutions.
+        state: standard names (see `lora_format`); None or empty does nothing.
         weight: strength.
 
     Raises:
         ModelError: when the adapter names a module that the U-Net does not have, or another shape.
     """
     kept: list[tuple[Any, Tensor]] = []
+
+    def put(parameter: Any, new: Tensor) -> None:
+        kept.append((parameter, parameter.data))
+        parameter.data = new.to(parameter.dtype)
+
     try:
-        for key, down in (state or {}).items():
-            if not key.endswith(".lora_A.weight"):
-                continue
-            name = key.removeprefix("unet.").removesuffix(".lora_A.weight")
-            up = (state or {}).get(key.replace(".lora_A.", ".lora_B."))
-            parameter = _weight_of(unet, name)
-            if up is None or not _fits(parameter, down, up):
+        for name, parts in by_module(state or {}).items():
+            module = _module_of(unet, name)
+            try:
+                change = change_of(parts, module.weight)
+                if change is not None:
+                    old = module.weight.data.float()
+                    if "dora_scale" in parts:
+                        change = magnitude(old + change, parts["dora_scale"]) - old
+                    put(module.weight, old + weight * change)
+                if "diff_b" in parts:
+                    bias = module.bias.data
+                    added = parts["diff_b"].to(bias.device).float().reshape(bias.shape)
+                    put(module.bias, bias.float() + weight * added)
+            except (RuntimeError, AttributeError, KeyError) as exc:
                 raise ModelError(
                     f"The LoRA's weights for {name} do not fit this model; it was trained for "
                     "another one."
-                )
-            change = up.to(parameter.device).float().flatten(1) @ (
-                down.to(parameter.device).float().flatten(1)
-            )
-            new = parameter.data.float() + weight * change.reshape(parameter.shape)
-            kept.append((parameter, parameter.data))
-            parameter.data = new.to(parameter.dtype)
+                ) from exc
         yield
     finally:
         for parameter, original in kept:
             parameter.data = original
 
 
-def _weight_of(unet: Any, name: str) -> Any:
+def _module_of(unet: Any, name: str) -> Any:
     try:
-        return unet.get_submodule(name).weight
+        return unet.get_submodule(name)
     except AttributeError as exc:
         raise ModelError(
             f"The LoRA changes {name}, which this model does not have; it was trained for "
@@ -348,9 +355,45 @@ def _weight_of(unet: Any, name: str) -> Any:
         ) from exc
 
 
-def _fits(weight: Tensor, down: Tensor, up: Tensor) -> bool:
-    return (
-        up.shape[0] == weight.shape[0]
-        and down.shape[0] == up.shape[1]
-        and down[0].numel() == weight[0].numel()
-    )
+def change_of(parts: Mapping[str, Tensor], weight: Tensor) -> Tensor | None:
+    """What one module's parts add to its weight, float32 of the weight's shape; None: nothing.
+
+    Raises:
+        RuntimeError: from torch, when the shapes do not fit.
+    """
+    here = {n: t.to(weight.device).float() for n, t in parts.items()}
+    made = None
+    if "lora_A.weight" in here:
+        made = here["lora_B.weight"].flatten(1) @ here["lora_A.weight"].flatten(1)
+    elif "hada_w1_a" in here:
+        made = _product(here, "hada_w1", "hada_t1") * _product(here, "hada_w2", "hada_t2")
+    elif any(n.startswith("lokr") for n in here):
+        one = here["lokr_w1"] if "lokr_w1" in here else here["lokr_w1_a"] @ here["lokr_w1_b"]
+        two = here["lokr_w2"] if "lokr_w2" in here else _product(here, "lokr_w2", "lokr_t2")
+        made = torch.kron(one.reshape(*one.shape, *[1] * (two.dim() - 2)), two.contiguous())
+    if made is not None:
+        made = made.reshape(weight.shape)
+    if "diff" in here:
+        full = here["diff"].reshape(weight.shape)
+        made = full if made is None else made + full
+    return made
+
+
+def _product(parts: Mapping[str, Tensor], name: str, core: str) -> Tensor:
+    """a b, or its Tucker form with a core [r,r,k,k]."""
+    a, b = parts[f"{name}_a"], parts[f"{name}_b"]
+    if core not in parts:
+        return a @ b
+    return torch.einsum("ijkl,jr,ip->prkl", parts[core], b, a)
+
+
+def magnitude(weight: Tensor, scale: Tensor) -> Tensor:
+    """DoRA: `weight` with its rows (scale [out,1]) or columns (scale [1,in]) at these norms."""
+    rows = scale.shape[0] == weight.shape[0] and scale.shape[1] == 1
+    dims = [d for d in range(weight.dim()) if d != (0 if rows else 1)]
+    norm = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
+    shape = [1] * weight.dim()
+    shape[0 if rows else 1] = -1
+    factor = scale.to(weight.device).float().reshape(shape) / (norm + torch.finfo(norm.dtype).eps)
+    made: Tensor = weight * factor
+    return made

@@ -1,8 +1,7 @@
-"""LoRA files: standard diffusers/PEFT safetensors with an identity card in their metadata.
+"""LoRA files: read in every public naming (`lora_format`), checked against a model, written.
 
-Read: that format, kohya's, DragDiffusion's doubled prefix and attention-processor keys (which
-current diffusers ignores without a word). Written: `unet.<module>.lora_A.weight` and `lora_B`, which
-`pipe.load_lora_weights` of plain diffusers takes. Nothing here opens a pickle.
+Written: `unet.<module>.lora_A.weight` and `lora_B`, which `pipe.load_lora_weights` of plain diffusers
+takes, with an identity card in the metadata. Nothing here opens a pickle.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from workbench import __version__
-from workbench.core.errors import BadInput, ModelError
-from workbench.diffusion.lora_keys import rank_of, to_kohya_keys, to_peft_keys
+from workbench.core.errors import BadInput, Notice
+from workbench.diffusion.lora import change_of
+from workbench.diffusion.lora_format import by_module, parse, rank_of
+from workbench.diffusion.registry.diagnose import HEAD_BYTES, diagnose_bytes
 
 log = logging.getLogger(__name__)
 
@@ -67,18 +69,34 @@ class LoraCard:
             return cls()
 
 
+# Header entries that may change what the numbers mean: understood, or the file is refused. All
+# others (ss_*, modelspec.*, dates, authors, comments) say where a file comes from.
+_UNDERSTOOD = {"lora_adapter_metadata", "ss_network_alpha", "ss_network_dim", "ss_scale_weight_norms",
+               "modelspec.prediction_type", "ss_v_parameterization", "ss_prior_loss_weight",
+               "ss_zero_terminal_snr", "modelspec.implementation"}  # fmt: skip
+_TELLING = re.compile(r"alpha|scal(e|ing)|dora|rslora|quant|bits", re.IGNORECASE)
+_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
+
+
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """A LoRA that was read: `weights` under standard keys `unet.<module>.lora_{A,B}.weight`.
+    """A LoRA that was read: `weights` under standard names (see `lora_format`).
 
-    `layout` is the naming it came in; `left_out` names tensors that belong to no module of the
-    U-Net (a text encoder's, say) and are not used.
+    `layout` is the naming it came in; `notices` say what of it is not applied.
     """
 
     weights: dict[str, torch.Tensor]
     card: LoraCard
     layout: str
-    left_out: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """Whose text width the LoRA has; "" where it does not tell."""
+        for key, tensor in self.weights.items():
+            if "attn2.to_k.lora_A" in key or "attn2.to_v.lora_A" in key:
+                return _WIDTHS.get(int(tensor.shape[1]), "")
+        return ""
 
     @property
     def rank(self) -> int:
@@ -87,72 +105,80 @@ class LoraFile:
 
 
 def write(weights: Mapping[str, torch.Tensor], card: LoraCard, layout: str = "diffusers") -> bytes:
-    """A LoRA as bytes of a safetensors file: standard diffusers/PEFT keys, or `kohya`'s.
+    """A LoRA as bytes of a safetensors file: diffusers/PEFT names, or `kohya`'s.
 
     Raises:
-        BadInput: for another layout.
+        BadInput: for another layout, or a kind (LoHa, LoKr, full differences) that has no diffusers
+            form.
     """
     if layout not in ("diffusers", "kohya"):
         raise BadInput(f"A LoRA can be written as diffusers or kohya, not as {layout!r}.")
-    named = dict(weights) if layout == "diffusers" else to_kohya_keys(weights)
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-    return bytes(save(plain, metadata={"format": "pt", CARD: card.to_text()}))
+    plain = {"lora_A.weight", "lora_B.weight", "dora_scale"}
+    if layout == "diffusers" and any(p.keys() - plain for p in by_module(weights).values()):
+        raise BadInput(
+            "This LoRA is no plain one (LoHa, LoKr or a full difference), which diffusers does not "
+            "read; write it with --layout kohya.",
+            code="layout",
+            field="layout",
+        )
+    if layout == "kohya":
+        named = to_kohya_keys(weights)
+    else:
+        named = {
+            k.replace(".dora_scale", ".lora_magnitude_vector"): t.flatten() if "dora" in k else t
+            for k, t in weights.items()
+        }
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    return bytes(save(ready, metadata={"format": "pt", CARD: card.to_text()}))
 
 
-def read(
-    raw: bytes, name: str = "LoRA", modules: Iterable[str] = (), layers_per_block: int = 2
-) -> LoraFile:
+def to_kohya_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Standard names to kohya's, with `alpha` = rank (scale 1), for other programs."""
+    out: dict[str, torch.Tensor] = {}
+    for place, parts in by_module(state).items():
+        name = f"lora_unet_{place.replace('.', '_')}"
+        for part, tensor in parts.items():
+            plain = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
+            out[f"{name}.{plain.get(part, part)}"] = tensor
+        if "lora_A.weight" in parts:
+            out[f"{name}.alpha"] = torch.tensor(float(len(parts["lora_A.weight"])))
+        elif "hada_w1_b" in parts:
+            out[f"{name}.alpha"] = torch.tensor(float(len(parts["hada_w1_b"])))
+    return out
+
+
+def read(raw: bytes, name: str = "LoRA", layers_per_block: int = 2) -> LoraFile:
     """Read a LoRA file of any known naming; scales (alpha / rank) are multiplied into the weights.
 
-    `modules` are the names of the U-Net's modules: kohya's naming cannot be read without them, and
-    then everything is in `left_out`.
+    `layers_per_block` is the U-Net's; only the original block names (`input_blocks_4_1`) need it.
 
     Raises:
-        BadInput: when it is no safetensors file, holds NaN, or no LoRA at all.
+        BadInput: when it is no safetensors file, or holds anything that is not understood; `code`
+            says which (see `lora_format.parse`).
     """
     if len(raw) > MOST_BYTES:
-        raise BadInput(f"{name} has {len(raw) / 2**30:.1f} GB; a LoRA has at most 2 GB.")
+        text = f"{name} has {len(raw) / 2**30:.1f} GB; a LoRA has at most 2 GB."
+        raise BadInput(text, code="too-large")
+    look = diagnose_bytes(raw[:HEAD_BYTES], len(raw))
+    if look.code not in ("lora", "unknown"):
+        raise BadInput(f"{name} {look.text}.", code=look.code)
     try:
         tensors = load(raw)
         metadata = _metadata(raw)
     except (SafetensorError, ValueError, KeyError, RuntimeError, struct.error) as exc:
-        raise BadInput(
-            f"{name} is no safetensors file, or is damaged ({exc}); pickles (.pt, .bin, .ckpt) are "
-            "not opened, convert them to .safetensors first."
-        ) from exc
-    layout = _layout(tensors)
-    if not layout:
-        some = ", ".join(sorted(tensors)[:2]) or "nothing"
-        raise BadInput(f"{name} holds no LoRA that is known here; it has {some:.200}.")
-    for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise BadInput(f"{name} has NaN or infinity in {key}; it is damaged, get it again.")
+        text = f"{name} cannot be read as safetensors ({exc})."
+        raise BadInput(text, code="not-safetensors") from exc
     try:
-        found = to_peft_keys(tensors, modules, layers_per_block)
-    except ModelError as exc:
-        raise BadInput(f"{name}: {exc}") from exc
-    weights = {k: t.float() for k, t in found.state.items()}
+        for key in metadata:
+            if _TELLING.search(key) and key not in _UNDERSTOOD and not key.startswith("ss_"):
+                raise BadInput(
+                    f"says {key} in its header, which is not understood", code="metadata"
+                )
+        found = parse(tensors, metadata, layers_per_block)
+    except BadInput as exc:
+        raise BadInput(f"{name} {exc}.", code=exc.code, field=exc.field, **exc.values) from exc
     card = LoraCard.from_text(metadata[CARD]) if CARD in metadata else LoraCard()
-    return LoraFile(weights, card, layout, found.left_out)
-
-
-_LAYOUTS = (
-    (".processor.to_", "attention processors"),
-    ("unet.unet.", "doubled prefix"),
-    ("lora_unet_", "kohya"),
-    (".lora.down.", "diffusers (older)"),
-    (".lora_A.", "diffusers"),
-    (".lora_down.", "diffusers (older)"),
-)
-
-
-def _layout(names: Iterable[str]) -> str:
-    """In which naming a file is written, or "" for none that is known."""
-    listed = [n for n in names if "lora" in n.lower()]
-    for sign, layout in _LAYOUTS:
-        if any(sign in n for n in listed):
-            return layout
-    return ""
+    return LoraFile(found.state, card, found.layout, found.notices)
 
 
 def _metadata(raw: bytes) -> dict[str, str]:
@@ -170,7 +196,7 @@ def check(
     model: str,
     image: str = "",
     style: bool = False,
-) -> list[str]:
+) -> list[Notice]:
     """Whether a LoRA fits a model (and a picture): sentences of warning.
 
     `model` is the base model's fingerprint, `image` the picture's id. A style may come from another
@@ -184,40 +210,43 @@ def check(
     if card.model and card.model != model and not style:
         raise BadInput(
             f"{label} was trained on another model ({card.model_name or card.model}); choose that "
-            "model, or train a LoRA on this one."
-        )
-    if not file.weights:
-        raise BadInput(
-            f"{label} has no layer of this model's U-Net; it was made for another architecture, or "
-            "for the text encoder only."
+            "model, or train a LoRA on this one.",
+            code="other-model",
         )
     modules = dict(unet.named_modules())
-    for key, tensor in file.weights.items():
-        path, _, rest = key.removeprefix("unet.").partition(".lora_")
-        weight: Any = getattr(modules.get(path), "weight", None)
-        side = 1 if rest.startswith("A") else 0
-        if weight is None or weight.shape[side] != tensor.shape[side]:
+    for place, parts in by_module(file.weights).items():
+        weight: Any = getattr(modules.get(place), "weight", None)
+        if weight is None or not _fits(parts, weight):
             has = "no such layer" if weight is None else f"{list(weight.shape)} there"
+            made = f" for {file.architecture}" if file.architecture else " for another architecture"
             raise BadInput(
-                f"{label} does not fit this model: {path} has {list(tensor.shape)} in the LoRA, and "
-                f"the model has {has}; it was made for another architecture."
+                f"{label} does not fit this model: it changes {place}, and the model has {has}; it "
+                f"was made{made}.",
+                code="misfit",
             )
-    notices = []
+    notices = [Notice(f"{label}: {n}.", code=n.code) for n in file.notices]
     if card.model and card.model != model:
-        notices.append(
-            f"{label} was trained on another model ({card.model_name or card.model}); its effect may "
-            "differ."
-        )
+        other = card.model_name or card.model
+        text = f"{label} was trained on another model ({other}); its effect may differ."
+        notices.append(Notice(text, code="other-model"))
     if not style and image and card.image and card.image != image:
-        notices.append(
+        text = (
             f"{label} was trained on another picture ({card.image_name or card.image}), so it knows "
             "this one less well."
         )
+        notices.append(Notice(text, code="other-picture"))
     if not style and not card.image:
-        notices.append(f"{label} does not say which picture it was trained on.")
-    if file.left_out:
-        notices.append(
-            f"{label} also holds {len(file.left_out)} tensors that do not belong to the U-Net; they are "
-            "not used."
-        )
+        text = f"{label} does not say which picture it was trained on."
+        notices.append(Notice(text, code="no-picture"))
     return notices
+
+
+def _fits(parts: Mapping[str, torch.Tensor], weight: torch.Tensor) -> bool:
+    """Whether a module's parts give a change of its weight's shape; nothing is computed."""
+    meta = {n: t.to("meta") for n, t in parts.items() if n not in ("dora_scale", "diff_b")}
+    try:
+        change_of(meta, torch.empty(weight.shape, device="meta"))
+    except (RuntimeError, KeyError):
+        return False
+    scale = parts.get("dora_scale")
+    return scale is None or scale.numel() in weight.shape[:2]

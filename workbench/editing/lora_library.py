@@ -52,7 +52,9 @@ class LoraLibrary:
         """
         if not _NAME.fullmatch(name) or name.endswith("."):
             raise BadInput(
-                f"{name[:80]!r} is no name for a LoRA; use letters, digits, spaces and . ( ) + - _ ."
+                f"{name[:80]!r} cannot be a LoRA's name; use letters, digits, spaces and . ( ) + - _ .",
+                code="bad-name",
+                field="name",
             )
         return self.folder / f"{name}.safetensors"
 
@@ -67,19 +69,23 @@ class LoraLibrary:
         if path.suffix.lower() != ".safetensors" or not path.is_file():
             if path.is_file():
                 raise BadInput(
-                    f"{path.name} is no .safetensors file, and no other kind of LoRA file is opened."
+                    f"{path.name} is not a .safetensors file, and no other kind of LoRA file is opened.",
+                    code="not-safetensors",
                 )
             have = ", ".join(e.name for e in self.entries()[:10]) or "none yet"
             raise BadInput(
                 f"There is no LoRA {name[:80]!r}: give a name of the library ({have}) or a "
-                ".safetensors file."
+                ".safetensors file.",
+                code="no-lora",
             )
         if path.stat().st_size > _MOST_BYTES:
-            raise BadInput(f"{path.name} has more than 2 GB; that is no LoRA.")
+            raise BadInput(f"{path.name} has more than 2 GB; that is no LoRA.", code="too-large")
         try:
             return path.read_bytes()
         except OSError as exc:
-            raise BadInput(f"{path.name} cannot be read ({exc.strerror}).") from exc
+            raise BadInput(
+                f"{path.name} cannot be read ({exc.strerror}).", code="unreadable"
+            ) from exc
 
     def put(self, name: str, raw: bytes, *, replace: bool = False) -> Path:
         """Keep a file under a name.
@@ -90,7 +96,8 @@ class LoraLibrary:
         """
         path = self.path(name)
         if not write_atomic(path, raw, temp=self.folder, overwrite=replace):
-            raise BadInput(f"There is a LoRA {name!r} already; choose another name or replace it.")
+            text = f"There is a LoRA {name!r} already; choose another name or replace it."
+            raise BadInput(text, code="name-taken", field="name")
         return path
 
     def rename(self, name: str, to: str) -> None:
@@ -103,7 +110,7 @@ class LoraLibrary:
         if name == to:
             return
         if not self.path(name).is_file():
-            raise BadInput(f"There is no LoRA {name[:80]!r} in the library.")
+            raise BadInput(f"There is no LoRA {name[:80]!r} in the library.", code="no-lora")
         self.put(to, self.get(name))  # first the new one: whatever happens, one of both is there
         self.remove(name)
 
@@ -118,7 +125,8 @@ class LoraLibrary:
         try:
             path.unlink()
         except FileNotFoundError as exc:
-            raise BadInput(f"There is no LoRA {name[:80]!r} in the library.") from exc
+            text = f"There is no LoRA {name[:80]!r} in the library."
+            raise BadInput(text, code="no-lora") from exc
         except OSError as exc:
             raise StoreError(f"{path.name} cannot be removed ({exc.strerror}).") from exc
 

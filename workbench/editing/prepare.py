@@ -23,7 +23,7 @@ from workbench.core.errors import BadInput, ModelError
 from workbench.core.record import OnStep, StepInfo
 from workbench.core.request import EditRequest
 from workbench.diffusion.ddim import Schedule, invert, schedule_from
-from workbench.diffusion.lora import merged, random_draws, train
+from workbench.diffusion.lora import initial_state, merged, random_draws, train
 from workbench.diffusion.lora_files import (
     LoraCard,
     LoraFile,
@@ -31,7 +31,7 @@ from workbench.diffusion.lora_files import (
     read,
     write,
 )
-from workbench.diffusion.lora_keys import rank_of
+from workbench.diffusion.lora_format import rank_of
 from workbench.drag.denoise import reference_of
 from workbench.drag.problem import DragProblem, Reference
 from workbench.editing.crop_plan import names_of
@@ -139,9 +139,8 @@ class Stages:
     def _file(self, ref: LoraRef, *, style: bool) -> LoraFile:
         """A LoRA that the request names, converted and checked against the model."""
         unet = self.runtime.unet
-        modules = [name for name, _ in unet.named_modules()]
         label = ref.name or "The LoRA"
-        file = read(self.store.blob(ref.id), label, modules, unet.config.layers_per_block)
+        file = read(self.store.blob(ref.id), label, unet.config.layers_per_block)
         for notice in check(
             file, unet, name=label, model=self.runtime.fingerprint,
             image=self.request.image.id, style=style,
@@ -197,6 +196,12 @@ class Stages:
         seed = request.seed
         if start is not None:  # going on with the noise of the first time would teach less
             seed = int(keys.key("further", seed, start.id)[-15:], 16)
+        if begin is not None and begin.keys() != initial_state(run.unet, 1, 0).keys():
+            raise BadInput(
+                "The LoRA to go on from is not a plain one of every attention layer, so training "
+                "cannot go on from it; use it as it is, or train a new one.",
+                code="cannot-continue",
+            )
         if begin is not None and rank_of(begin) != config.rank:
             raise BadInput(
                 f"The LoRA to go on from has rank {rank_of(begin)}, and the options say "

@@ -204,7 +204,7 @@ def take(backend: Backend, raw: bytes, name: str, model: str, space: Workspace |
     file = read(raw, name)
     warnings = _misfits(backend, raw, name, model, space)
     backend.app.loras.put(name, raw)
-    number = len(file.weights) + len(file.left_out)
+    number = len(file.weights)
     return [
         say(
             "settings.name_was_added_layout_tensors",
@@ -224,8 +224,7 @@ def _misfits(
 
     try:
         unet = backend.app.runtime(model).unet
-        modules = [n for n, _ in unet.named_modules()]
-        file = read(raw, name, modules, unet.config.layers_per_block)
+        file = read(raw, name, unet.config.layers_per_block)
         image = space.image.id if space is not None else ""
         mark = backend.app.model_ref(model).fingerprint
         return check(file, unet, name=name, model=mark, image=image)
