@@ -51,7 +51,7 @@ def add_parsers(subparsers: Any) -> None:
     for field, text in (
         ("title", "what lists show"),
         ("config", "single file: registered model or folder that lends its configuration"),
-        ("vae", "folder of another autoencoder"),
+        ("vae", "another autoencoder: diffusers folder or .safetensors file"),
         ("prediction", "epsilon or v_prediction, where the files do not say"),
         ("revision", "hub: branch, tag or commit"),
     ):
@@ -103,8 +103,9 @@ def run_show(args: argparse.Namespace) -> int:
         "folder": str(files.root),
         "file": str(files.single) if files.single else None,
         "architecture": "Stable Diffusion XL" if files.is_sdxl else "Stable Diffusion 1.x or 2.x",
-        "prediction": spec.prediction
-        or files.config("scheduler").get("prediction_type", "epsilon"),
+        "prediction": files.config("scheduler").get("prediction_type", "epsilon"),
+        "zero_terminal_snr": files.zero_snr,
+        "notices": list(files.notices),
         "native_size": native_size(files),
         "bytes": files.bytes,
         "variants": {k: v or "plain" for k, v in files.variants.items()},

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,10 @@ from typing import Any
 
 from workbench.core.errors import ModelError, StoreError
 from workbench.core.keys import key
+from workbench.diffusion.registry.diagnose import Look, diagnose
 from workbench.diffusion.registry.specs import (
     PICKLES,
+    WEIGHTS,
     ModelSpec,
     Registry,
     refuse_pickle,
@@ -28,7 +29,8 @@ from workbench.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
 
-_HEADER_LIMIT = 100 * 2**20  # the safetensors library's own limit
+STANDARD = WEIGHTS.parent / "standard"  # configurations that ship with the workbench
+
 _STEM = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -37,12 +39,6 @@ _STEM = {
 }
 _TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "special_tokens_map.json",
                     "tokenizer_config.json", "added_tokens.json")  # fmt: skip
-# Where a single file keeps its text encoder tells its architecture.
-_SIGNS = (
-    ("conditioner.embedders.1.model.", "sdxl"),
-    ("cond_stage_model.model.", "sd2"),
-    ("cond_stage_model.transformer.", "sd1"),
-)
 _NO_MODEL_DATA = ("_", "transformers_version", "torch_dtype", "dtype")  # config keys left out
 
 
@@ -61,6 +57,8 @@ class ModelFiles:
     single: Path | None
     weights: Mapping[str, tuple[Path, ...]]
     variants: Mapping[str, str]
+    zero_snr: bool = False  # the file says that its noise schedule ends without any signal
+    notices: tuple[str, ...] = ()  # what the file says that is not applied
 
     @property
     def is_sdxl(self) -> bool:
@@ -81,7 +79,16 @@ class ModelFiles:
         """The parsed configuration of a component, or of `scheduler`."""
         name = "scheduler_config.json" if component == "scheduler" else "config.json"
         folder = self.vae if component == "vae" else self.root / component
-        return _json(folder / name, self.spec)
+        found = _json(folder / name, self.spec)
+        if component == "scheduler" and self.spec.prediction:
+            found["prediction_type"] = self.spec.prediction
+        if component == "scheduler" and self.zero_snr:
+            found |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        return found
+
+    def from_checkpoint(self, part: str) -> bool:
+        """Whether a part comes from a file in the original (CompVis, Stability) layout."""
+        return self.weights[part][0] in (self.single, _vae_file(self.spec))
 
 
 def find_files(spec: ModelSpec, registry: Registry | None = None) -> ModelFiles:
@@ -108,7 +115,10 @@ def find_files(spec: ModelSpec, registry: Registry | None = None) -> ModelFiles:
     variants: dict[str, str] = {}
     for part in parts:
         folder = vae if part == "vae" else root / part
-        variants[part], weights[part] = _weights(spec, folder, part)
+        own = _vae_file(spec) if part == "vae" else None
+        variants[part], weights[part] = ("", (own,)) if own else _weights(spec, folder, part)
+        for path in weights[part]:
+            inspect(path)  # a pointer, a web page or half a download is called that
     return ModelFiles(
         spec=spec, root=root, vae=vae, single=None, weights=weights, variants=variants
     )
@@ -171,7 +181,7 @@ def _check_configs(spec: ModelSpec, root: Path) -> list[str]:
             raise ModelError(
                 f"The model {spec.name!r} lacks {name}; it is no whole diffusers folder."
             )
-    for name in ("tokenizer", *(["tokenizer_2"] if two else [])):
+    for name in ("tokenizer", *(["tokenizer_2"] if two else [])) * (STANDARD not in root.parents):
         folder = root / name
         if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():
             raise ModelError(f"The model {spec.name!r} lacks the vocabulary in {name}/.")
@@ -184,13 +194,14 @@ def _check_configs(spec: ModelSpec, root: Path) -> list[str]:
     if unet.get("in_channels", 4) != unet.get("out_channels", 4):
         raise ModelError(
             f"The model {spec.name!r} takes {unet['in_channels']} channels (an inpainting, depth or "
-            "edit model); choose a plain text-to-image model."
+            "edit model); choose a plain text-to-image model.",
+            code="channels",
         )
     return parts
 
 
 def _vae_folder(spec: ModelSpec, root: Path) -> Path:
-    if not spec.vae:
+    if not spec.vae or _vae_file(spec):
         return root / "vae"
     folder = Path(spec.vae).expanduser()
     if (folder / "vae" / "config.json").is_file():
@@ -198,102 +209,129 @@ def _vae_folder(spec: ModelSpec, root: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"The model {spec.name!r} names the autoencoder {spec.vae!r}, where there is no "
-            "config.json; give the folder of an AutoencoderKL in diffusers format."
+            "config.json; give the folder of an AutoencoderKL in diffusers format, or one .safetensors "
+            "file.",
+            code="no-vae",
         )
     return folder
+
+
+def _vae_file(spec: ModelSpec) -> Path | None:
+    """Another autoencoder that is one file in the original layout."""
+    path = Path(spec.vae).expanduser()
+    return path if path.suffix.lower() == ".safetensors" and path.is_file() else None
 
 
 def _weights(spec: ModelSpec, folder: Path, part: str) -> tuple[str, tuple[Path, ...]]:
     """The safetensors files of a component: whole, sharded, or of a variant such as fp16."""
     stem = _STEM[part]
-    whole = sorted(folder.glob(f"{stem}*.safetensors"))
     plain = folder / f"{stem}.safetensors"
-    if plain in whole:
+    if plain.is_file():
         return "", (plain,)
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
+    for index in sorted(folder.glob(f"{stem}*.index*.json"), key=lambda p: len(p.name)):
+        variant = index.name.removeprefix(stem).removesuffix(".json").replace(".safetensors", "")
         table = _json(index, spec).get("weight_map")
         names = sorted({str(n) for n in table.values()}) if isinstance(table, dict) else []
         shards = tuple(folder / n for n in names if "/" not in n and "\\" not in n)
-        if shards and all(p.is_file() for p in shards):
-            return "", shards
-        raise ModelError(f"The model {spec.name!r} lacks some of the shards of {part}.")
-    for path in whole:
+        if shards and all(p.is_file() and p.suffix == ".safetensors" for p in shards):
+            return variant.replace(".index", "").strip("."), shards
+        if ".bin." not in index.name:
+            lost = next((p.name for p in shards if not p.is_file()), "its list of shards")
+            raise ModelError(
+                f"The model {spec.name!r} lacks {lost} of its {part}; fetch the missing file.",
+                code="missing-file",
+            )
+    for path in sorted(folder.glob(f"{stem}.*.safetensors")):
         variant = path.name.removeprefix(f"{stem}.").removesuffix(".safetensors")
-        if variant and variant != path.name and "-of-" not in variant:
+        if "-of-" not in variant:
             return variant, (path,)
     pickles = [p for p in sorted(folder.glob("*")) if p.suffix.lower() in PICKLES]
     if pickles:
         raise ModelError(refuse_pickle(pickles[0]))
     raise ModelError(
-        f"The model {spec.name!r} lacks {part}/{stem}.safetensors; fetch the missing file."
+        f"The model {spec.name!r} lacks {part}/{stem}.safetensors; fetch the missing file.",
+        code="missing-file",
     )
 
 
 def _single_file(spec: ModelSpec, registry: Registry) -> ModelFiles:
     path = Path(spec.path)
     if not path.is_file():
-        raise ModelError(_missing(spec))
-    header = read_header(path)
-    kind = next((k for sign, k in _SIGNS if any(n.startswith(sign) for n in header)), "")
-    if not kind or not any(n.startswith("model.diffusion_model.") for n in header):
+        raise ModelError(_missing(spec), code="no-file")
+    look = inspect(path)
+    if look.code != "checkpoint":
+        raise ModelError(f"{path.name} {look.text}.", code=look.code)
+    if not look.has_vae and not spec.vae:
         raise ModelError(
-            f"{path.name} holds no whole Stable Diffusion checkpoint (U-Net, autoencoder and text "
-            "encoder); if it is a LoRA, import it as one."
+            f"{path.name} holds no VAE (autoencoder); name one: 'models add NAME {path.name} --vae "
+            "FOLDER-OR-FILE'.",
+            code="no-vae",
         )
-    guess = {"sd1": "sd15", "sdxl": "sdxl", "sd2": ""}[kind]
-    lender = spec.config or guess
+    spec = dataclasses.replace(spec, prediction=spec.prediction or look.prediction)
+    second = {"v_prediction": "sd21", "epsilon": "sd21-base", "": ""}[spec.prediction]
+    lender = spec.config or {"sd1": "sd15", "sdxl": "sdxl", "sd2": second}[look.family]
     if not lender:
         raise ModelError(
             f"{path.name} is a Stable Diffusion 2.x checkpoint, which does not say how it predicts; "
             "add it with 'python -m workbench models add NAME FILE --config sd21' (768, "
-            "v-prediction) or '--config sd21-base' (512, epsilon)."
+            "v-prediction) or '--config sd21-base' (512, epsilon).",
+            code="prediction-unknown",
         )
-    try:
-        source = registry.resolve(lender)
-        root = hub_folder(source) if source.hub else Path(source.path)
-        parts = _check_configs(dataclasses.replace(source, vae=spec.vae), root)
-    except ModelError as exc:
-        raise ModelError(
-            f"{path.name} needs the configuration and tokenizer of {lender!r}, which are not on "
-            f"this machine; fetch them with 'python -m workbench models download {lender} "
-            "--config-only', or name a diffusers folder that has them with --config."
-        ) from exc
+    root = _lent(spec, registry, lender)
+    parts = _check_configs(dataclasses.replace(registry.resolve(lender), vae=spec.vae), root)
     own: dict[str, tuple[Path, ...]] = dict.fromkeys(parts, (path,))
     variants = dict.fromkeys(parts, "")
-    vae = _vae_folder(spec, root)
-    if spec.vae:
+    vae, file = _vae_folder(spec, root), _vae_file(spec)
+    if file is not None:
+        own["vae"] = (file,)
+    elif spec.vae:
         variants["vae"], own["vae"] = _weights(spec, vae, "vae")
-    return ModelFiles(spec=spec, root=root, vae=vae, single=path, weights=own, variants=variants)
+    return ModelFiles(
+        spec=spec, root=root, vae=vae, single=path, weights=own, variants=variants,
+        zero_snr=look.zero_snr, notices=look.notices,
+    )  # fmt: skip
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def _lent(spec: ModelSpec, registry: Registry, lender: str) -> Path:
+    """The folder that lends a single file its configuration: on this disk, else what ships here."""
+    standard = STANDARD / lender
+    try:
+        source = registry.resolve(lender)
+        return hub_folder(source) if source.hub else Path(source.path)
+    except ModelError as exc:
+        if standard.is_dir() and "/" not in lender:
+            return standard
+        raise ModelError(
+            f"{Path(spec.path).name} needs the configuration and tokenizer of {lender!r}, which are "
+            "not on this machine; name a registered model or a diffusers folder that has them.",
+            code="no-config",
+        ) from exc
+
+
+def inspect(path: Path) -> Look:
+    """What a file is (`diagnose`).
+
+    Raises:
+        ModelError: when it is no whole safetensors file; the text says what it is instead.
+    """
+    try:
+        look = diagnose(path)
+    except OSError as exc:
+        raise ModelError(
+            f"{path.name} cannot be read ({exc.strerror}).", code="unreadable"
+        ) from exc
+    if not look.readable:
+        raise ModelError(f"{path.name} {look.text}.", code=look.code)
+    return look
+
+
+def read_header(path: Path) -> Mapping[str, Any]:
     """Tensor names of a safetensors file with dtype, shape and place; also '__metadata__'.
 
     Raises:
-        ModelError: when it is no safetensors file, or cut short.
+        ModelError: as `inspect`.
     """
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            head = file.read(8)
-            (length,) = struct.unpack("<Q", head) if len(head) == 8 else (0,)
-            if not 2 <= length <= min(_HEADER_LIMIT, max(0, size - 8)):
-                raise ModelError(f"{path.name} is no safetensors file, or is damaged.")
-            header = json.loads(file.read(length))
-        if not isinstance(header, dict):
-            raise ModelError(f"{path.name} is no safetensors file, or is damaged.")
-        ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-        if max(ends, default=0) != size - 8 - length:
-            raise ModelError(
-                f"{path.name} is cut short or too long: {size} bytes, its header says "
-                f"{8 + length + max(ends, default=0)}; fetch it again."
-            )
-        return header
-    except OSError as exc:
-        raise ModelError(f"{path.name} cannot be read ({exc.strerror}).") from exc
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as exc:
-        raise ModelError(f"{path.name} is no safetensors file, or is damaged.") from exc
+    return inspect(path).header
 
 
 def fingerprint(
@@ -324,7 +362,8 @@ def fingerprint(
             path = files.root / folder / name
             if path.is_file():
                 sums[f"{folder}/{name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return key("model", sums, files.spec.prediction)
+    more = ("zero-snr",) if files.zero_snr else ()
+    return key("model", sums, files.spec.prediction, *more)
 
 
 def native_size(files: ModelFiles) -> int:

@@ -8,6 +8,7 @@ diffusers and transformers report what did not fit; every such report becomes on
 from __future__ import annotations
 
 import contextlib
+import gzip
 import logging
 import threading
 import warnings
@@ -19,7 +20,8 @@ import torch
 
 from workbench.core.errors import ModelError, WorkbenchError
 from workbench.core.record import OnStep, StepInfo, ignore_steps
-from workbench.diffusion.registry.files import ModelFiles, read_header
+from workbench.diffusion.registry.diagnose import OLD_TEXT
+from workbench.diffusion.registry.files import STANDARD, ModelFiles, read_header
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +77,6 @@ def load_parts(
         on_step(StepInfo(stage="load", step=total, total=total))
         _check_fit(files, loaded)
         scheduler = files.config("scheduler")
-        if files.spec.prediction:
-            scheduler["prediction_type"] = files.spec.prediction
         _check_schedule(files, scheduler)
         return Parts(
             unet=loaded["unet"],
@@ -94,8 +94,7 @@ def _keep_float32(files: ModelFiles, part: str, dtype: torch.dtype) -> bool:
 def _load(files: ModelFiles, part: str, dtype: torch.dtype) -> Any:
     """One component through its library's own loader, refusing whatever does not fit."""
     kind = _class_of(files, part)
-    from_checkpoint = files.single is not None and files.weights[part] == (files.single,)
-    if from_checkpoint:
+    if files.from_checkpoint(part):
         return _from_single_file(files, part, kind, dtype)
     folder = files.vae if part == "vae" else files.root / part
     options: dict[str, Any] = {
@@ -144,7 +143,11 @@ def _from_single_file(files: ModelFiles, part: str, kind: Any, dtype: torch.dtyp
     from diffusers.loaders.single_file import load_single_file_sub_model
     from diffusers.loaders.single_file_utils import load_single_file_checkpoint
 
-    checkpoint = load_single_file_checkpoint(str(files.single), local_files_only=True)
+    path = str(files.weights[part][0])
+    checkpoint = {
+        OLD_TEXT.sub("cond_stage_model.transformer.text_model.", name): tensor
+        for name, tensor in load_single_file_checkpoint(path, local_files_only=True).items()
+    }
     return load_single_file_sub_model(
         library_name="transformers" if part.startswith("text") else "diffusers",
         class_name=kind.__name__,
@@ -170,7 +173,8 @@ def _check_keys(files: ModelFiles, part: str, info: dict[str, Any]) -> None:
             more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
             raise ModelError(
                 f"The {part} of {files.spec.name!r} {verb} {found[0]}{more}; the file does not "
-                "belong to this model or is damaged, fetch it again."
+                "belong to this model, or the download is incomplete.",
+                code="misfit",
             )
     if info.get("error_msgs"):
         raise ModelError(
@@ -189,19 +193,21 @@ def _explained(files: ModelFiles, part: str) -> Iterator[None]:
         log.debug("loading %s", part, exc_info=True)
         reason = " ".join(str(exc).split()).partition(". If you want to")[0][:300]
         raise ModelError(
-            f"The {part} of {files.spec.name!r} does not fit its configuration or is damaged "
-            f"({reason}); fetch it again."
+            f"The {part} of {files.spec.name!r} does not fit its configuration ({reason}); check that "
+            "the file belongs to this kind of model.",
+            code="misfit",
         ) from exc
 
 
 def _check_finite(files: ModelFiles, part: str, module: torch.nn.Module) -> None:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
-            raise ModelError(f"The {part} of {files.spec.name!r} lacks {name}; fetch it again.")
+            raise ModelError(f"The {part} of {files.spec.name!r} lacks {name}.", code="misfit")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ModelError(
-                f"The {part} of {files.spec.name!r} has NaN or infinity in {name}; the file is "
-                "damaged or overflowed when it was converted, fetch it again."
+                f"The {part} of {files.spec.name!r} has NaN or infinity in {name}: it overflowed when "
+                "it was converted; get another version of it.",
+                code="not-finite",
             )
 
 
@@ -236,10 +242,35 @@ def _tokenizers(files: ModelFiles) -> list[Any]:
     made = []
     for name in ("tokenizer", *(["tokenizer_2"] if files.is_sdxl else [])):
         with _explained(files, name):
+            if STANDARD in files.root.parents:
+                made.append(_standard_tokenizer(files, name))
+                continue
             made.append(
                 CLIPTokenizer.from_pretrained(str(files.root / name), local_files_only=True)
             )
     return made
+
+
+def _standard_tokenizer(files: ModelFiles, name: str) -> Any:
+    """CLIP's tokenizer, made of the merges that ship here.
+
+    The vocabulary is 256 bytes, the same at a word's end, one token per merge, and two marks. SD 2.x
+    and the second encoder of XL (OpenCLIP) fill up with "!", the others with the end mark.
+    """
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    merges = gzip.decompress((STANDARD / "clip_merges.txt.gz").read_bytes()).decode().splitlines()
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(f"{c}</w>" for c in letters), *("".join(m.split(" ")) for m in merges),
+             "<|startoftext|>", "<|endoftext|>"]  # fmt: skip
+    openclip = name == "tokenizer_2" or files.config("text_encoder")["hidden_size"] == 1024
+    return CLIPTokenizer(
+        vocab={word: i for i, word in enumerate(words)},
+        merges=[tuple(m.split(" ")) for m in merges],
+        pad_token="!" if openclip else "<|endoftext|>",
+        model_max_length=77,
+    )
 
 
 @contextlib.contextmanager

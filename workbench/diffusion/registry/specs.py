@@ -169,6 +169,7 @@ class Registry:
         """
         if name in self._specs:
             return self._specs[name]
+        name = unquoted(name)
         path = Path(name).expanduser()
         try:
             exists = path.exists()
@@ -181,11 +182,14 @@ class Registry:
         if "/" in name or "\\" in name or path.suffix == ".safetensors":
             raise BadInput(
                 f"There is no model at {name!r}; give a diffusers folder or a .safetensors file "
-                f"that exists, or one of: {', '.join(self.names())}."
+                f"that exists, or one of: {', '.join(self.names())}.",
+                code="no-file",
             )
         raise BadInput(
             f"There is no model {name[:80]!r}; choose one of: {', '.join(self.names())}, "
-            "a diffusers folder or a .safetensors file."
+            "a diffusers folder or a .safetensors file.",
+            code="unknown-name",
+            field="model",
         )
 
     def source(self, text: str) -> dict[str, Any]:
@@ -194,6 +198,7 @@ class Registry:
         Raises:
             BadInput, ModelError: for what is neither, or a pickle.
         """
+        text = unquoted(text)
         try:
             return {"path": self.resolve(text).path}
         except (BadInput, ModelError):
@@ -243,6 +248,14 @@ class Registry:
         raw = _to_toml(own).encode()
         write_atomic(self.user_file, raw, temp=self.user_file.parent)
         self._specs = {s.name: s for s in (*BUILTIN, *own)}
+
+
+def unquoted(text: str) -> str:
+    """A path as people paste it: without quotes around it, and without `file://`."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]
+    return text.removeprefix("file://")
 
 
 def refuse_pickle(path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from workbench.core.errors import BadInput, WorkbenchError
+from workbench.core.errors import BadInput, Notice, WorkbenchError
 from workbench.editing.lora_library import LoraEntry
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.facts import facts_list
@@ -191,7 +191,9 @@ def _import(backend: Backend, space: Workspace | None) -> None:
             st.warning(inert(warning))
 
 
-def take(backend: Backend, raw: bytes, name: str, model: str, space: Workspace | None) -> list[str]:
+def take(
+    backend: Backend, raw: bytes, name: str, model: str, space: Workspace | None
+) -> list[Notice]:
     """Put a file into the library; first what was done, then what does not fit.
 
     Raises:
@@ -204,21 +206,16 @@ def take(backend: Backend, raw: bytes, name: str, model: str, space: Workspace |
     file = read(raw, name)
     warnings = _misfits(backend, raw, name, model, space)
     backend.app.loras.put(name, raw)
-    number = len(file.weights)
-    return [
-        say(
-            "settings.name_was_added_layout_tensors",
-            name=name,
-            layout=file.layout,
-            tensors=count(number, "tensor"),
-        ),
-        *warnings,
-    ]
+    tensors = count(len(file.weights), "tensor")
+    done = say(
+        "settings.name_was_added_layout_tensors", name=name, layout=file.layout, tensors=tensors
+    )
+    return [Notice(done, code="imported"), *warnings]
 
 
 def _misfits(
     backend: Backend, raw: bytes, name: str, model: str, space: Workspace | None
-) -> list[str]:
+) -> list[Notice]:
     """Why a file does not fit a model, or the picture that is open; [] when it does."""
     from workbench.diffusion.lora_files import check, read
 
@@ -229,4 +226,4 @@ def _misfits(
         mark = backend.app.model_ref(model).fingerprint
         return check(file, unet, name=name, model=mark, image=image)
     except WorkbenchError as exc:
-        return [str(exc)]
+        return [Notice(str(exc), code=exc.code)]
