@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from refusals import refusal
 from safetensors.torch import load_file, save_file
 
 from workbench.core.errors import BadInput, ModelError
@@ -135,10 +137,31 @@ def test_fault_24_every_damage_has_its_sentence(copy: Path) -> None:
 def test_fault_24_damaged_files(copy: Path) -> None:
     weights = copy / UNET
     raw = weights.read_bytes()
-    for cut, words in ((4, "no safetensors"), (200, "no safetensors"), (len(raw) - 9, "cut short")):
-        weights.write_bytes(raw[:cut])
-        with pytest.raises(ModelError, match=words):
-            load_parts(find_files(spec_of(copy)), CPU, torch.float32)
+    for content, code in (
+        (raw[:4], "not-safetensors"),
+        (raw[:200], "cut-short"),
+        (raw[:-9], "cut-short"),
+        (raw + b"x", "too-long"),
+        (b"", "empty"),
+        (bytes(5000), "zeros"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 9\n", "lfs-pointer"),
+        (b"/annex/objects/SHA256-s9--aa\n", "lfs-pointer"),
+        (b"<!DOCTYPE html><html><head><title>Sign in</title>", "web-page"),
+        (b'\n<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "web-page"),
+        (b'{"error":"Repository not found"}', "web-page"),
+        (b"PK\x03\x04" + bytes(99), "pickle"),
+        (b"\x80\x02}q\x00.", "pickle"),
+        (b"GGUF\x03\0\0\0", "gguf"),
+        (b"\x1f\x8b\x08", "packed"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "picture"),
+        (struct.pack("<Q", 40) + b"{" * 40, "not-safetensors"),
+    ):
+        weights.write_bytes(content)
+        with refusal(
+            code, kind=ModelError
+        ) as caught:  # by find_files, so before anything is loaded
+            find_files(spec_of(copy))
+        assert "damaged" not in str(caught.value)
     weights.write_bytes(raw)
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ModelError, match="is a pickle"):
@@ -203,6 +226,43 @@ def test_a_variant_is_found(copy: Path, micro_sd: Path) -> None:
     whole = load_parts(find_files(spec_of(micro_sd)), CPU, torch.float32)
     for mine, theirs in zip(parts.unet.parameters(), whole.unet.parameters(), strict=True):
         assert torch.equal(mine, theirs.half().float())
+
+
+@pytest.mark.parametrize("variant", ["", "fp16"])
+@pytest.mark.parametrize("style", ["new", "old"])
+def test_shards_are_found_also_of_a_variant(
+    copy: Path, micro_sd: Path, variant: str, style: str
+) -> None:
+    """`….safetensors.index.fp16.json`, with shards named as diffusers names them now and before."""
+    for name in (UNET, VAE, TEXT):
+        path = copy / name
+        tensors = sorted(load_file(path).items())
+        dot = f".{variant}" if variant else ""
+        table: dict[str, str] = {}
+        for i, part in enumerate((tensors[::2], tensors[1::2]), 1):
+            count = f"-{i:05}-of-00002"
+            shard = f"{path.stem}{dot}{count}" if style == "old" else f"{path.stem}{count}{dot}"
+            save_file(dict(part), path.with_name(f"{shard}.safetensors"), metadata={"format": "pt"})
+            table |= {k: f"{shard}.safetensors" for k, _ in part}
+        path.unlink()
+        index = path.with_name(f"{path.name}.index{dot}.json")
+        index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": table}))
+    files = find_files(spec_of(copy))
+    assert set(files.variants.values()) == {variant}
+    parts = load_parts(files, CPU, torch.float32)
+    whole = load_parts(find_files(spec_of(micro_sd)), CPU, torch.float32)
+    for mine, theirs in zip(parts.modules().values(), whole.modules().values(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(),
+                                                     strict=True))  # fmt: skip
+    next(iter(sorted((copy / "unet").glob("*00002.*")))).unlink()
+    with refusal("missing-file", kind=ModelError):
+        find_files(spec_of(copy))
+
+
+@pytest.mark.parametrize("text", ['"{}"', "'{}'", " {} ", "file://{}", '  "{}"'])
+def test_a_pasted_path_is_understood(micro_sd: Path, text: str) -> None:
+    assert Registry().resolve(text.format(micro_sd)).path == str(micro_sd.resolve())
+    assert Registry().source(text.format(micro_sd)) == {"path": str(micro_sd.resolve())}
 
 
 def test_loaded_parts_are_frozen(micro_sd: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 from workbench.core.errors import ModelError, WorkbenchError
 from workbench.core.record import OnStep, StepInfo, ignore_steps
 from workbench.diffusion.registry.diagnose import OLD_TEXT
-from workbench.diffusion.registry.files import STANDARD, ModelFiles, read_header
+from workbench.diffusion.registry.files import STANDARD, ModelFiles
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,6 @@ def load_parts(
         for i, part in enumerate(files.components):
             on_step(StepInfo(stage="load", step=i, total=total))
             kind = torch.float32 if _keep_float32(files, part, dtype) else dtype
-            for path in files.weights[part]:
-                read_header(path)  # a file that was cut short is called that
             with _explained(files, part):
                 loaded[part] = _load(files, part, kind)
             _check_finite(files, part, loaded[part])
