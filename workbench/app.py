@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from workbench.diffusion.model import Runtime
     from workbench.editing.memory_estimate import Need
     from workbench.jobs.job import Job, Task
+    from workbench.jobs.remote import Host
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,10 @@ log = logging.getLogger(__name__)
 class App:
     """Everything that one process shares; threads may use it at the same time."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, *, host: Host | None = None) -> None:
         """Open history and cache below `settings.folder`; what a dead process left is recorded.
+
+        A worker in another process takes those of its `host` instead.
 
         Raises:
             StoreError: when the history folder cannot be used.
@@ -56,10 +59,16 @@ class App:
         """
         self.settings = settings or Settings.load()
         self.registry = Registry(self.settings.models_file)
-        self.store = Store(self.settings.history)
-        self.interrupted = self.store.recover()
-        self.cache = Cache(self.settings.derived, self.settings.cache_bytes)
-        self.loras = LoraLibrary(self.settings.folder / "loras", self.store)
+        self.interrupted: list[str] = []
+        if host is not None:
+            self.store: Store = host.store
+            self.cache: Cache = host.cache
+            self.loras: LoraLibrary = host.loras
+        else:
+            self.store = Store(self.settings.history)
+            self.interrupted = self.store.recover()
+            self.cache = Cache(self.settings.derived, self.settings.cache_bytes)
+            self.loras = LoraLibrary(self.settings.folder / "loras", self.store)
         self._executor: ThreadExecutor | None = None
         self._runtimes: dict[str, OrderedDict[str, Runtime]] = {}
         self._guard = threading.RLock()
@@ -146,7 +155,7 @@ class App:
         from workbench.diffusion import device as devices
         from workbench.editing.memory_estimate import estimate
 
-        where = devices.devices(device or self.settings.workers()[0])[0]
+        where = devices.devices(device or self.settings.devices()[0].partition("@")[0])[0]
         spec = self.registry.resolve(request.model.name)
         files = find_files(spec, self.registry)
         dtype = self.settings.dtype
@@ -186,8 +195,9 @@ class App:
         from workbench.diffusion import model as runtime
 
         devices.set_threads(self.settings.threads)
-        wanted = device or self.settings.workers()[0]
-        where = devices.devices(wanted)[0]
+        wanted, at, copy = (device or self.settings.devices()[0]).partition("@")
+        place = devices.devices(wanted)[0]
+        where = place + at + copy  # every worker has a model of its own
         spec = self.registry.resolve(name or self.settings.model)
         with self._guard:
             lock = self._loading.setdefault(where, threading.Lock())
@@ -204,7 +214,7 @@ class App:
             devices.release()
             made = runtime.load(
                 spec,
-                device=where,
+                device=place,
                 dtype=self.settings.dtype,
                 registry=self.registry,
                 memory=self._sums,
@@ -249,12 +259,18 @@ class App:
             if self._executor is None:
                 if self._closed:
                     raise BadInput("The workbench is closing; no new job is taken.")
-                self._executor = ThreadExecutor(
-                    self._run,
-                    devices=self.settings.workers(),
-                    limit=self.settings.queue,
-                    board=Board(self.settings.folder / "jobs"),
-                )
+                board = Board(self.settings.folder / "jobs")
+                if self.settings.on_ray:
+                    from workbench.jobs.ray_executor import for_app
+
+                    self._executor = for_app(self.settings, self._run, vars(self), board)
+                else:
+                    self._executor = ThreadExecutor(
+                        self._run,
+                        devices=self.settings.devices(),
+                        limit=self.settings.queue,
+                        board=board,
+                    )
             return self._executor
 
     def submit_edit(self, request: EditRequest, owner: str = "") -> str:
@@ -317,7 +333,7 @@ class App:
     def _run(self, task: Task) -> Any:
         # A worker keeps the device it was started with; a device that was changed in the settings since
         # then counts for its next job.
-        known = task.device in self.settings.workers()
+        known = task.device in self.settings.devices()
         device = task.device if known and task.device != "auto" else ""
         return self.perform(
             task.kind, task.payload, on_step=task.on_step, owner=task.owner, device=device

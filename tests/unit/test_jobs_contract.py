@@ -1,4 +1,4 @@
-"""The contract of every executor: one set of tests, run with threads here and with Ray in test_jobs_ray."""
+"""The contract of every executor: one set of tests, with threads here and with Ray in test_jobs_ray.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workbench.core.record import JobState, StepInfo
 from workbench.core.request import EditRequest, ImageAsset, Point
 from workbench.jobs.board import Board
 from workbench.jobs.job import Task
-from workbench.jobs.queue import ThreadExecutor as Executor
+from workbench.jobs.queue import ThreadExecutor
 
 STEPS = 5
 
@@ -61,24 +61,24 @@ def run(task: Task) -> Any:
 
 
 @pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Executor]:
-    made = Executor(run, board=Board(tmp_path / "jobs"))
+def jobs(tmp_path: Path) -> Iterator[ThreadExecutor]:
+    made = ThreadExecutor(run, board=Board(tmp_path / "jobs"))
     yield made
     made.close()
 
 
-def submit(jobs: Executor, do: str = "steps", owner: str = "", **more: Any) -> str:
+def submit(jobs: ThreadExecutor, do: str = "steps", owner: str = "", **more: Any) -> str:
     return jobs.submit("edit", {"do": do, **more}, owner)
 
 
-def started(jobs: Executor, owner: str = "") -> str:
+def started(jobs: ThreadExecutor, owner: str = "") -> str:
     """A job that runs until it is cancelled, once it has begun."""
     name = submit(jobs, "sleep", owner)
     until(lambda: jobs.snapshot(name).progress is not None)
     return name
 
 
-def test_a_job_is_done_and_keeps_its_story(jobs: Executor) -> None:
+def test_a_job_is_done_and_keeps_its_story(jobs: ThreadExecutor) -> None:
     before = time.time()
     job = jobs.wait(submit(jobs, owner="ann", value={"edit": "x"}), HANG)
     assert (job.state, job.result, job.error) == (JobState.DONE, {"edit": "x"}, None)
@@ -106,7 +106,7 @@ def test_a_job_is_done_and_keeps_its_story(jobs: Executor) -> None:
     ],
 )
 def test_fault_39_whatever_the_work_raises_the_next_job_succeeds(
-    jobs: Executor, do: str, words: str
+    jobs: ThreadExecutor, do: str, words: str
 ) -> None:
     for _ in range(3):
         job = jobs.wait(submit(jobs, do), HANG)
@@ -116,7 +116,7 @@ def test_fault_39_whatever_the_work_raises_the_next_job_succeeds(
     assert jobs.wait(submit(jobs), HANG).state is JobState.DONE
 
 
-def test_the_payload_is_frozen_when_it_is_submitted(jobs: Executor) -> None:
+def test_the_payload_is_frozen_when_it_is_submitted(jobs: ThreadExecutor) -> None:
     """FAULTS 43: what the page changes afterwards does not reach a waiting or running job."""
     payload = {"do": "steps", "value": "before"}
     blocker = started(jobs)
@@ -126,7 +126,7 @@ def test_the_payload_is_frozen_when_it_is_submitted(jobs: Executor) -> None:
     assert jobs.wait(waiting, HANG).result == "before"
 
 
-def test_a_request_goes_through_as_it_is(jobs: Executor) -> None:
+def test_a_request_goes_through_as_it_is(jobs: ThreadExecutor) -> None:
     request = EditRequest(image=ImageAsset(id="x", width=9, height=9), pairs=(), seed=77)
     job = jobs.wait(jobs.submit("edit", request), HANG)
     assert job.result == 77
@@ -136,7 +136,7 @@ def test_a_request_goes_through_as_it_is(jobs: Executor) -> None:
 # --- 36: cancelling ---------------------------------------------------------------------------------
 
 
-def test_fault_36_cancel_while_running(jobs: Executor) -> None:
+def test_fault_36_cancel_while_running(jobs: ThreadExecutor) -> None:
     name = started(jobs)
     assert jobs.cancel(name) in (JobState.RUNNING, JobState.CANCELLED)
     job = jobs.wait(name, HANG)
@@ -145,7 +145,7 @@ def test_fault_36_cancel_while_running(jobs: Executor) -> None:
     assert jobs.wait(submit(jobs), HANG).state is JobState.DONE
 
 
-def test_fault_36_cancel_twice_and_after_the_end(jobs: Executor) -> None:
+def test_fault_36_cancel_twice_and_after_the_end(jobs: ThreadExecutor) -> None:
     name = started(jobs)
     jobs.cancel(name)
     jobs.cancel(name)
@@ -157,11 +157,11 @@ def test_fault_36_cancel_twice_and_after_the_end(jobs: Executor) -> None:
     assert jobs.snapshot(done).state is JobState.DONE
 
 
-def test_fault_36_the_work_may_give_up_by_itself(jobs: Executor) -> None:
+def test_fault_36_the_work_may_give_up_by_itself(jobs: ThreadExecutor) -> None:
     assert jobs.wait(submit(jobs, "gives up"), HANG).state is JobState.CANCELLED
 
 
-def test_fault_36_an_unknown_id_is_said_to_be_unknown(jobs: Executor) -> None:
+def test_fault_36_an_unknown_id_is_said_to_be_unknown(jobs: ThreadExecutor) -> None:
     for name in ("01ARZ3NDEKTSV4RRFFQ69G5FAV", "", "../../x", "x" * 500):
         for call in (jobs.cancel, jobs.snapshot, jobs.wait):
             with pytest.raises(BadInput) as caught:
@@ -169,7 +169,7 @@ def test_fault_36_an_unknown_id_is_said_to_be_unknown(jobs: Executor) -> None:
             assert caught.value.code == "no-such-job"
 
 
-def test_fault_46_another_owners_job_is_neither_seen_nor_stopped(jobs: Executor) -> None:
+def test_fault_46_another_owners_job_is_neither_seen_nor_stopped(jobs: ThreadExecutor) -> None:
     name = started(jobs, "ann")
     for call in (jobs.cancel, jobs.snapshot):
         with pytest.raises(BadInput) as caught:
@@ -183,7 +183,7 @@ def test_fault_46_another_owners_job_is_neither_seen_nor_stopped(jobs: Executor)
     assert jobs.wait(name, HANG).state is JobState.CANCELLED
 
 
-def test_fault_41_a_double_click_is_one_job(jobs: Executor) -> None:
+def test_fault_41_a_double_click_is_one_job(jobs: ThreadExecutor) -> None:
     answers: list[str] = []
 
     def click(owner: str) -> None:
@@ -204,7 +204,7 @@ def test_fault_41_a_double_click_is_one_job(jobs: Executor) -> None:
     assert set(answers) == {j.id for j in waiting}
 
 
-def test_fault_41_after_its_end_the_same_key_is_a_new_job(jobs: Executor) -> None:
+def test_fault_41_after_its_end_the_same_key_is_a_new_job(jobs: ThreadExecutor) -> None:
     first = jobs.submit("edit", {}, key="same")
     jobs.wait(first, HANG)
     second = jobs.submit("edit", {}, key="same")
@@ -216,7 +216,7 @@ def test_fault_41_after_its_end_the_same_key_is_a_new_job(jobs: Executor) -> Non
 # --- closing, and after a restart -------------------------------------------------------------------
 
 
-def test_fault_42_closing_interrupts(jobs: Executor) -> None:
+def test_fault_42_closing_interrupts(jobs: ThreadExecutor) -> None:
     name = started(jobs)
     jobs.close(HANG)
     assert jobs.wait(name, HANG).state is JobState.INTERRUPTED
@@ -225,7 +225,7 @@ def test_fault_42_closing_interrupts(jobs: Executor) -> None:
     assert caught.value.code == "closing"
 
 
-def test_fault_30_a_job_is_found_again_after_a_restart(jobs: Executor, tmp_path: Path) -> None:
+def test_fault_30_a_job_is_found_again_after_a_restart(jobs: ThreadExecutor, tmp_path: Path) -> None:
     request = EditRequest(image=ImageAsset(id="x", width=9, height=9), pairs=(), prompt="ü")
     done = jobs.submit("edit", request, "ann", label="the robot")
     failed = jobs.submit("edit", {"do": "bad"}, "ann")
@@ -234,7 +234,7 @@ def test_fault_30_a_job_is_found_again_after_a_restart(jobs: Executor, tmp_path:
     name = started(jobs, "ann")
     jobs.close(5)
     jobs.wait(name, HANG)
-    later = Executor(run, devices=(), board=Board(tmp_path / "jobs"))
+    later = ThreadExecutor(run, devices=(), board=Board(tmp_path / "jobs"))
     again = later.snapshot(done, "ann")
     assert (again.state, again.label, again.kind) == (JobState.DONE, "the robot", "edit")
     assert EditRequest.from_json(again.payload) == request
@@ -248,7 +248,7 @@ def test_fault_30_a_job_is_found_again_after_a_restart(jobs: Executor, tmp_path:
     later.close()
 
 
-def test_ids_grow(jobs: Executor) -> None:
+def test_ids_grow(jobs: ThreadExecutor) -> None:
     ids = [submit(jobs) for _ in range(5)]
     assert ids == sorted(set(ids))
     for name in ids:
@@ -256,7 +256,7 @@ def test_ids_grow(jobs: Executor) -> None:
     assert [j.id for j in jobs.recent()] == ids[::-1]
 
 
-def test_a_snapshot_does_not_change_any_more(jobs: Executor) -> None:
+def test_a_snapshot_does_not_change_any_more(jobs: ThreadExecutor) -> None:
     job = jobs.wait(submit(jobs), HANG)
     with pytest.raises(dataclasses.FrozenInstanceError):
         job.state = JobState.FAILED  # type: ignore[misc]

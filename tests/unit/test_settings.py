@@ -49,6 +49,6 @@ def test_bad_environment_is_named(name: str, value: str, tmp_path: Path) -> None
 
 
 def test_workers() -> None:
-    assert Settings().workers() == ["auto"]
-    assert Settings(device="cuda:0, cuda:1").workers() == ["cuda:0", "cuda:1"]
-    assert Settings(device="").workers() == ["auto"]
+    assert Settings().devices() == ["auto"]
+    assert Settings(device="cuda:0, cuda:1").devices() == ["cuda:0", "cuda:1"]
+    assert Settings(device="").devices() == ["auto"]

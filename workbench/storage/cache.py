@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import diskcache
+from filelock import FileLock, Timeout
 
 from workbench.core.keys import digest
 from workbench.storage.bytesdisk import BytesDisk
@@ -144,6 +145,20 @@ class Cache:
             raw = make()
             self.put(key, raw, kind=kind, label=label)
             return raw, False
+
+    def try_lock(self, key: str) -> FileLock | None:
+        """The lock under which `get_or_make` computes a key, or None while another one holds it.
+
+        Where no lock file can be made, the lock that is returned is not held.
+        """
+        lock = self._lock(key)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None
+        except OSError as exc:
+            log.warning("cache: no lock between processes (%s)", _reason(exc))
+        return lock
 
     def entries(self) -> list[CacheEntry]:
         """All entries, last used first."""
@@ -272,10 +287,13 @@ class Cache:
             if old and file.relative_to(self._db).as_posix() not in known:
                 file.unlink(missing_ok=True)
 
+    def _lock(self, key: str) -> FileLock:
+        return file_lock(self.folder / "locks" / f"{digest(key.encode()).split(':')[1]}.lock")
+
     @contextlib.contextmanager
     def _single_flight(self, key: str, on_wait: Callable[[], None] | None) -> Iterator[None]:
         """Hold the key's file lock; goes on without where no lock file can be made."""
-        lock = file_lock(self.folder / "locks" / f"{digest(key.encode()).split(':')[1]}.lock")
+        lock = self._lock(key)
         wait = on_wait or (lambda: None)
         try:
             lock.acquire(poll_interval=_POLL, cancel_check=lambda: bool(wait()))

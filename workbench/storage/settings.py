@@ -2,6 +2,7 @@
 
 WORKBENCH_CACHE      the folder itself        WORKBENCH_DEVICE   WORKBENCH_DTYPE
 WORKBENCH_THREADS    WORKBENCH_CACHE_GB       WORKBENCH_MODEL    WORKBENCH_METHOD
+WORKBENCH_WORKERS
 
 Who may use the server, and whose work they see, is `workbench.ui.shell.gate`'s: WORKBENCH_HOSTS,
 WORKBENCH_OWNERS, WORKBENCH_PROXY_SECRET.
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 # In a checkout its own cache/; elsewhere the folder that the system keeps for a program's data.
 DEFAULT_FOLDER = CHECKOUT / "cache" if CHECKOUT else user_data_path("drag-workbench")
 FILE = "settings.json"
+MOST_WORKERS = 64
+_CLUSTER = re.compile(r"ray://[A-Za-z0-9.\[\]:-]{1,200}")
 ENVIRONMENT = {
     "device": "WORKBENCH_DEVICE",
     "dtype": "WORKBENCH_DTYPE",
@@ -38,6 +42,7 @@ ENVIRONMENT = {
     "cache_gb": "WORKBENCH_CACHE_GB",
     "model": "WORKBENCH_MODEL",
     "method": "WORKBENCH_METHOD",
+    "workers": "WORKBENCH_WORKERS",
 }
 
 
@@ -57,6 +62,11 @@ class Settings:
         choices=("auto", "fp32", "fp16", "bf16"),
     )
     threads: int = option(0, "CPU threads; 0 leaves the choice to torch.", low=0, high=1024)
+    workers: str = option(
+        "1",
+        "Workers: a number of threads, auto (one per GPU), ray (processes on this machine or on the "
+        "cluster that RAY_ADDRESS names), or ray://HOST:PORT.",
+    )
     low_memory: bool = option(
         False, "Always run in the low-memory mode (slower, needs less memory)."
     )
@@ -78,6 +88,14 @@ class Settings:
         """
         object.__setattr__(self, "folder", Path(self.folder))
         check(self)
+        number = self.workers.isdecimal() and 1 <= int(self.workers) <= MOST_WORKERS
+        if not (number or self.workers in ("auto", "ray") or _CLUSTER.fullmatch(self.workers)):
+            raise BadInput(
+                f"workers is {self.workers!r:.60}; it must be 1 to {MOST_WORKERS}, auto, ray or "
+                "ray://HOST:PORT.",
+                code="out-of-range",
+                field="workers",
+            )
 
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -130,9 +148,24 @@ class Settings:
         """Size limit of the cache in bytes."""
         return int(self.cache_gb * 10**9)
 
-    def workers(self) -> list[str]:
-        """Names of the devices that get a worker each; no torch is needed to say so."""
-        if self.device == "all":
+    @property
+    def on_ray(self) -> bool:
+        """True when jobs run in worker processes of Ray."""
+        return self.workers.startswith("ray")
+
+    def devices(self) -> list[str]:
+        """The device of each worker thread; no torch is needed to say so.
+
+        Further workers on one device are named "cpu@2", "cpu@3": each has a model of its own.
+        """
+        found = self._devices()
+        more = int(self.workers) if self.workers.isdecimal() else 1
+        return found + [
+            f"{found[n % len(found)]}@{n // len(found) + 1}" for n in range(len(found), more)
+        ]
+
+    def _devices(self) -> list[str]:
+        if self.device == "all" or (self.workers == "auto" and self.device == "auto"):
             count = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
             return [f"cuda:{i}" for i in range(count)] or ["auto"]
         return [d.strip() for d in self.device.split(",") if d.strip()] or ["auto"]

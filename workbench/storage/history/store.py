@@ -173,22 +173,36 @@ class Store(Blobs):
         for name, pending in sorted(self._pending.load().items()):
             if self._process.lives(pending.process, pending.host):
                 continue
+            if self.end_pending(name, JobState.INTERRUPTED, INTERRUPTED):
+                found.append(name)
+                log.info("edit %s was interrupted", name)
+        self._process.sweep()
+        return found
+
+    def end_pending(self, name: str, status: JobState | None, error: str) -> bool:
+        """Close an edit whose worker died: with a record of this status, or (None) without one.
+
+        Returns True when a record was written; False when there was one, or none is wanted.
+
+        Raises:
+            StoreError: when the disk refuses.
+        """
+        pending = self._pending.load().get(name)
+        written = False
+        if pending is not None and status is not None:
             record = EditRecord(
                 id=name,
                 request=pending.request,
-                status=JobState.INTERRUPTED,
-                error=INTERRUPTED,
+                status=status,
+                error=error,
                 started=pending.started,
                 finished=utc_now(),
                 environment=pending.environment,
             )
             data = {**record.to_json(), "owner": pending.owner}
-            if self._edits.write(name, data, overwrite=False):  # else it died after its commit
-                found.append(name)
-                log.info("edit %s was interrupted", name)
-            self._pending.remove(name)
-        self._process.sweep()
-        return found
+            written = self._edits.write(name, data, overwrite=False)
+        self._pending.remove(name)
+        return written
 
     def pending(self) -> list[Pending]:
         """Edits under way, oldest first."""

@@ -109,7 +109,7 @@ def _device(backend: Backend) -> None:
         on_change=save,
         help=describe(options_of(Settings)["device"][2], "auto"),
     )
-    if len(backend.app.settings.workers()) > 1:
+    if len(backend.app.settings.devices()) > 1:
         st.caption(say("settings.the_number_of_parallel_jobs"))
 
 
@@ -185,7 +185,7 @@ def _devices(backend: Backend) -> list[str]:
     from workbench.diffusion import device
 
     found: list[str] = []
-    for name in backend.app.settings.workers():
+    for name in backend.app.settings.devices():
         try:
             found += device.devices(name)
         except WorkbenchError as exc:
