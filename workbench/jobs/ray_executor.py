@@ -86,7 +86,7 @@ class _Actor:
             self._wake.notify_all()
 
     def _step(self, info: StepInfo) -> None:
-        self._tell("step", info)
+        self._tell("step", dataclasses.replace(info, clean=None))  # what cannot travel
         self._token.check()
 
     def _ask(self, *question: Any) -> Any:
@@ -138,6 +138,7 @@ class RayExecutor(ThreadExecutor):
         local: Run | None = None,
         parts: dict[str, Any] | None = None,
         workers: int = 0,
+        processors: int = 0,
         address: str | None = None,
         limit: int = QUEUE_LIMIT,
         board: Board | None = None,
@@ -149,6 +150,8 @@ class RayExecutor(ThreadExecutor):
             local: does the jobs of the kinds in `HERE`, in this process.
             parts: what the workers may use: the app's `store`, `cache` and `loras`.
             workers: number of workers; 0: one per GPU of the cluster, two where there is none.
+            processors: of each worker, and its threads; 0: an equal share of the cluster's (with
+                GPUs: one).
             address: of a running cluster ("auto", "HOST:PORT", "ray://HOST:PORT"); None uses the
                 one that RAY_ADDRESS names, else starts Ray here, on the loopback address only.
             limit: of waiting jobs per owner.
@@ -165,7 +168,7 @@ class RayExecutor(ThreadExecutor):
             connect(address)
         self._actors: dict[int, Any] = {}
         self._refused: dict[int, str] = {}
-        self._wanted = workers
+        self._wanted, self._processors = workers, processors
         super().__init__(
             self._on_actor, devices=[str(n) for n in range(self._size())], limit=limit, board=board
         )
@@ -180,7 +183,7 @@ class RayExecutor(ThreadExecutor):
         if self._own_ray and ray.is_initialized():
             ray.shutdown()
 
-    def workers(self) -> list[str]:
+    def refused(self) -> list[str]:
         """A line per worker that cannot be used, saying why."""
         return [f"Worker {n}: {why}" for n, why in sorted(self._refused.items())]
 
@@ -234,11 +237,13 @@ class RayExecutor(ThreadExecutor):
 
     def _start_actor(self) -> Any:
         cluster = ray.cluster_resources()
-        options: dict[str, Any] = {"num_cpus": 1, "max_concurrency": 4}
-        if cluster.get("GPU", 0):
-            options["num_gpus"] = 1
-        else:  # Ray gives the processes as many threads
-            options["num_cpus"] = max(1, int(cluster.get("CPU", 1)) // self._size())
+        gpu = bool(cluster.get("GPU", 0))
+        share = 1 if gpu else max(1, int(cluster.get("CPU", 1)) // self._size())
+        options = {
+            "num_cpus": self._processors or share,  # Ray gives the processes as many threads
+            "num_gpus": int(gpu),
+            "max_concurrency": 4,
+        }
         return ray.remote(**options)(_Actor).remote(self._work_of)
 
     def _drop(self, number: int) -> None:
