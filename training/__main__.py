@@ -1,4 +1,4 @@
-"""`python -m training scenes|train|evaluate`: the demo commands without the main program."""
+"""`python -m training scenes|train|photos|evaluate`: the demo commands without the main program."""
 
 from training.cli import main
 

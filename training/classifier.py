@@ -18,7 +18,8 @@ from torch import Generator, Tensor, nn
 from training.config import SIZE
 from training.device import synchronize
 from training.loop import learning_rate_factor
-from training.vae_train import held_out, reconstruct, render_seed
+from training.pictures import held_out_scenes, render_seed
+from training.vae_train import reconstruct
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def train_classifier(
         if steps % 20 == 0:
             synchronize(device)
     model.eval()
-    batch, true = held_out(judged, device)
+    batch, true = held_out_scenes(judged, device)
     share = adherence(model, reconstruct(vae, true), batch)
     facts = {"scenes": len(images), "steps": steps, "held_out_scenes": judged, **share}
     log.info("classifier: %s", facts)

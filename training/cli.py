@@ -1,4 +1,4 @@
-"""The commands `scenes`, `train` and `evaluate` of `python -m workbench demo`.
+"""The commands `scenes`, `train`, `photos` and `evaluate` of `python -m training`.
 
 Parsing imports no torch; each command imports what it needs when it runs.
 """
@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training.config import STAGES, TrainOptions
+from training.config import NAME, STAGES, TrainOptions
 from workbench.core.errors import BadInput, WorkbenchError
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "workbench" / "weights" / "storybook"
+WEIGHTS = Path(__file__).resolve().parents[1] / "workbench" / "weights" / NAME
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -24,7 +24,8 @@ def add_parsers(subparsers: Any) -> None:
     `run(arguments)` returns the exit code and raises `WorkbenchError`.
     """
     _add_scenes(subparsers)
-    _add_train(subparsers)
+    _add_train(subparsers, with_photos=False)
+    _add_train(subparsers, with_photos=True)
     _add_evaluate(subparsers)
 
 
@@ -41,19 +42,39 @@ def _add_scenes(subparsers: Any) -> None:
     parser.set_defaults(run=run_scenes)
 
 
-def _add_train(subparsers: Any) -> None:
+def _add_train(subparsers: Any, *, with_photos: bool) -> None:
+    """`photos FOLDER` trains on photographs and scenes, `train` on scenes alone."""
     defaults = TrainOptions()
     parser = subparsers.add_parser(
-        "train",
-        help="train the model that ships",
-        usage="%(prog)s [options]",
+        "photos" if with_photos else "train",
+        help="train on a folder of pictures and on scenes" if with_photos else "train on scenes",
+        usage="%(prog)s FOLDER [options]" if with_photos else "%(prog)s [options]",
         epilog="Examples: %(prog)s --minutes 10 (from nothing); %(prog)s --minutes 60 --from "
-        "workbench/weights/storybook --out better (further).",
-        description="Stages: vae (autoencoder), bank (latents of many scenes), unet (U-Net and "
-        "text encoder), export (write the diffusers folder). Each can be run by itself; state "
-        "is kept in --work. Minutes are wall-clock time of this run.",
+        f"{WEIGHTS.relative_to(WEIGHTS.parents[2])} --out better (further); torchrun "
+        "--nproc-per-node 4 -m training ... (four GPUs).",
+        description="Stages: vae (autoencoder), bank (latents of all photographs and many scenes), "
+        "unet (U-Net and text encoder), export (write the diffusers folder). Each can be run by "
+        "itself; state is kept in --work. Minutes are wall-clock time of this run.",
         formatter_class=_Formatter,
     )
+    if with_photos:
+        parser.add_argument(
+            "photos", type=Path, metavar="FOLDER", help="pictures and their captions.jsonl"
+        )
+        for name, value, text in (
+            ("--photo-share", defaults.photo_share, "of the pictures in a batch"),
+            ("--adversary-share", defaults.adversary_share, "of the autoencoder's time"),
+        ):
+            parser.add_argument(name, type=float, default=value, metavar="S", help=text)
+        parser.add_argument(
+            "--bank-variants", type=int, default=defaults.bank_variants, metavar="N",
+            help="of each photograph in the bank: mirrored, cut closer",
+        )  # fmt: skip
+    else:
+        parser.set_defaults(
+            photos=None, photo_share=defaults.photo_share,
+            adversary_share=defaults.adversary_share, bank_variants=defaults.bank_variants,
+        )  # fmt: skip
     add = parser.add_argument
     add("--stage", nargs="+", choices=(*STAGES, "all"), default=["all"], help="what to run")
     add("--minutes", type=float, metavar="M",
@@ -68,7 +89,7 @@ def _add_train(subparsers: Any) -> None:
         add(f"--{stage}-total-minutes", type=float, metavar="M",
             help="learning-rate schedule over several runs")  # fmt: skip
     add("--batch", type=int, metavar="N", help="U-Net batch; default 256 on a GPU, 24 on a CPU")
-    add("--vae-batch", type=int, metavar="N", help="default 32 on a GPU, 8 on a CPU")
+    add("--vae-batch", type=int, metavar="N", help="default 128 on a GPU, 8 on a CPU")
     add("--lr", type=float, default=defaults.unet_lr, metavar="X", help="U-Net learning rate")
     add("--vae-lr", type=float, default=defaults.vae_lr, metavar="X",
         help="autoencoder learning rate")  # fmt: skip
@@ -76,6 +97,8 @@ def _add_train(subparsers: Any) -> None:
         "--bank-scenes", type=int, default=defaults.bank_scenes, metavar="N", help="at most so many"
     )
     add("--keep-bank", action="store_true", help="store the latent bank in --work")
+    add("--sheet-every", type=float, default=defaults.sheet_every, metavar="S",
+        help="seconds between sheets of samples in --work; 0: none")  # fmt: skip
     add("--seed", type=int, default=defaults.seed, metavar="N", help="0 to 999999")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 ...")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto",
@@ -128,7 +151,7 @@ def run_scenes(arguments: argparse.Namespace) -> int:
     import torch
 
     from training import scenes
-    from training.evaluate import contact_sheet
+    from training.samples import contact_sheet
 
     if not 1 <= arguments.count <= 1000:
         raise BadInput(f"--count is {arguments.count}; give 1 to 1000 scenes.")
@@ -167,6 +190,11 @@ def run_train(arguments: argparse.Namespace) -> int:
         minutes = {stage: arguments.minutes * share / whole for stage, share in shares.items()}
     options = TrainOptions(
         stages=stages,
+        photos=arguments.photos,
+        photo_share=arguments.photo_share,
+        adversary_share=arguments.adversary_share,
+        bank_variants=arguments.bank_variants,
+        sheet_every=arguments.sheet_every,
         out=arguments.out,
         work=arguments.work,
         source=arguments.source,

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
 
 from training.bank import held_out_bank
 from training.card import hardware, read_card, write_card
 from training.classifier import adherence, train_classifier
 from training.config import HELD_OUT_SEED
 from training.device import pick_device
+from training.pictures import held_out_scenes
+from training.samples import contact_sheet, draw_samples
 from training.unet_train import denoising_losses
-from training.vae_train import held_out, psnr, reconstruct
+from training.vae_train import psnr, reconstruct
 from workbench.core.errors import BadInput
 from workbench.diffusion.registry.loading import quiet_libraries
 
@@ -33,71 +32,13 @@ def load_pipeline(folder: Path, device: torch.device) -> Any:
         BadInput: there is no pipeline in the folder.
     """
     if not (folder / "model_index.json").exists():
-        raise BadInput(
-            f"There is no model in {folder}; run `python -m workbench demo train` first."
-        )
+        raise BadInput(f"There is no model in {folder}; run `python -m training train` first.")
     with quiet_libraries():
         from diffusers import StableDiffusionPipeline
 
         pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
-
-
-def draw_samples(
-    pipeline: Any,
-    prompts: list[str],
-    *,
-    steps: int = 40,
-    guidance: float = 5.0,
-    seed: int = 0,
-    batch: int = 24,
-) -> Tensor:
-    """One sample per prompt, [N,3,256,256] in [0,1]; the noise is drawn on the CPU.
-
-    Args:
-        pipeline: what `load_pipeline` gave.
-        prompts: captions.
-        steps: DDIM steps.
-        guidance: classifier-free guidance scale.
-        seed: of the first latent noise.
-        batch: pictures at a time.
-    """
-    generator = Generator("cpu").manual_seed(seed)
-    parts = []
-    for start in range(0, len(prompts), batch):
-        began = time.monotonic()
-        made = pipeline(
-            prompts[start : start + batch],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generator,
-            output_type="pt",
-        ).images
-        parts.append(made.float())
-        log.info(
-            "samples: %d of %d (%.1f s)",
-            start + len(made), len(prompts), time.monotonic() - began,
-        )  # fmt: skip
-    return torch.cat(parts)
-
-
-def contact_sheet(pictures: Tensor, columns: int = 8, gap: int = 4) -> Any:
-    """Pictures [N,3,H,W] in [0,1] as one Pillow image, row by row, white between them."""
-    from PIL import Image
-
-    count, _, height, width = pictures.shape
-    rows = math.ceil(count / columns)
-    sheet = Image.new(
-        "RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), (255, 255, 255)
-    )
-    pixels = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    for index, picture in enumerate(pixels):
-        row, column = divmod(index, columns)
-        sheet.paste(
-            Image.fromarray(picture), (gap + column * (width + gap), gap + row * (height + gap))
-        )
-    return sheet
 
 
 def evaluate(
@@ -142,7 +83,7 @@ def evaluate(
     pipeline = load_pipeline(folder, where)
     vae = pipeline.vae.eval()
 
-    batch, true = held_out(scenes_count, where)
+    batch, true = held_out_scenes(scenes_count, where)
     made = reconstruct(vae, true)
     decibels = psnr(made, true).cpu()
     per_kind = {

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.team import Team
 from workbench.core.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,33 @@ class Clock:
         return self.here >= self._run or self.total >= self._schedule
 
 
+class Pace:
+    """What every process must agree on while it steps: the schedule's place, and whether to stop.
+
+    A process alone reads its clock at each step. In a team the first one's clock is asked every
+    `every` steps, and nobody's in between: rates that differ would drive the weights apart.
+    """
+
+    def __init__(self, clock: Clock, team: Team, every: int, device: torch.device) -> None:
+        """Ask the clock for the first time."""
+        self._clock, self._team, self._device = clock, team, device
+        self._every = every if team.size > 1 else 1
+        self._steps = 0
+        self.over, self.fraction = False, 0.0
+        self._ask()
+
+    def _ask(self) -> None:
+        state = [float(self._clock.over), self._clock.fraction]
+        over, self.fraction = self._team.told(state, self._device)
+        self.over = over > 0
+
+    def tick(self) -> None:
+        """After each step."""
+        self._steps += 1
+        if self._steps % self._every == 0:
+            self._ask()
+
+
 class Ema:
     """Exponential moving average of parameters, in float32, with a warm-up of its decay.
 
@@ -121,14 +149,21 @@ class Learner:
         ema_decay: float,
         weight_decay: float = 0.01,
         clip: float = 1.0,
+        team: Team | None = None,
     ) -> None:
-        """Set up for training; the modules must already be on their device."""
+        """Set up for training; the modules must already be on their device.
+
+        A team begins with its first process's weights.
+        """
         self.names: list[str] = []
         self.parameters: list[Tensor] = []
         for prefix, module in modules.items():
             for name, parameter in module.named_parameters():
                 self.names.append(f"{prefix}.{name}")
                 self.parameters.append(parameter)
+        self.team = team or Team()
+        with torch.no_grad():
+            self.team.share(self.parameters)
         self.lr = lr
         self.clip = clip
         self.device = self.parameters[0].device
@@ -144,9 +179,12 @@ class Learner:
         self.seen = 0  # pictures over all runs
         self._kept: dict[str, Tensor] | None = None
 
-    def step(self, loss: Tensor, factor: float, pictures: int) -> None:
-        """One optimiser step on `loss` at `factor` times the learning rate."""
-        loss.backward()  # type: ignore[no-untyped-call]
+    def step(self, factor: float, pictures: int) -> None:
+        """One optimiser step with the gradients that are there, at `factor` times the rate.
+
+        `pictures`: how many this process contributed.
+        """
+        self.team.average([p.grad for p in self.parameters if p.grad is not None])
         nn.utils.clip_grad_norm_(self.parameters, self.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor
@@ -155,7 +193,7 @@ class Learner:
         self.ema.update()
         self.steps += 1
         self.cycle_steps += 1
-        self.seen += pictures
+        self.seen += pictures * self.team.size
 
     def tensors(self) -> dict[str, Tensor]:
         """All state by name: `model.`, `ema.`, and AdamW's `mean.` and `square.`."""

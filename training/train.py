@@ -1,4 +1,4 @@
-"""`storybook` from nothing to a diffusers folder: autoencoder, latent bank, U-Net, export.
+"""The model from nothing to a diffusers folder: autoencoder, latent bank, U-Net, export.
 
     train(TrainOptions(vae_minutes=6, bank_minutes=2, unet_minutes=8))
 
@@ -28,6 +28,8 @@ from training.card import hardware, read_card, write_card
 from training.config import TrainOptions
 from training.device import pick_device
 from training.loop import averaged_weights, read_tensors
+from training.photos import origins, read_photos
+from training.team import Team, joined
 from training.tokenizer import save_tokenizer
 from training.unet_train import CHECKPOINT, train_unet
 from training.vae_train import export_vae, train_vae
@@ -43,7 +45,11 @@ def train(options: TrainOptions) -> dict[str, Any]:
         BadInput: the U-Net is to be trained or exported, and no autoencoder is there.
         ModelError: a checkpoint is of another model, or the loss is not finite from the start.
     """
-    device = pick_device(options.device)
+    with joined(pick_device(options.device)) as (team, device):
+        return _train(options, device, team)
+
+
+def _train(options: TrainOptions, device: torch.device, team: Team) -> dict[str, Any]:
     torch.backends.cudnn.benchmark = True
     options.work.mkdir(parents=True, exist_ok=True)
     log.info("training %s on %s", ", ".join(options.stages), hardware(str(device)))
@@ -52,23 +58,26 @@ def train(options: TrainOptions) -> dict[str, Any]:
     start = time.monotonic()
     if "vae" in options.stages:
         report["vae"] = {
-            **train_vae(options, device),
+            **train_vae(options, device, team),
             "seed": options.seed,
             "hardware": hardware(str(device)),
         }
-        export_vae(options, device, report["vae"])
+        if team.leads:
+            export_vae(options, device, report["vae"])
+        team.wait()
         _release(device)
     try:
         if "bank" in options.stages:
-            bank = make_bank(options, device)
+            bank = make_bank(options, device, team)
         if "unet" in options.stages:
             report["unet"] = {
-                **train_unet(options, device, bank),
+                **train_unet(options, device, bank, team),
                 "seed": options.seed,
                 "hardware": hardware(str(device)),
             }
-            (options.work / "unet.json").write_text(json.dumps(report["unet"], indent=1))
-        if "export" in options.stages:
+            if team.leads:
+                (options.work / "unet.json").write_text(json.dumps(report["unet"], indent=1))
+        if "export" in options.stages and team.leads:
             export(options)
     except FileNotFoundError as error:
         raise BadInput(f"{error}.") from error
@@ -166,8 +175,17 @@ def _card(options: TrainOptions) -> dict[str, Any]:
         _, training["unet"] = read_tensors(options.work / CHECKPOINT)
     if before:
         training["started_from"] = before.get("training", {})
+    photos: dict[str, Any] = {}
+    if options.photos is not None:
+        trained_on, held_out = read_photos(options.photos)
+        photos = {
+            "trained_on": len(trained_on),
+            "held_out": len(held_out),
+            "sources": origins(trained_on),
+        }
     return {
         "name": config.NAME,
+        "photos": photos,
         "scenes_version": scenes.SCENES_VERSION,
         "kinds": list(scenes.KINDS),
         "config": {

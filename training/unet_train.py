@@ -17,12 +17,16 @@ from training.bank import (
     Bank,
     ensure_tokenizer,
     held_out_bank,
+    held_out_photo_bank,
     make_bank,
     vae_folder,
 )
 from training.config import EVAL_LEVELS, TRAIN_TIMESTEPS, TrainOptions
 from training.device import choose_bf16, compile_if_faster
-from training.loop import Clock, Learner, learning_rate_factor
+from training.loop import Clock, Learner, Pace, learning_rate_factor
+from training.photos import read_photos
+from training.samples import Sheet
+from training.team import Team
 from training.tokenizer import encode
 from training.vae_train import load_vae
 
@@ -32,6 +36,7 @@ EMA_DECAY = 0.999
 PROMPT_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
 JUDGED_ON_GPU, JUDGED_ON_CPU = 512, 32  # held-out scenes of the loss in the log
+JUDGE_EVERY = 120.0  # seconds between the held-out losses in the log
 CHECKPOINT = "unet.ckpt.safetensors"
 
 
@@ -103,45 +108,62 @@ def _models(options: TrainOptions, tokenizer: Any, device: torch.device) -> tupl
     return unet, text_encoder.to(device).train()
 
 
+def _judged(options: TrainOptions, tokenizer: Any, vae: Any, device: torch.device) -> Any:
+    """Held-out banks by kind: photos (if there are any) and scenes."""
+    count = JUDGED_ON_GPU if device.type == "cuda" else JUDGED_ON_CPU
+    banks = {"scenes": held_out_bank(count, vae, tokenizer, device)}
+    photos = read_photos(options.photos)[1][:count] if options.photos is not None else []
+    if photos:
+        banks["photos"] = held_out_photo_bank(photos, vae, tokenizer, device)
+    return banks
+
+
 def train_unet(
-    options: TrainOptions, device: torch.device, bank: Bank | None = None
+    options: TrainOptions,
+    device: torch.device,
+    bank: Bank | None = None,
+    team: Team | None = None,
 ) -> dict[str, Any]:
     """Train U-Net and text encoder; the state goes to `work/unet.ckpt.safetensors`.
 
     Returns:
         What was done: steps, pictures seen, seconds, batch, rate, held-out losses.
     """
+    team = team or Team()
     cuda = device.type == "cuda"
     if bank is None:
-        bank = make_bank(options, device)
+        bank = make_bank(options, device, team)
     torch.manual_seed(options.seed)
     tokenizer = ensure_tokenizer(options)
     unet, text_encoder = _models(options, tokenizer, device)
     batch_size = options.unet_batch or (256 if cuda else 24)
     learner = Learner(
-        {"unet": unet, "text_encoder": text_encoder}, lr=options.unet_lr, ema_decay=EMA_DECAY
-    )
-    generator = Generator(device).manual_seed(options.seed)
+        {"unet": unet, "text_encoder": text_encoder},
+        lr=options.unet_lr, ema_decay=EMA_DECAY, team=team,
+    )  # fmt: skip
+    generator = Generator(device)
     total_seconds = (options.unet_total_minutes or options.unet_minutes) * 60
     checkpoint = options.work / CHECKPOINT
     spent, seconds_before = 0.0, 0.0
     if options.resume and checkpoint.exists():
         facts = learner.restore(checkpoint)
         seconds_before = facts["seconds"]
-        generator.manual_seed(options.seed + learner.steps)
         if facts["spent"] < 0.999 * total_seconds and facts["schedule"] == total_seconds:
             spent = facts["spent"]
         else:
             learner.cycle_steps = 0
         log.info("unet: resumed at step %d, %.0f s into its schedule", learner.steps, spent)
+    generator.manual_seed(options.seed + learner.steps + 5_003 * team.rank)
     clock = Clock(options.unet_minutes * 60, total_seconds, spent)
 
     alphas = config.build_scheduler().alphas_cumprod.to(device)
     weights = min_snr_weights(alphas)
     empty = encode(tokenizer, [""]).to(device)
-    vae = load_vae(vae_folder(options), device)
-    judged = held_out_bank(JUDGED_ON_GPU if cuda else JUDGED_ON_CPU, vae, tokenizer, device)
-    del vae
+    judged, sheet = {}, None
+    if team.leads:
+        vae = load_vae(vae_folder(options), device)
+        judged = _judged(options, tokenizer, vae, device)
+        sheet = Sheet(vae, text_encoder, tokenizer, unet, options)
 
     def passes(noisy: Tensor, noise: Tensor, steps: Tensor, context: Tensor) -> Tensor:
         predicted: Tensor = unet(noisy, steps, context, return_dict=False)[0]
@@ -169,55 +191,74 @@ def train_unet(
     forward = passes
     if options.compile:
         forward = compile_if_faster(passes, lambda form: trial(form, bf16), device)
+    team.wait()
 
     def facts_now() -> dict[str, Any]:
         return {
             "spent": clock.total,
             "schedule": total_seconds,
             "seconds": seconds_before + clock.here,
-            "batch": batch_size,
+            "batch": batch_size * team.size,
             "learning_rate": options.unet_lr,
             "precision": "bf16" if bf16 else "fp32",
-            "bank_scenes": len(bank.mean),
+            "processes": team.size,
+            "bank_pictures": len(bank.mean) * team.size,
+            "photo_share": options.photo_share if options.photos is not None else 0.0,
         }
 
-    shown, judged_at, saved = clock.here, clock.here, clock.here
+    def judge() -> dict[str, dict[str, float]]:
+        with learner.ema.applied():
+            return {
+                kind: denoising_losses(unet, text_encoder, part) for kind, part in judged.items()
+            }
+
+    shown, judged_at, saved, drawn = clock.here, clock.here, clock.here, clock.here
     every = 25 if cuda else 2
     first, started = learner.steps, clock.here
-    begun = clock.fraction if learner.cycle_steps == 0 else 0.0
+    pace = Pace(clock, team, every, device)
+    begun = pace.fraction if learner.cycle_steps == 0 else 0.0
     running = torch.zeros((), device=device)
-    while not clock.over:
+    while learner.steps == first or not pace.over:  # one step at least, however long preparing took
         loss, error = loss_of(forward, bf16)
-        learner.step(
-            loss, learning_rate_factor(clock.fraction, learner.cycle_steps, begun), batch_size
-        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        learner.step(learning_rate_factor(pace.fraction, learner.cycle_steps, begun), batch_size)
         running += error.detach() / every
+        pace.tick()
         if (learner.steps - first) % every:
             continue
+        team.average([running])
         value = float(running)
         running.zero_()
-        if clock.here - shown > 10 or learner.steps - first <= every:
-            shown = clock.here
+        now, _ = team.told([clock.here, 0.0], device)
+        if now - shown > 10 or learner.steps - first <= every:
+            shown = now
             learner.guard(value)
             log.info(
                 "unet %.1f/%.1f min: step %d, %.0f pictures/s, %.2f M seen, loss %.4f",
                 shown / 60, options.unet_minutes, learner.steps,
-                (learner.steps - first) * batch_size / (shown - started),
+                (learner.steps - first) * batch_size * team.size / max(1e-9, shown - started),
                 learner.seen / 1e6, value,
             )  # fmt: skip
-        if clock.here - judged_at > 60:
+        if not team.leads:
+            continue
+        if clock.here - judged_at > JUDGE_EVERY:
             judged_at = clock.here
+            log.info("unet: held-out loss by timestep %s", judge())
+        if sheet is not None and options.sheet_every and clock.here - drawn > options.sheet_every:
             with learner.ema.applied():
-                losses = denoising_losses(unet, text_encoder, judged)
-            log.info("unet: held-out loss by timestep %s", losses)
+                sheet.draw(f"step-{learner.steps:06d}")
+            drawn = clock.here
         if clock.here - saved > options.save_every:
             saved = clock.here
             learner.save(checkpoint, facts_now())
-    if learner.steps == first:
-        log.warning("unet: preparing used up the %.1f minutes; no step done", options.unet_minutes)
     facts = facts_now()
-    learner.save(checkpoint, facts)
-    with learner.ema.applied():
-        losses = denoising_losses(unet, text_encoder, judged)
-    log.info("unet: held-out loss by timestep %s after %d steps", losses, learner.steps)
+    losses: dict[str, dict[str, float]] = {}
+    if team.leads:
+        learner.save(checkpoint, facts)
+        losses = judge()
+        if sheet is not None and options.sheet_every:
+            with learner.ema.applied():
+                sheet.draw("last")
+        log.info("unet: held-out loss by timestep %s after %d steps", losses, learner.steps)
+    team.wait()
     return {**facts, "steps": learner.steps, "pictures_seen": learner.seen, "held_out": losses}

@@ -9,8 +9,9 @@ import torch
 from training import card, config
 from training.cli import main
 from training.config import TrainOptions
-from training.evaluate import contact_sheet, evaluate
+from training.evaluate import evaluate
 from training.loop import read_tensors
+from training.samples import contact_sheet
 from training.train import export, train
 from workbench.core.errors import BadInput, ModelError
 
@@ -29,6 +30,9 @@ def tiny(monkeypatch):
         monkeypatch.setitem(config.TEXT, name, 16)
     monkeypatch.setattr("training.vae_train.MEASURED_SCENES", 4)
     monkeypatch.setattr("training.unet_train.JUDGED_ON_CPU", 4)
+    monkeypatch.setattr("training.bank.CAPTION_SCENES", 50)
+    monkeypatch.setattr("training.samples.SHEET_SCENES", 1)
+    monkeypatch.setattr("training.samples.SHEET_STEPS", 2)
 
 
 def options(tmp_path, **changes):
@@ -75,7 +79,8 @@ def test_stages_one_after_the_other_resumed_and_continued(tmp_path, caplog):
 
     written = card.read_card(folder)
     assert written["training"]["unet"]["steps"] == first["unet"]["steps"] > 0
-    assert written["training"]["vae"]["pictures_seen"] == 2 * first["vae"]["steps"]
+    seen, steps = written["training"]["vae"]["pictures_seen"], first["vae"]["steps"]
+    assert steps <= seen <= 2 * steps  # two crops, or one whole picture
     assert set(written["files"]) == {
         "text_encoder/model.safetensors",
         "unet/diffusion_pytorch_model.safetensors",
@@ -184,3 +189,33 @@ def test_train_command_reports_json(tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["vae"]["steps"] >= 1
     assert (tmp_path / "work" / "vae" / "config.json").exists()
+
+
+def test_photos_command_trains_on_a_folder_of_pictures(tmp_path, capsys):
+    from PIL import Image
+
+    from training.card import read_card
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows = []
+    for index in range(4):
+        Image.effect_noise((256, 256), 40 + 20 * index).convert("RGB").save(folder / f"{index}.png")
+        rows.append({"file": f"{index}.png", "caption": f"grain number {index}", "licence": "CC0",
+                     "held_out": index == 3})  # fmt: skip
+    lines = "\n".join(json.dumps(row) for row in rows)
+    (folder / "captions.jsonl").write_text(lines, encoding="utf-8")
+    code = main(
+        ["photos", str(folder), "--vae-minutes", str(MINUTES), "--bank-minutes", str(MINUTES),
+         "--unet-minutes", str(MINUTES), "--vae-batch", "2", "--batch", "2", "--bank-scenes", "2",
+         "--device", "cpu", "--precision", "fp32", "--work", str(tmp_path / "work"), "--out",
+         str(tmp_path / "out")]
+    )  # fmt: skip
+    assert code == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report["vae"]["held_out"]) == set(report["unet"]["held_out"]) == {"photos", "scenes"}
+    assert report["unet"]["bank_pictures"] >= 3 * 4 + 2
+    assert read_card(tmp_path / "out")["photos"]["sources"] == [
+        {"source": "", "licence": "CC0", "pictures": 3}
+    ]
+    assert (tmp_path / "work" / "sheets" / "last.png").exists()
