@@ -2,6 +2,7 @@
 # make test   set up what the tests need and run them all
 # make test-machines  the numerical tests as on processors without AVX-512 or AVX2, with one and two threads
 # make check  lint, format, types, known vulnerabilities, licences
+# make attack  hostile files, hosts, kills and full disks against this checkout, on loopback: ten minutes
 # make house  the layout against its limits: modules, lengths, parameters, cycles, unused code
 # make screenshots  photograph every page into docs/screenshots (makes its edits first: minutes)
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -13,10 +14,10 @@ PORT ?= 8501
 TESTS ?= tests
 WORKERS ?= 2
 
-.PHONY: app test test-machines screenshots check house lock audit format chromium clean help
+.PHONY: app test test-machines screenshots check house lock audit attack format chromium clean help
 
 help:
-	@sed -n '1,6p' Makefile
+	@sed -n '1,7p' Makefile
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 was found. Install one, or name it: make app PYTHON=/path/to/python3"; exit 1; }
@@ -61,6 +62,9 @@ lock: $(VENV)/.dev
 
 audit: $(VENV)/.dev
 	$(BIN)/python tools/audit.py
+
+attack: $(VENV)/.dev
+	$(BIN)/python -W ignore tools/attack.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
