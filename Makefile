@@ -1,4 +1,5 @@
 # make app    set up .venv and start the workbench on this machine only
+# make app-cluster  the same with worker processes: one per GPU, two on a CPU (docs/scale.md)
 # make test   set up what the tests need and run them all
 # make test-machines  the numerical tests as on processors without AVX-512 or AVX2, with one and two threads
 # make check  lint, format, types, known vulnerabilities, licences
@@ -14,10 +15,10 @@ PORT ?= 8501
 TESTS ?= tests
 WORKERS ?= 2
 
-.PHONY: app test test-machines screenshots check house lock audit attack format chromium clean help
+.PHONY: app app-cluster test test-machines screenshots check house lock audit attack format chromium clean help
 
 help:
-	@sed -n '1,7p' Makefile
+	@sed -n '1,8p' Makefile
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 was found. Install one, or name it: make app PYTHON=/path/to/python3"; exit 1; }
@@ -35,6 +36,13 @@ $(VENV)/.dev: $(VENV)/.app requirements-dev.txt
 
 app: $(VENV)/.app
 	@$(BIN)/python -m workbench app --port $(PORT)
+
+$(VENV)/.ray: $(VENV)/.app requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet $$(sed -n 's/^\(ray==[^ ]*\).*/\1/p' requirements-dev.txt)
+	@touch $@
+
+app-cluster: $(VENV)/.ray
+	@WORKBENCH_WORKERS=$${WORKBENCH_WORKERS:-ray} $(BIN)/python -m workbench app --port $(PORT)
 
 chromium: $(VENV)/.dev
 	@sh tools/ensure_chromium.sh $(BIN)/python

@@ -261,8 +261,15 @@ class App:
                     raise BadInput("The workbench is closing; no new job is taken.")
                 board = Board(self.settings.folder / "jobs")
                 if self.settings.on_ray:
-                    from workbench.jobs.ray_executor import for_app
-
+                    try:
+                        from workbench.jobs.ray_executor import for_app
+                    except ImportError as exc:
+                        raise BadInput(
+                            f"The setting workers is {self.settings.workers!r}, but Ray cannot be "
+                            f"imported ({exc}); install it (pip install ray) or set workers to 1.",
+                            code="no-ray",
+                            field="workers",
+                        ) from exc
                     self._executor = for_app(self.settings, self._run, vars(self), board)
                 else:
                     self._executor = ThreadExecutor(

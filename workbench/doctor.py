@@ -91,7 +91,7 @@ def _pins() -> dict[str, str]:
 def _device(app: App) -> Iterator[Finding]:
     from workbench.diffusion import device
 
-    for name in app.settings.devices():
+    for name in dict.fromkeys(n.partition("@")[0] for n in app.settings.devices()):
         where = device.devices(name)[0]
         found = device.memory(where)
         text = f"{found.free / _GB:.1f} of {found.total / _GB:.1f} GB of memory free"

@@ -1,30 +1,35 @@
-"""`batch`: many edits from one file, one after the other; what is done is skipped the next time."""
+"""`batch`: many edits from one file, shared by the workers; what is done is skipped the next time."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.app import App
 from workbench.cli.edit import (
     check_out,
-    edit_picture,
+    read_request,
     summary,
     write_result,
 )
-from workbench.cli.engine import opened_app
+from workbench.cli.engine import follow, opened_app, steps
 from workbench.cli.parsers import (
     CONFIGS,
     add_model,
     add_run,
+    add_workers,
     read_file,
     read_points,
 )
 from workbench.core.config import LORA_PRESETS, METHODS, STRENGTHS
 from workbench.core.errors import BadInput, Cancelled, WorkbenchError
 from workbench.core.options import options_of
+from workbench.core.record import JobState, OnStep
 from workbench.core.request import PointPair
 
 _MOST_BYTES = 64 * 2**20
@@ -53,6 +58,7 @@ def add_parsers(subparsers: Any) -> None:
     parser.add_argument("--stop", action="store_true", help="stop at the first failure")
     add_model(parser)
     add_run(parser)
+    add_workers(parser)
     parser.set_defaults(run=run)
 
 
@@ -60,37 +66,81 @@ def run(args: argparse.Namespace) -> int:
     """Do all edits; 1 when some failed."""
     entries = read_entries(args.file)
     rows, failed = [], 0
-    with opened_app(args) as app:
-        for number, entry in enumerate(entries, 1):
-            place = f"{number}/{len(entries)} {entry.picture.name}"
-            if entry.out.exists() and not args.again:
-                rows.append({"out": str(entry.out), "state": "there already"})
-                print(f"{place}: there already") if not args.json else None
-                continue
-            given = entry.namespace(args)
-            try:
-                record, notices = edit_picture(app, given, entry.pairs)
-                written = write_result(app, record, entry.out, with_card=True)
-            except Cancelled:
-                raise
-            except WorkbenchError as exc:
+    with opened_app(args) as app, steps(quiet=args.quiet) as (on_step, _):
+        for one in _in_turn(app, args, entries, on_step):
+            rows.append(one.row)
+            if not args.json:
+                print(f"{one.place}: {one.text}")
+            if one.row["state"] == "failed":
                 failed += 1
-                rows.append({"out": str(entry.out), "state": "failed", "error": str(exc)})
-                print(f"{place}: {exc}") if not args.json else None
                 if args.stop:
                     break
-                continue
-            row = {"out": str(written["result"]), "state": "done", "edit": record.id}
-            rows.append(row)
-            if not args.json:
-                print(
-                    f"{place}: {written['result'].name}. {' '.join([*notices, *summary(record)])}"
-                )
     if args.json:
         print(json.dumps(rows, indent=1))
     else:
         print(f"{len(rows)} of {len(entries)} edits, {failed} failed.")
     return 1 if failed else 0
+
+
+@dataclass(slots=True)
+class _Line:
+    """One entry on its way: its job while it runs, then its row of the result."""
+
+    place: str
+    out: Path
+    job: str = ""
+    notices: Sequence[str] = ()
+    row: dict[str, Any] = field(default_factory=dict)
+    text: str = ""
+
+    def end(self, state: str, text: str, **more: str) -> _Line:
+        """Fill in how it ended."""
+        self.row = {"out": str(self.out), "state": state, **more}
+        self.text = text
+        return self
+
+
+def _in_turn(
+    app: App, args: argparse.Namespace, entries: Sequence[Entry], on_step: OnStep
+) -> Iterator[_Line]:
+    """The entries in their order, each once it has ended; some are queued ahead for the workers."""
+    waiting: deque[_Line] = deque()
+    for number, entry in enumerate(entries, 1):
+        line = _Line(f"{number}/{len(entries)} {entry.picture.name}", entry.out)
+        if entry.out.exists() and not args.again:
+            line.end("there already", "there already")
+        else:
+            try:
+                request, line.notices = read_request(app, entry.namespace(args), entry.pairs)
+                line.job = app.submit_edit(request)
+            except Cancelled:
+                raise
+            except WorkbenchError as exc:
+                line.end("failed", str(exc), error=str(exc))
+        waiting.append(line)
+        if len(waiting) > min(app.settings.queue, 2 * app.executor.workers):
+            yield _ended(app, waiting.popleft(), on_step)
+    while waiting:
+        yield _ended(app, waiting.popleft(), on_step)
+
+
+def _ended(app: App, line: _Line, on_step: OnStep) -> _Line:
+    """Wait for an entry's job and write its files."""
+    if not line.job:
+        return line
+    try:
+        job = follow(app, line.job, on_step)
+        if job.state is not JobState.DONE:
+            raise WorkbenchError(job.error or job.state.value)
+        record = app.store.record(job.result)
+        written = write_result(app, record, line.out, with_card=True)
+    except Cancelled:
+        raise
+    except WorkbenchError as exc:
+        return line.end("failed", str(exc), error=str(exc))
+    line.out = written["result"]
+    text = f"{line.out.name}. {' '.join([*line.notices, *summary(record)])}"
+    return line.end("done", text, edit=record.id)
 
 
 class Entry:

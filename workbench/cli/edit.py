@@ -29,7 +29,7 @@ from workbench.cli.requests import (
 )
 from workbench.core.errors import BadInput
 from workbench.core.record import EditRecord, Stop, left_of
-from workbench.core.request import PointPair
+from workbench.core.request import EditRequest, PointPair
 from workbench.storage.archive.png_metadata import result_png
 
 
@@ -145,6 +145,21 @@ def edit_picture(
         BadInput: when picture, mask, pairs or options cannot be used.
         WorkbenchError: whatever the work raises.
     """
+    request, notices = read_request(app, args, pairs)
+    with steps(quiet=args.quiet) as (on_step, _):
+        from workbench.jobs.run_job import edit
+
+        return edit(app, request, on_step=on_step, fresh=args.fresh), notices
+
+
+def read_request(
+    app: App, args: argparse.Namespace, pairs: list[PointPair]
+) -> tuple[EditRequest, list[str]]:
+    """Read the files; the request and what was noticed on the way.
+
+    Raises:
+        BadInput: when picture, mask, pairs or options cannot be used.
+    """
     if not pairs:
         raise BadInput("There is nothing to move; give at least one --pair X,Y:X,Y.")
     picture = read_picture(app, args.picture)
@@ -159,11 +174,7 @@ def edit_picture(
     make_request(app, args, image=image, mask=None, pairs=pairs, **made)
     mask, more = read_mask(app, image, picture.rgb, pairs, wanted)
     request = make_request(app, args, image=image, mask=mask, pairs=pairs, **made)
-    with steps(quiet=args.quiet) as (on_step, _):
-        from workbench.jobs.run_job import edit
-
-        record = edit(app, request, on_step=on_step, fresh=args.fresh)
-    return record, [*notices, *more]
+    return request, [*notices, *more]
 
 
 def write_result(app: App, record: EditRecord, out: Path, *, with_card: bool) -> dict[str, Path]:

@@ -21,7 +21,7 @@ EDIT = "id of an edit, as 'history list' shows it, or: last"
 
 @contextlib.contextmanager
 def opened_app(args: argparse.Namespace | None = None) -> Iterator[App]:
-    """An App of this process; `--device`, `--dtype` and `--model` overrule the settings.
+    """An App of this process; `--device`, `--dtype`, `--model` and `--workers` overrule the settings.
 
     Raises:
         BadInput: when settings or `models.toml` are wrong.
@@ -57,7 +57,7 @@ def edit_id(app: App, text: str) -> str:
 
 def settings_for(args: argparse.Namespace | None) -> Settings:
     """The installation's settings with what the command line overrules."""
-    names = ("device", "dtype", "model")
+    names = ("device", "dtype", "model", "workers")
     given = {n: getattr(args, n, None) for n in names} if args is not None else {}
     return dataclasses.replace(read_settings(), **{k: v for k, v in given.items() if v})
 

@@ -190,6 +190,16 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable result on stdout")
 
 
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add how many edits are computed at a time, and where."""
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        help="edits at a time: a number, auto (one per GPU), ray or ray://HOST:PORT "
+        "[default: the settings']",
+    )
+
+
 def add_method(parser: argparse.ArgumentParser) -> None:
     """Add method and preset."""
     parser.add_argument("--method", choices=METHODS, help="drag method [default: the settings']")

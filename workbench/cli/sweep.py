@@ -17,6 +17,7 @@ from workbench.cli.parsers import (
     add_method,
     add_model,
     add_run,
+    add_workers,
 )
 from workbench.cli.requests import (
     add_common,
@@ -79,6 +80,7 @@ def add_parsers(subparsers: Any) -> None:
     add_model(parser)
     add_method(parser)
     add_run(parser)
+    add_workers(parser)
     for prefix, cls, title in CONFIGS:
         add_config(parser, prefix, cls, title)
     parser.set_defaults(run=run)

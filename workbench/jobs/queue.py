@@ -65,6 +65,11 @@ class ThreadExecutor:
         for number, device in enumerate(devices):
             self._start_worker(number, device)
 
+    @property
+    def workers(self) -> int:
+        """Number of jobs that can run at a time."""
+        return len(self._threads)
+
     # --- for pages, command line and benchmarks ---------------------------------------------------
 
     def submit(

@@ -77,7 +77,7 @@ class Settings:
     cache_gb: float = option(
         4.0, "Size limit of the cache of LoRAs and latents.", low=0.01, high=10_000.0, unit="GB"
     )
-    queue: int = option(64, "Jobs that may wait.", low=1, high=10_000)
+    queue: int = option(64, "Jobs of one owner that may wait.", low=1, high=10_000)
     ui: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

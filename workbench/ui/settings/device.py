@@ -36,6 +36,7 @@ RUNNING = {
     "kept_models": say("settings.models_kept_in_memory"),
     "threads": say("settings.cpu_threads_0_automatic"),
     "queue": say("settings.maximum_queued_jobs"),
+    "workers": say("settings.workers"),
 }
 
 
@@ -187,7 +188,7 @@ def _devices(backend: Backend) -> list[str]:
     found: list[str] = []
     for name in backend.app.settings.devices():
         try:
-            found += device.devices(name)
+            found += device.devices(name.partition("@")[0])
         except WorkbenchError as exc:
             st.error(inert(str(exc)))
     return list(dict.fromkeys(found))

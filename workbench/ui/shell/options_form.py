@@ -59,6 +59,8 @@ def option_widget(
     if opt.choices:
         index = opt.choices.index(value) if value in opt.choices else 0
         return st.selectbox(options=opt.choices, **common, index=index)
+    if kind is str:
+        return st.text_input(**common, value=str(value))
     if kind is int:
         low, high = _int(opt.low), _int(opt.high)
         return st.number_input(**common, value=int(value), min_value=low, max_value=high, step=1)
