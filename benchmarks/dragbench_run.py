@@ -33,6 +33,7 @@ from workbench.diffusion.model import Runtime
 from workbench.diffusion.registry import find_files
 from workbench.edit import run_edit
 from workbench.editing.oom_retry import environment
+from workbench.editing.prepare import Engine
 from workbench.imaging.decode import clean_name, encode_png
 from workbench.storage.files import write_atomic
 from workbench.storage.history import Store
@@ -133,7 +134,7 @@ class Run:
         else:
             try:
                 record = run_edit(
-                    request, runtime=self.runtime, cache=self.app.cache, store=self.store,
+                    request, Engine(self.runtime, self.app.cache, self.store),
                     on_step=self.on_step, fresh=True, previews=False,
                 )  # fmt: skip
             except (ModelError, OutOfMemory) as exc:  # one drag that fails is a result, too

@@ -39,6 +39,7 @@ from workbench.diffusion.device import processor
 from workbench.diffusion.model import Runtime
 from workbench.edit import prepare, run_edit
 from workbench.editing.oom_retry import environment
+from workbench.editing.prepare import Engine
 from workbench.editing.text_to_image import to_rgb
 from workbench.storage.history import Store
 from workbench.warping.layers import moved_picture
@@ -134,8 +135,8 @@ class Scenes:
         wall, cpu = time.perf_counter(), time.process_time()
         made, *_ = [
             prepare(
-                TrainTask(request=request), runtime=self.runtime, cache=self.app.cache,
-                store=self.store, on_step=self.on_step,
+                TrainTask(request=request), Engine(self.runtime, self.app.cache, self.store),
+                on_step=self.on_step,
             )
             for request in requests
         ]  # fmt: skip
@@ -153,7 +154,7 @@ class Scenes:
         wall, cpu = time.perf_counter(), time.process_time()
         try:
             record = run_edit(
-                request, runtime=self.runtime, cache=self.app.cache, store=self.store,
+                request, Engine(self.runtime, self.app.cache, self.store),
                 on_step=self.on_step, fresh=True, previews=False,
             )  # fmt: skip
         except (ModelError, OutOfMemory) as exc:  # one drag that fails is a result, too

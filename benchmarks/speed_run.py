@@ -42,6 +42,7 @@ from workbench.core.request import EditRequest
 from workbench.diffusion.device import processor, set_threads
 from workbench.diffusion.model import Runtime
 from workbench.edit import run_edit
+from workbench.editing.prepare import Engine
 from workbench.storage.cache import Cache
 from workbench.storage.history import Store
 from workbench.storage.settings import Settings
@@ -266,11 +267,11 @@ class Speed:
         trace = Trace(self.runtime.device, counter)
         self.runtime.recording = counter is None  # what is replayed is not counted
 
-        def heard(info: StepInfo) -> None:
+        def on_progress(info: StepInfo) -> None:
             trace.mark(info.stage, info.step, info.total)
 
         run_edit(
-            request, runtime=self.runtime, cache=cache, store=self.store, on_step=heard,
+            request, Engine(self.runtime, cache, self.store), on_step=on_progress,
             fresh=True, low_memory=low_memory, previews=self.args.previews and counter is None,
         )  # fmt: skip
         return trace

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import functools
 import logging
 import threading
 from collections import OrderedDict
@@ -30,7 +31,9 @@ from workbench.diffusion.registry import (
 from workbench.editing import crop_plan
 from workbench.editing.crop_plan import StageNames
 from workbench.editing.lora_library import LoraLibrary
+from workbench.jobs import run_job
 from workbench.jobs.board import Board
+from workbench.jobs.job import CancelToken, Job, Task
 from workbench.jobs.queue import ThreadExecutor
 from workbench.storage.cache import Cache
 from workbench.storage.history import Store
@@ -39,7 +42,6 @@ from workbench.storage.settings import Settings
 if TYPE_CHECKING:
     from workbench.diffusion.model import Runtime
     from workbench.editing.memory_estimate import Need
-    from workbench.jobs.job import Job, Task
     from workbench.jobs.remote import Host
 
 log = logging.getLogger(__name__)
@@ -259,6 +261,7 @@ class App:
             if self._executor is None:
                 if self._closed:
                     raise BadInput("The workbench is closing; no new job is taken.")
+                run = functools.partial(run_job.perform, self)
                 board = Board(self.settings.folder / "jobs")
                 if self.settings.on_ray:
                     try:
@@ -270,10 +273,10 @@ class App:
                             code="no-ray",
                             field="workers",
                         ) from exc
-                    self._executor = for_app(self.settings, self._run, vars(self), board)
+                    self._executor = for_app(self.settings, run_on_worker, run, vars(self), board)
                 else:
                     self._executor = ThreadExecutor(
-                        self._run,
+                        run,
                         devices=self.settings.devices(),
                         limit=self.settings.queue,
                         board=board,
@@ -337,15 +340,6 @@ class App:
     ) -> str:
         return self.executor.submit(kind, payload, owner, key=key, label=label, quick=quick)
 
-    def _run(self, task: Task) -> Any:
-        # A worker keeps the device it was started with; a device that was changed in the settings since
-        # then counts for its next job.
-        known = task.device in self.settings.devices()
-        device = task.device if known and task.device != "auto" else ""
-        return self.perform(
-            task.kind, task.payload, on_step=task.on_step, owner=task.owner, device=device
-        )
-
     def perform(
         self,
         kind: str,
@@ -360,9 +354,8 @@ class App:
         Raises:
             WorkbenchError: whatever the work raises.
         """
-        from workbench.jobs.run_job import perform
-
-        return perform(self, kind, payload, on_step=on_step, owner=owner, device=device)
+        task = Task("", kind, payload, owner, device, CancelToken(), on_step)
+        return run_job.perform(self, task)
 
     # --- end ------------------------------------------------------------------------------------------
 
@@ -399,3 +392,17 @@ def close_app() -> None:
         if _app is not None:
             _app.close()
             _app = None
+
+
+_worker_app: App | None = None
+
+
+def run_on_worker(settings: Settings, task: Task) -> Any:
+    """A job in a worker's process, whose App uses history and cache of the app that sent the task."""
+    global _worker_app
+    with _lock:
+        if _worker_app is None:
+            if not settings.folder.is_dir():  # another machine: its own list of models counts
+                settings = dataclasses.replace(settings, folder=Settings.load().folder)
+            _worker_app = App(settings, host=task.host)
+    return run_job.perform(_worker_app, dataclasses.replace(task, id=""))

@@ -1,7 +1,7 @@
-"""Prepare a picture once, edit it many times: the one path for pages, command line and benchmarks.
+"""Carry out an edit, or prepare a picture for its edits: for pages, command line and benchmarks.
 
-    prepare(task, ...)      LoRA + inversion + a look at how well the model knows the picture
-    run_edit(request, ...)  the same where needed, then the drag -> EditRecord in the history
+    prepare(task, engine, ...)      LoRA + inversion + a look at how well the model knows the picture
+    run_edit(request, engine, ...)  the same where needed, then the drag -> EditRecord in the history
 
 The order of an edit: begin (a pending file) -> LoRA -> inverted latents -> the original's pass ->
 the drag -> decode -> put back -> pictures into the store -> the record, which is the commit.
@@ -10,9 +10,10 @@ the drag -> decode -> put back -> pictures into the store -> the record, which i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,39 +23,24 @@ from torch.nn import functional
 from workbench.canvas.sheets import strip
 from workbench.core.config import SPECS, LoraRef
 from workbench.core.errors import Cancelled, ModelError, StoreError
-from workbench.core.record import (
-    EditRecord,
-    EditResult,
-    JobState,
-    OnStep,
-    StepInfo,
-    ignore_steps,
-)
+from workbench.core.record import EditRecord, EditResult, JobState, OnStep, StepInfo, ignore_steps
 from workbench.core.request import EditRequest, PointPair, TrainTask
 from workbench.diffusion.lora import merged
+from workbench.drag.methods import run
+from workbench.drag.optimizer import NotFinite
 from workbench.drag.problem import DragOutcome
 from workbench.drag.warp import moved_clean
-from workbench.editing.dragging import drag, problem_of
-from workbench.editing.oom_retry import (
-    environment,
-    now,
-    sentence,
-    with_fingerprint,
-    with_memory,
-)
+from workbench.editing.oom_retry import attempts, environment, now, sentence, with_fingerprint
 from workbench.editing.own_pixels import delivered, found_in, look, moved_of
-from workbench.editing.prepare import Account, Stages
-from workbench.editing.previews import Film
+from workbench.editing.prepare import Engine, JobReport, PreparedEdit
+from workbench.editing.previews import PreviewRecorder
 from workbench.editing.text_to_image import to_rgb
-from workbench.editing.working_image import Workpiece
+from workbench.editing.working_image import WorkingImage
 from workbench.imaging import decode
 from workbench.imaging.coords import Frame, shrink_mask
+from workbench.storage.history import Store
 
-if TYPE_CHECKING:
-    from workbench.diffusion.model import Runtime
-    from workbench.storage.cache import Cache
-    from workbench.storage.history import Store
-
+U8 = NDArray[np.uint8]
 log = logging.getLogger(__name__)
 
 _STRIP = 1024  # longest side of a picture in the strip, px
@@ -62,10 +48,8 @@ _STRIP = 1024  # longest side of a picture in the strip, px
 
 def run_edit(
     request: EditRequest,
+    engine: Engine,
     *,
-    runtime: Runtime,
-    cache: Cache,
-    store: Store,
     on_step: OnStep = ignore_steps,
     owner: str = "",
     fresh: bool = False,
@@ -76,9 +60,7 @@ def run_edit(
 
     Args:
         request: what to do; its picture and mask are in the store.
-        runtime: the loaded model that the request names.
-        cache: of what can be computed again.
-        store: the history.
+        engine: the loaded model that the request names, cache and history.
         on_step: progress; raises `Cancelled` to stop.
         owner: whose edit it is.
         fresh: drag from the beginning even where an earlier run of the same drag could be continued.
@@ -90,72 +72,82 @@ def run_edit(
         ModelError, OutOfMemory, BadInput: after a "failed" record was written.
         StoreError: when the history cannot be read or written.
     """
+    runtime, store = engine.runtime, engine.store
     request = with_fingerprint(request, runtime)
-    edit = store.begin(request, owner=owner, environment=environment(runtime))
-    started = now()
-
-    def close(status: JobState, result: EditResult | None, error: str | None) -> EditRecord:
-        record = EditRecord(
-            id=edit, request=request, status=status, result=result, error=error,
-            started=started, finished=now(), environment=environment(runtime),
-        )  # fmt: skip
-        store.finish(record)
-        return record
-
+    made_with = environment(runtime)
+    record = EditRecord(
+        id=store.begin(request, owner=owner, environment=made_with),
+        request=request, status=JobState.RUNNING, started=now(), environment=made_with,
+    )  # fmt: skip
+    close = functools.partial(_close, store, record)
     try:
-        result, failure = with_memory(
-            lambda sparing: _edit(
-                request, runtime, cache, store, on_step, fresh, sparing, previews
-            ),
-            runtime,
-            request,
-            low_memory,
-        )
+        for attempt in attempts(runtime, request, low_memory):
+            with attempt as sparing:
+                result, failure = _edit(request, engine, on_step, sparing, fresh, previews)
     except BaseException as exc:
         stopped = isinstance(exc, (Cancelled, KeyboardInterrupt))
         status = JobState.CANCELLED if stopped else JobState.FAILED
         try:
-            close(status, None, None if stopped else sentence(exc))
+            close(status, error=None if stopped else sentence(exc))
         except StoreError as second:
-            log.error("edit %s ended as %s, which could not be recorded: %s", edit, status, second)
+            log.error("edit %s: its end (%s) could not be recorded: %s", record.id, status, second)
         raise
     if failure is not None:
         close(JobState.FAILED, result, str(failure))
         raise failure
-    return close(JobState.DONE, result, None)
+    return close(JobState.DONE, result)
+
+
+def _close(
+    store: Store,
+    record: EditRecord,
+    status: JobState,
+    result: EditResult | None = None,
+    error: str | None = None,
+) -> EditRecord:
+    """Write the final record of an edit."""
+    done = dataclasses.replace(record, status=status, result=result, error=error, finished=now())
+    store.finish(done)
+    return done
 
 
 def _edit(
     request: EditRequest,
-    runtime: Runtime,
-    cache: Cache,
-    store: Store,
+    engine: Engine,
     on_step: OnStep,
-    fresh: bool,
     sparing: bool,
+    fresh: bool,
     previews: bool,
 ) -> tuple[EditResult, ModelError | None]:
     """The edit itself: the result, and why it counts as failed although there is a picture."""
-    piece = Workpiece.of(request, store, runtime.native_size)
+    runtime = engine.runtime
+    image = WorkingImage.of(request, engine.store, runtime.native_size)
     with runtime.job(), runtime.low_memory(sparing):
-        stages = Stages(request, piece, runtime=runtime, cache=cache, store=store, on_step=on_step)
-        account = stages.account
-        account.note(piece.notice)
+        edit = PreparedEdit(request, image, engine, on_step)
+        report = edit.report
+        report.note(image.notice)
         if sparing:
-            account.note("The low-memory mode was used: slower, and a few levels of rounding.")
-        film = Film(piece, runtime, on_step, previews=previews)
+            report.note("The low-memory mode was used: slower, and a few levels of rounding.")
+        recorder = PreviewRecorder(image, runtime, on_step, previews=previews)
+        failure: ModelError | None = None
         own = SPECS[request.drag.method].keeps_pixels
         drafting = own and not request.drag.refine
-        with stages.styled():
-            known = look(stages) if own else None
-            moved = moved_of(piece, known.trusted(piece)) if known is not None else None
-            lora, weight = (None, 1.0) if drafting else stages.lora()
+        with edit.with_style_lora():
+            known = look(edit) if own else None
+            moved = moved_of(image, known.trusted(image)) if known is not None else None
+            lora, weight = (None, 1.0) if drafting else edit.lora()
             with merged(runtime.unet, lora, weight):
-                problem = problem_of(stages, moved)
-                if not drafting:
-                    problem = dataclasses.replace(problem, reference=stages.reference(problem))
-                outcome, failure = drag(stages, problem, film, cache, fresh)
-        with account.timed("decode"):
+                problem = edit.problem(moved=moved, drafting=drafting, fresh=fresh)
+                with report.timed("drag"):
+                    try:
+                        outcome = run(problem, recorder.on_step)
+                    except NotFinite as exc:
+                        failure = exc
+                        outcome = edit.last_finite(problem, exc, recorder.on_step)
+        report.split("drag", "denoise", recorder.denoising())
+        if failure is None:
+            edit.keep_state(problem, outcome)
+        with report.timed("decode"):
             on_step(StepInfo(stage="decode", step=0, total=1))
             pixels = runtime.decode(outcome.latent)
             if not bool(torch.isfinite(pixels).all()):
@@ -163,71 +155,64 @@ def _edit(
                     "The decoded picture holds NaN (precision "
                     f"{runtime.dtype_name}); try the precision fp32."
                 )
-            if request.drag.parity and pixels.shape[-2:] != piece.size[::-1]:
-                pixels = functional.interpolate(pixels, size=piece.size[::-1], mode="bilinear")
+            if request.drag.parity and pixels.shape[-2:] != image.size[::-1]:
+                pixels = functional.interpolate(pixels, size=image.size[::-1], mode="bilinear")
             edited, unedited = to_rgb(pixels), None
             choice: dict[str, Any] = {}
             if known is not None and moved is not None:
                 again = None if drafting else to_rgb(runtime.decode(moved_clean(problem)))
-                edited, choice = delivered(moved, edited, again, known.knows(piece))
-            elif piece.scaled and not request.drag.parity and problem.reference is not None:
+                edited, choice = delivered(moved, edited, again, known.knows(image))
+            elif image.scaled and not request.drag.parity and problem.reference is not None:
                 unedited = to_rgb(runtime.decode(problem.reference.latents[-1]))
             on_step(StepInfo(stage="decode", step=1, total=1))
     on_step(StepInfo(stage="save", step=0, total=1))
-    with account.timed("save"):
-        back = piece.put_back(edited, unedited)
-    result = _save(request, piece, store, account, outcome, back, film)
-    knows = known.knows(piece) if known is not None else {}
-    result = dataclasses.replace(result, found=found_in(piece, back), choice=choice, knows=knows)
+    with report.timed("save"):
+        whole = image.put_back(edited, unedited)
+        result = _save(image, engine.store, report, outcome, whole, recorder.frames)
+    result = dataclasses.replace(
+        result, seconds=dict(report.seconds), found=found_in(image, whole), choice=choice,
+        knows=known.knows(image) if known is not None else {},
+    )  # fmt: skip
     on_step(StepInfo(stage="save", step=1, total=1))
     return result, failure
 
 
-# --- the result -----------------------------------------------------------------------------------------
-
-
 def _save(
-    request: EditRequest,
-    piece: Workpiece,
+    image: WorkingImage,
     store: Store,
-    account: Account,
+    report: JobReport,
     outcome: DragOutcome,
-    result: NDArray[np.uint8],
-    film: Film,
+    whole: U8,
+    frames: list[bytes],
 ) -> EditResult:
-    with account.timed("save"):
-        outside = piece.change_outside(result)
-        image = store.put_image(result, request.image.name)
-        shown = _strip(piece, result)
-        strip_id = store.put_blob(decode.encode_png(shown), "png")
-        frames = tuple(store.put_blob(raw, "jpg") for raw in film.frames)
+    """Put the pictures into the store; the result that names them."""
+    shown = store.put_blob(decode.encode_png(_strip(image, whole)), "png")
     return EditResult(
-        image=image.id,
-        trajectory=tuple(piece.points(row) for row in outcome.trajectory),
-        distances=piece.distances(outcome.distances),
-        change_outside_mask=outside,
+        image=store.put_image(whole, image.request.image.name).id,
+        trajectory=tuple(image.points(row.cpu().numpy()) for row in outcome.trajectory),
+        distances=image.distances(outcome.distances),
+        change_outside_mask=image.change_outside(whole),
         iterations=outcome.iterations,
         losses=tuple(float(v) for v in outcome.losses if math.isfinite(v)),
         stop=outcome.stop.name,
-        seconds=dict(account.seconds),
-        cached=tuple(account.cached),
-        notices=tuple(account.notices),
-        strip=strip_id,
-        frames=frames,
+        cached=tuple(report.cached),
+        notices=tuple(report.notices),
+        strip=shown,
+        frames=tuple(store.put_blob(raw, "jpg") for raw in frames),
     )
 
 
-def _strip(piece: Workpiece, result: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _strip(image: WorkingImage, result: U8) -> U8:
     """Source with mask and arrows beside the result, not larger than a screen."""
     height, width = result.shape[:2]
     scale = min(1.0, _STRIP / max(width, height))
     if scale == 1.0:
-        return strip(piece.source, piece.mask, piece.request.pairs, result)
+        return strip(image.source, image.mask, image.request.pairs, result)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     frame = Frame.whole(width, height, *size)
-    pairs: list[PointPair] = [frame.forward_pair(p) for p in piece.request.pairs]
-    mask = shrink_mask(piece.mask, size[::-1]) if piece.mask is not None else None
-    return strip(decode.resize(piece.source, size), mask, pairs, decode.resize(result, size))
+    pairs: list[PointPair] = [frame.forward_pair(p) for p in image.request.pairs]
+    mask = shrink_mask(image.mask, size[::-1]) if image.mask is not None else None
+    return strip(decode.resize(image.source, size), mask, pairs, decode.resize(result, size))
 
 
 # --- preparing ------------------------------------------------------------------------------------------
@@ -235,10 +220,8 @@ def _strip(piece: Workpiece, result: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def prepare(
     task: TrainTask,
+    engine: Engine,
     *,
-    runtime: Runtime,
-    cache: Cache,
-    store: Store,
     on_step: OnStep = ignore_steps,
     low_memory: bool = False,
 ) -> dict[str, Any]:
@@ -251,61 +234,51 @@ def prepare(
     Raises:
         Cancelled, ModelError, OutOfMemory, BadInput, StoreError: as `run_edit`.
     """
-    request = with_fingerprint(task.request, runtime)
-    return with_memory(
-        lambda sparing: _prepare(task, request, runtime, cache, store, on_step, sparing),
-        runtime,
-        request,
-        low_memory,
-    )
+    request = with_fingerprint(task.request, engine.runtime)
+    for attempt in attempts(engine.runtime, request, low_memory):
+        with attempt as sparing:
+            made = _prepare(task, request, engine, on_step, sparing)
+    return made
 
 
 def _prepare(
-    task: TrainTask,
-    request: EditRequest,
-    runtime: Runtime,
-    cache: Cache,
-    store: Store,
-    on_step: OnStep,
-    sparing: bool,
+    task: TrainTask, request: EditRequest, engine: Engine, on_step: OnStep, sparing: bool
 ) -> dict[str, Any]:
-    piece = Workpiece.of(request, store, runtime.native_size)
+    runtime, store = engine.runtime, engine.store
+    image = WorkingImage.of(request, store, runtime.native_size)
     made: LoraRef | None = None
     with runtime.job(), runtime.low_memory(sparing):
-        stages = Stages(request, piece, runtime=runtime, cache=cache, store=store, on_step=on_step)
-        with stages.styled():
+        edit = PreparedEdit(request, image, engine, on_step)
+        with edit.with_style_lora():
             if task.start is not None:
-                raw = stages.trained(task.start)
+                raw = edit.trained(task.start)
                 made = LoraRef(id=store.put_blob(raw, "safetensors"), name=task.name)
                 request = dataclasses.replace(request, lora_file=made)
-                losses = stages.account.lora_losses
-                stages = Stages(
-                    request, piece, runtime=runtime, cache=cache, store=store, on_step=on_step
-                )
-                stages.account.lora_losses = losses
-            lora, weight = stages.lora()
+                losses = edit.report.lora_losses
+                edit = PreparedEdit(request, image, engine, on_step)
+                edit.report.lora_losses = losses
+            lora, weight = edit.lora()
             with merged(runtime.unet, lora, weight):
-                problem = problem_of(stages)
-                reference = stages.reference(problem) if task.preview else None
+                problem = edit.problem(reference=task.preview, fresh=True)
         picture, psnr = None, None
-        if reference is not None:
-            with stages.account.timed("decode"):
-                rgb = to_rgb(runtime.decode(reference.latents[-1]))
-            picture, psnr = store.put_image(rgb, "reconstruction").id, _psnr(rgb, piece.rgb)
-    account = stages.account
-    account.note(piece.notice)
+        if problem.reference is not None:
+            with edit.report.timed("decode"):
+                rgb = to_rgb(runtime.decode(problem.reference.latents[-1]))
+            picture, psnr = store.put_image(rgb, "reconstruction").id, _psnr(rgb, image.rgb)
+    report = edit.report
+    report.note(image.notice)
     return {
         "request": request.to_json(),
-        "lora": stages.adapter,
+        "lora": edit.adapter,
         "lora_file": dataclasses.asdict(made) if made else None,
-        "losses": list(account.lora_losses),
+        "losses": list(report.lora_losses),
         "reconstruction": picture,
         "psnr": psnr,
-        "size": list(piece.size),
-        "crop": [piece.crop.x0, piece.crop.y0, piece.crop.width, piece.crop.height],
-        "seconds": dict(account.seconds),
-        "cached": list(account.cached),
-        "notices": list(account.notices),
+        "size": list(image.size),
+        "crop": [image.crop.x0, image.crop.y0, image.crop.width, image.crop.height],
+        "seconds": dict(report.seconds),
+        "cached": list(report.cached),
+        "notices": list(report.notices),
     }
 
 

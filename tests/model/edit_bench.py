@@ -13,6 +13,7 @@ from workbench.core.record import EditRecord, StepInfo
 from workbench.core.request import EditRequest, Point, PointPair
 from workbench.diffusion.model import Runtime
 from workbench.edit import run_edit
+from workbench.editing.prepare import Engine
 from workbench.storage.cache import Cache
 from workbench.storage.history import Store
 
@@ -44,12 +45,15 @@ class Bench:
         }  # fmt: skip
         return EditRequest(**{**given, **more})
 
+    @property
+    def engine(self) -> Engine:
+        return Engine(self.runtime, self.cache, self.store)
+
     def edit(self, request: EditRequest | None = None, **more: Any) -> EditRecord:
         self.steps.clear()
         given: dict[str, Any] = {"on_step": self.steps.append, **more}
         return run_edit(
-            request or self.request(), runtime=self.runtime, cache=self.cache, store=self.store,
-            **given,
+            request or self.request(), self.engine, **given
         )  # fmt: skip
 
     def stages(self) -> list[str]:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from workbench.core.request import LoraConfig
 from workbench.diffusion import ddim, lora
+from workbench.diffusion.unet import Prompt
 from workbench.drag.denoise import denoise, reference_of
 from workbench.drag.tracking import samples
 
@@ -134,12 +135,12 @@ def training(case: Case, micro: Micro, steps: int = 20) -> None:
     start = load_file(case.folder / "lora_init_peft" / name)
     expected = load_file(case.folder / "lora_peft" / name)
 
-    def draws(step: int) -> lora.Draw:
-        return lora.Draw(rng["model_input"][step], rng["noise"][step], rng["timesteps"][step])
+    def draws(step: int) -> lora.TrainBatch:
+        return lora.TrainBatch(rng["model_input"][step], rng["noise"][step], rng["timesteps"][step])
 
     heard: list[int] = []
     done = lora.train(
-        micro.unet, micro.schedule, case.text(micro),
+        micro.unet, micro.schedule, Prompt(case.text(micro)),
         LoraConfig(steps=steps, rank=16, batch_size=4), draws,
         start=start, on_step=lambda k, _total, _loss: heard.append(k),
     )  # fmt: skip

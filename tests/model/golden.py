@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from workbench.core.config import DragConfig
 from workbench.diffusion.ddim import Schedule, schedule_from
-from workbench.diffusion.unet import Denoiser
+from workbench.diffusion.unet import Denoiser, Prompt
 from workbench.drag.problem import DragProblem
 from workbench.imaging.coords import mask_levels
 
@@ -187,11 +187,11 @@ class Case:
     def problem(self, micro: Micro, trail: Tensor | None = None, **changes: Any) -> DragProblem:
         guided = self.options.get("mode") == "gen"
         return DragProblem(
-            unet=micro.unet, schedule=micro.schedule, text=self.text(micro),
-            trail=self.trail if trail is None else trail,
+            unet=micro.unet, schedule=micro.schedule, prompt=Prompt(self.text(micro)),
+            inversion_latents=self.trail if trail is None else trail,
             handles=self.handles, targets=self.targets, lattice=self.lattice,
             mask=self.mask, config=self.config(**changes),
-            uncond=micro.text(self.options["neg_prompt"]) if guided else None,
+            negative=Prompt(micro.text(self.options["neg_prompt"])) if guided else None,
             guidance=self.options["guidance"] if guided else 1.0,
         )  # fmt: skip
 

@@ -114,7 +114,7 @@ def test_sweep_goes_on_after_what_nobody_foresaw(app: App, monkeypatch: pytest.M
             raise RuntimeError("a tensor was in the way")
         return whole(app, asked, **options)
 
-    monkeypatch.setattr(run_job, "edit", edit)
+    monkeypatch.setitem(run_job._KINDS, "edit", edit)
     sweep = [request(app, drag=DragConfig(steps=n)) for n in (3, 1)]
     job = ended(app, app.submit_sweep(sweep))
     assert job.result["edits"][0] is None

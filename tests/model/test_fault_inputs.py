@@ -13,7 +13,7 @@ from edit_bench import Bench
 
 from workbench.core.config import METHODS, DragConfig, InversionConfig, LoraConfig
 from workbench.core.errors import ModelError, WorkbenchError
-from workbench.core.record import EditRecord, JobState, Stop
+from workbench.core.record import EditRecord, JobState, StopReason
 from workbench.core.request import EditRequest, ModelRef, Point, PointPair
 from workbench.diffusion import model
 from workbench.diffusion.registry import Registry
@@ -75,7 +75,7 @@ def test_fault_17_arrows_without_length_move_nothing(bench: Bench, method: str) 
     record = bench.edit(quick(bench, method, pairs=(at, at)))
     sound(bench, record)
     assert record.result is not None
-    assert record.result.stop == Stop.NO_MOTION.name
+    assert record.result.stop == StopReason.NO_MOTION.name
     assert record.result.iterations == 0
 
 
@@ -121,7 +121,7 @@ def test_fault_18_handles_that_never_move_end_as_stuck(
     record = bench.edit(dataclasses.replace(request, drag=drag))
     sound(bench, record)
     assert record.result is not None
-    assert record.result.stop == Stop.STUCK.name
+    assert record.result.stop == StopReason.STUCK.name
     lefts = [p.handle.distance(p.target) for p in request.pairs]
     assert record.result.distances == pytest.approx(lefts, abs=3)
 

@@ -17,7 +17,7 @@ from workbench.core.config import LoraConfig
 from workbench.core.errors import BadInput
 from workbench.diffusion import model
 from workbench.diffusion.ddim import schedule_from
-from workbench.diffusion.lora import merged, random_draws, train
+from workbench.diffusion.lora import initial_state, merged, random_draws, train
 from workbench.diffusion.lora_files import (
     LoraCard,
     check,
@@ -37,12 +37,11 @@ def micro(micro_sd: Path) -> Runtime:
 
 
 def trained(run: Runtime, seed: int = 0) -> dict[str, torch.Tensor]:
-    text = run.text("a robot")
     mean, std = run.encode(torch.zeros(1, 3, 64, 64))
     config = LoraConfig(steps=3, rank=4, batch_size=1, learning_rate=0.05)
     made = train(
-        run.unet, schedule_from(run.scheduler_config, 50), text.embedding, config,
-        random_draws(mean, std, batch=1, seed=seed), seed=seed, added=run.added(text, (64, 64)),
+        run.unet, schedule_from(run.scheduler_config, 50), run.prompt("a robot", (64, 64)), config,
+        random_draws(mean, std, batch=1, seed=seed), start=initial_state(run.unet, 4, seed),
     )  # fmt: skip
     return made.state
 

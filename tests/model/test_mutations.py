@@ -23,7 +23,7 @@ from golden import Case, Micro, load_case, load_micro
 
 from workbench.diffusion import ddim, lora
 from workbench.diffusion import unet as denoiser
-from workbench.diffusion.attention import Sharing, shared_layers
+from workbench.diffusion.attention import MutualSelfAttention, shared_layers
 from workbench.diffusion.ddim import CLEAN, Schedule
 from workbench.diffusion.unet import Denoiser
 from workbench.drag import denoise as finish
@@ -268,25 +268,25 @@ def attention_shared_from_the_wrong_step(patch: Patch) -> None:
 
 
 def attention_of_the_edited_row(patch: Patch) -> None:
-    real = Sharing.source
+    real = MutualSelfAttention.source
 
-    def source(self: Sharing, layer: int, hidden: Tensor) -> Tensor:
+    def source(self: MutualSelfAttention, layer: int, hidden: Tensor) -> Tensor:
         if self.mode != "pairs":
             return real(self, layer, hidden)
         return hidden.unflatten(0, (-1, 2))[:, 1:].expand(-1, 2, -1, -1).flatten(0, 1)
 
-    patch.setattr(Sharing, "source", source)
+    patch.setattr(MutualSelfAttention, "source", source)
 
 
 def replay_of_another_timestep(patch: Patch) -> None:
-    real = Sharing.source
+    real = MutualSelfAttention.source
 
-    def source(self: Sharing, layer: int, hidden: Tensor) -> Tensor:
+    def source(self: MutualSelfAttention, layer: int, hidden: Tensor) -> Tensor:
         if self.mode != "replay":
             return real(self, layer, hidden)
         return self.kv.states[min(t for t, _ in self.kv.states), layer]
 
-    patch.setattr(Sharing, "source", source)
+    patch.setattr(MutualSelfAttention, "source", source)
 
 
 def uphill(patch: Patch) -> None:

@@ -16,19 +16,19 @@ import pytest
 from forced import Forced, forced
 from golden import Case, Micro, load_case, load_micro
 
-from workbench.core.record import StepInfo, Stop
+from workbench.core.record import StepInfo, StopReason
 from workbench.diffusion.lora import merged
 from workbench.drag import methods
 
 pytestmark = pytest.mark.numerics
 
 STOPS = {
-    "masked": Stop.STEP_LIMIT,
-    "nomask": Stop.REACHED,
-    "odd": Stop.STEP_LIMIT,
-    "gen": Stop.STEP_LIMIT,
-    "gooddrag_masked": Stop.REACHED,
-    "gooddrag_nomask": Stop.STUCK,
+    "masked": StopReason.STEP_LIMIT,
+    "nomask": StopReason.REACHED,
+    "odd": StopReason.STEP_LIMIT,
+    "gen": StopReason.STEP_LIMIT,
+    "gooddrag_masked": StopReason.REACHED,
+    "gooddrag_nomask": StopReason.STUCK,
 }
 
 

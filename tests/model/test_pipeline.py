@@ -291,10 +291,7 @@ def test_style_is_part_of_the_model(bench: Bench) -> None:
 
 def test_prepare_says_how_well_the_picture_is_known(bench: Bench) -> None:
     request = bench.request(pairs=())
-    made = prepare(
-        TrainTask(request=request), runtime=bench.runtime, cache=bench.cache, store=bench.store,
-        on_step=bench.steps.append,
-    )  # fmt: skip
+    made = prepare(TrainTask(request=request), bench.engine, on_step=bench.steps.append)
     json.dumps(made)
     assert len(made["losses"]) == 2
     assert bench.store.image(made["reconstruction"]).shape == (64, 72, 3)
@@ -303,25 +300,18 @@ def test_prepare_says_how_well_the_picture_is_known(bench: Bench) -> None:
     first = bench.edit()
     assert first.result is not None
     assert set(first.result.cached) == {"lora", "invert", "reference"}
-    again = prepare(
-        TrainTask(request=request), runtime=bench.runtime, cache=bench.cache, store=bench.store
-    )
+    again = prepare(TrainTask(request=request), bench.engine)
     assert again["cached"] == ["lora", "invert", "reference"]
     assert again["reconstruction"] == made["reconstruction"]
 
 
 def test_training_goes_on_from_a_lora(bench: Bench) -> None:
     request = bench.request(pairs=())
-    first = prepare(
-        TrainTask(request=request), runtime=bench.runtime, cache=bench.cache, store=bench.store
-    )
+    first = prepare(TrainTask(request=request), bench.engine)
     raw = bench.cache.get(first["lora"])
     assert raw is not None
     start = LoraRef(id=bench.store.put_blob(raw, "safetensors"), name="first")
-    second = prepare(
-        TrainTask(request=request, start=start, name="second"), runtime=bench.runtime,
-        cache=bench.cache, store=bench.store,
-    )  # fmt: skip
+    second = prepare(TrainTask(request=request, start=start, name="second"), bench.engine)
     assert second["lora_file"]["name"] == "second"
     assert second["lora_file"]["id"] != start.id
     record = bench.edit(bench.request(lora_file=LoraRef(**second["lora_file"])))

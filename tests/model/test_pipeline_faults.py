@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,13 +102,11 @@ def test_fault_22_nan_in_the_drag_keeps_the_last_finite_step(bench: Bench) -> No
 @pytest.mark.parametrize(
     ("where", "kind"),
     [
-        ("workbench.editing.prepare.train", "lora"),
+        ("workbench.editing.lora_training.train", "lora"),
         ("workbench.editing.prepare.invert", "inversion"),
     ],
 )
 def test_fault_22_nan_before_the_drag_is_not_cached(bench: Bench, where: str, kind: str) -> None:
-    import importlib
-
     module, _, name = where.rpartition(".")
     real = getattr(importlib.import_module(module), name)
 
@@ -125,12 +124,12 @@ def test_fault_22_nan_before_the_drag_is_not_cached(bench: Bench, where: str, ki
     assert bench.edit().status is JobState.DONE
 
 
-@pytest.mark.parametrize("where", ["prepare.train", "prepare.reference_of", "dragging.run"])
+@pytest.mark.parametrize(
+    "where", ["editing.lora_training.train", "editing.prepare.reference_of", "edit.run"]
+)
 def test_fault_38_out_of_memory_once_is_survived(bench: Bench, where: str) -> None:
-    from workbench import editing
-
-    module, _, name = where.partition(".")
-    real = getattr(getattr(editing, module), name)
+    module, _, name = where.rpartition(".")
+    real = getattr(importlib.import_module(f"workbench.{module}"), name)
     modes: list[bool] = []
 
     def short(*args: Any, **kwargs: Any) -> Any:
@@ -140,7 +139,7 @@ def test_fault_38_out_of_memory_once_is_survived(bench: Bench, where: str) -> No
         return real(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"workbench.editing.{where}", short)
+        patch.setattr(f"workbench.{where}", short)
         record = bench.edit()
     assert modes == [False, True]
     assert record.status is JobState.DONE

@@ -18,7 +18,7 @@ from workbench.core.record import (
     EditRecord,
     EditResult,
     JobState,
-    Stop,
+    StopReason,
 )
 from workbench.core.request import EditRequest, ModelRef, Point, PointPair
 from workbench.ui.draw.projection import stored
@@ -59,7 +59,7 @@ def edit(app: App, request_: EditRequest) -> EditRecord:
         image=app.store.put_image(rgb).id,
         distances=(1.0, 17.0),
         iterations=20,
-        stop=Stop.STEP_LIMIT.name,
+        stop=StopReason.STEP_LIMIT.name,
         seconds={"lora": 0.0, "drag": 2.0, "decode": 0.5},
         cached=("lora",),
         trajectory=ROWS,
@@ -276,7 +276,7 @@ def test_of_a_big_picture_the_edited_part_is_shown_close(
         image=app.store.put_image(after).id,
         distances=(1.0,),
         iterations=3,
-        stop=Stop.REACHED.name,
+        stop=StopReason.REACHED.name,
         trajectory=((arrow.handle,), (arrow.target,)),
     )
     record = finish(app, asked, JobState.DONE, result=result)
@@ -303,7 +303,7 @@ def test_run_on_is_off_where_every_point_is_there(
     results: Callable[..., AppTest],
 ) -> None:
     assert edit.result is not None
-    there = dataclasses.replace(edit.result, stop=Stop.REACHED.name)
+    there = dataclasses.replace(edit.result, stop=StopReason.REACHED.name)
     arrived = finish(app, request_, JobState.DONE, result=there)
     for record, off in ((edit, False), (arrived, True)):
         page = results(project=space.id, edit=record.id)

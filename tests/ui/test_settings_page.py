@@ -148,7 +148,7 @@ def test_a_running_download_shows_how_far_it_is(
     from workbench.core.record import StepInfo
     from workbench.jobs import run_job
 
-    def slow(_app: Any, _payload: Any, on_step: Any, *_rest: Any) -> dict[str, Any]:
+    def slow(_app: Any, _payload: Any, *, on_step: Any, **_rest: Any) -> dict[str, Any]:
         while True:
             on_step(StepInfo(stage="download", step=30, total=120))
             time.sleep(0.02)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from workbench.diffusion.ddim import Schedule, schedule_from
-from workbench.diffusion.unet import Denoiser
+from workbench.diffusion.unet import Denoiser, Prompt
 
 Tensor = torch.Tensor
 TEXT = 8
@@ -43,4 +43,4 @@ def text(seed: int = 5) -> Tensor:
 
 
 def denoiser(unet: Any, **changes: Any) -> Denoiser:
-    return Denoiser(unet, schedule(), text(), **changes)
+    return Denoiser(unet, schedule(), Prompt(text()), **changes)

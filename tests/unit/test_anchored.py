@@ -12,8 +12,9 @@ from small_unet import denoiser, normal, schedule, small_unet, text
 
 from workbench.core.config import DragConfig
 from workbench.core.errors import Cancelled
-from workbench.core.record import StepInfo, Stop
+from workbench.core.record import StepInfo, StopReason
 from workbench.diffusion.ddim import invert
+from workbench.diffusion.unet import Prompt
 from workbench.drag import auto
 from workbench.drag.denoise import reference_of
 from workbench.drag.locate import located
@@ -57,7 +58,7 @@ def problem(unet: Any, trail: Tensor, method: str = "auto", **changes: Any) -> D
     mask[..., 1:7, 1:7] = 1
     config = {"feature_block": 3, "steps": 4, "refine": True, **changes.pop("drag", {})}
     given: dict[str, Any] = {
-        "unet": unet, "schedule": schedule(), "text": text(), "trail": trail,
+        "unet": unet, "schedule": schedule(), "prompt": Prompt(text()), "inversion_latents": trail,
         "handles": HANDLES, "targets": TARGETS, "lattice": (32, 32), "mask": mask,
         "config": dataclasses.replace(DragConfig.preset(method), **config), "pixels": pixels(),
     }  # fmt: skip
@@ -68,7 +69,7 @@ def problem(unet: Any, trail: Tensor, method: str = "auto", **changes: Any) -> D
 def test_arrows_without_length_give_the_picture_back(unet: Any, trail: Tensor, method: str) -> None:
     still = run(problem(unet, trail, method, targets=HANDLES, pixels=None))
     none = run(problem(unet, trail, method, handles=HANDLES[:0], targets=HANDLES[:0], pixels=None))
-    assert still.stop is none.stop is Stop.NO_MOTION
+    assert still.stop is none.stop is StopReason.NO_MOTION
     assert still.iterations == none.iterations == 0
     assert torch.allclose(still.latent, none.latent, atol=1e-5)
 
@@ -136,7 +137,7 @@ def test_a_run_that_brings_the_points_no_nearer_ends_and_says_so(unet: Any, trai
     options = AutoOptions(stop=StopCriteria(stall=3, doubt=0.0))
     given = problem(unet, trail, targets=far, auto=options, drag={"steps": 60})
     found = run(given)
-    assert found.stop is Stop.STUCK
+    assert found.stop is StopReason.STUCK
     assert 3 < found.iterations < 60
 
 
@@ -180,7 +181,7 @@ def test_a_draft_leaves_every_cell_that_can_be_trusted(unet: Any, trail: Tensor)
     found = run(given, lambda info: seen.append(info.stage))
     assert set(seen) == {"denoise"}
     assert found.iterations == 0
-    assert found.stop is Stop.ONE_STEP
+    assert found.stop is StopReason.ONE_STEP
     clean = moved_clean(given)
     assert torch.equal(torch.where(cells, clean, found.latent), clean)
     assert not torch.equal(found.latent, clean)
@@ -192,7 +193,7 @@ def test_a_draft_without_doubt_is_the_moved_picture(unet: Any, trail: Tensor) ->
     given = problem(unet, trail, drag={"refine": False}, pixels=sure)
     assert torch.equal(run(given).latent, moved_clean(given))
     none = run(problem(unet, trail, drag={"refine": False}, pixels=None))
-    assert none.stop is Stop.NO_MOTION
+    assert none.stop is StopReason.NO_MOTION
     assert torch.equal(none.latent, trail[0])
 
 

@@ -10,12 +10,13 @@ from small_unet import denoiser, normal, small_unet
 
 from workbench.core.errors import Cancelled
 from workbench.diffusion.attention import (
+    MutualSelfAttention,
     ReferenceKV,
-    Sharing,
     self_attentions,
     shared_layers,
     sharing,
 )
+from workbench.diffusion.unet import Prompt
 
 Tensor = torch.Tensor
 
@@ -78,7 +79,7 @@ def test_other_start_layers_on_other_models(unet: Any) -> None:
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_replay_equals_the_pair_in_one_batch(unet: Any, guided: bool) -> None:
-    changes = {"uncond": normal(1, 4, 8, seed=9), "guidance": 5.0} if guided else {}
+    changes = {"negative": Prompt(normal(1, 4, 8, seed=9)), "guidance": 5.0} if guided else {}
     original, edited = normal(1, 4, 8, 8), normal(1, 4, 8, 8, seed=1)
     pair = eps(unet, torch.cat([original, edited]), "pairs", **changes)
     kv = ReferenceKV()
@@ -109,7 +110,7 @@ def test_keys_and_values_are_the_originals_projections(unet: Any) -> None:
     """In one attention layer, the long way: softmax(q_edit k_orig^T) v_orig."""
     _, attn = self_attentions(unet)[-1]
     states = normal(2, 16, attn.to_q.in_features)
-    board = Sharing()
+    board = MutualSelfAttention()
     with torch.no_grad():
         with sharing(unet, 10) as board:
             board.mode = "pairs"

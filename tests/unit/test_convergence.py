@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from workbench.core.config import DragConfig
-from workbench.core.record import Converged, EditResult, Stop, convergence
+from workbench.core.record import Converged, EditResult, StopReason, convergence
 from workbench.core.request import Point, PointPair
 
 PAIR = PointPair(Point(10, 10), Point(50, 10))
 
 
 def report(
-    xs: list[float], *, method: str = "dragdiffusion", stop: Stop = Stop.STEP_LIMIT
+    xs: list[float], *, method: str = "dragdiffusion", stop: StopReason = StopReason.STEP_LIMIT
 ) -> Converged:
     """One arrow of 40 px whose handle was at these x."""
     rows = tuple((Point(x, 10),) for x in xs)
@@ -23,7 +23,7 @@ def report(
 
 
 def test_a_drag_that_arrives() -> None:
-    found = report([10, 14, 20, 26, 32, 38, 44, 48], stop=Stop.REACHED)
+    found = report([10, 14, 20, 26, 32, 38, 44, 48], stop=StopReason.REACHED)
     assert (found.number, found.length, found.left, found.nearest) == (1, 40, 2, 2)
     assert found.arrived
     assert found.jumps == ()

@@ -14,7 +14,7 @@ from workbench.accel.cuda_graphs import Recorder
 from workbench.core.config import DragConfig
 from workbench.core.errors import Cancelled, ModelError
 from workbench.core.record import StepInfo
-from workbench.diffusion.unet import Denoiser, frozen
+from workbench.diffusion.unet import Denoiser, Prompt, frozen
 from workbench.drag.loop import DragLoop, anchor_patches, mask_loss, motion_loss
 from workbench.drag.optimizer import LatentOptimiser, NotFinite
 from workbench.drag.options import StopCriteria, Supervision
@@ -208,9 +208,9 @@ def test_a_truncated_forward_gives_the_same_feature_and_gradient(unet: Any, bloc
 
 
 def test_guidance_combines_two_rows(unet: Any) -> None:
-    uncond = normal(1, 4, 8, seed=9)
-    guided = denoiser(unet, uncond=uncond, guidance=7.5)
-    plain, empty = denoiser(unet), Denoiser(unet, guided.schedule, uncond)
+    negative = Prompt(normal(1, 4, 8, seed=9))
+    guided = denoiser(unet, negative=negative, guidance=7.5)
+    plain, empty = denoiser(unet), Denoiser(unet, guided.schedule, negative)
     z = normal(2, 4, 8, 8)
     with torch.no_grad():
         u, c = empty.eps(z, 101), plain.eps(z, 101)
@@ -265,7 +265,7 @@ def run(unet: Any, rules: Supervision | None = None, **changes: Any) -> Run:
         previous = d.schedule.step(normal(1, 4, *start.shape[-2:]), eps, 101)
     handles = changes.pop("handles", points((15.0, 10.0), (20.0, 20.0)))
     given: dict[str, Any] = {
-        "unet": unet, "schedule": d.schedule, "text": text(), "trail": start[None],
+        "unet": unet, "schedule": d.schedule, "prompt": Prompt(text()), "inversion_latents": start[None],
         "handles": handles, "targets": points((10.0, 14.0), (26.0, 23.0))[: len(handles)],
         "lattice": LATTICE, "config": DragConfig(steps=4),
     }  # fmt: skip

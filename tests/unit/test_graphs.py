@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from workbench.accel.cuda_graphs import Recorded, RecordedForward, Recorder
+from workbench.accel.cuda_graphs import GraphedCallable, GraphedForward, Recorder
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ def counting(x: torch.Tensor) -> Any:
 def test_the_second_call_records_and_all_later_ones_replay() -> None:
     tape = Tape()
     x = torch.zeros(2)
-    work = Recorded(lambda: (x * 2,), tape)  # type: ignore[arg-type]
+    work = GraphedCallable(lambda: (x * 2,), tape)  # type: ignore[arg-type]
     seen = []
     for value in range(5):
         x.fill_(value)
@@ -63,7 +63,7 @@ def test_the_second_call_records_and_all_later_ones_replay() -> None:
 def test_what_a_replay_returns_is_not_overwritten_by_the_next() -> None:
     for lends in (False, True):
         x = torch.zeros(1)
-        work = Recorded(counting(x), Tape(), lends=lends)  # type: ignore[arg-type]
+        work = GraphedCallable(counting(x), Tape(), lends=lends)  # type: ignore[arg-type]
         work()
         first = work()[0]
         before = float(first)
@@ -74,7 +74,7 @@ def test_what_a_replay_returns_is_not_overwritten_by_the_next() -> None:
 def test_what_was_recorded_before_needs_no_first_call() -> None:
     tape = Tape()
     for kind, asides in (("a", 1), ("a", 1), ("b", 2), (None, 3), (None, 4)):
-        work = Recorded(counting(torch.zeros(1)), tape, kind=kind)  # type: ignore[arg-type]
+        work = GraphedCallable(counting(torch.zeros(1)), tape, kind=kind)  # type: ignore[arg-type]
         work()
         work()
         assert work.replays and tape.aside_calls == asides
@@ -83,19 +83,19 @@ def test_what_was_recorded_before_needs_no_first_call() -> None:
 def test_what_cannot_be_recorded_goes_on_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     x = torch.zeros(1)
     tape = Tape("operation not permitted")
-    work = Recorded(counting(x), tape)  # type: ignore[arg-type]
+    work = GraphedCallable(counting(x), tape)  # type: ignore[arg-type]
     with caplog.at_level(logging.WARNING):
         assert [float(work()[0]) for _ in range(4)] == [1, 2, 3, 4]
     assert not work.replays
     assert [r.message for r in caplog.records] == [
         "no CUDA graph, going on without: operation not permitted"
     ]
-    other = Recorded(counting(x), tape)  # type: ignore[arg-type]
+    other = GraphedCallable(counting(x), tape)  # type: ignore[arg-type]
     assert [float(other()[0]) for _ in range(3)] == [5, 6, 7] and len(caplog.records) == 1
 
 
 def test_memory_that_runs_out_while_recording_is_not_hidden() -> None:
-    work = Recorded(lambda: (torch.zeros(1),), Tape("CUDA error: out of memory"))  # type: ignore[arg-type]
+    work = GraphedCallable(lambda: (torch.zeros(1),), Tape("CUDA error: out of memory"))  # type: ignore[arg-type]
     work()
     with pytest.raises(RuntimeError, match="out of memory"):
         work()
@@ -108,7 +108,7 @@ def test_a_forward_reads_its_own_copy_of_latent_and_timestep() -> None:
         addresses.add((z.data_ptr(), t.data_ptr()))
         return (z * t,)
 
-    work = RecordedForward(forward, torch.zeros(1, 2), Recorder(CPU))
+    work = GraphedForward(forward, torch.zeros(1, 2), Recorder(CPU))
     for t in (3, 7):
         z = torch.full((1, 2), 2.0)
         assert work(z, t)[0].tolist() == [[2.0 * t, 2.0 * t]]

@@ -225,7 +225,9 @@ def test_fault_42_closing_interrupts(jobs: ThreadExecutor) -> None:
     assert caught.value.code == "closing"
 
 
-def test_fault_30_a_job_is_found_again_after_a_restart(jobs: ThreadExecutor, tmp_path: Path) -> None:
+def test_fault_30_a_job_is_found_again_after_a_restart(
+    jobs: ThreadExecutor, tmp_path: Path
+) -> None:
     request = EditRequest(image=ImageAsset(id="x", width=9, height=9), pairs=(), prompt="ü")
     done = jobs.submit("edit", request, "ann", label="the robot")
     failed = jobs.submit("edit", {"do": "bad"}, "ann")

@@ -12,7 +12,7 @@ from small_unet import normal, schedule, small_unet, text
 from workbench.core.config import LoraConfig
 from workbench.core.errors import Cancelled, ModelError
 from workbench.diffusion.lora import (
-    Draw,
+    TrainBatch,
     TrainedLora,
     initial_state,
     merged,
@@ -22,6 +22,7 @@ from workbench.diffusion.lora import (
 from workbench.diffusion.lora_files import to_kohya_keys
 from workbench.diffusion.lora_format import parse, rank_of
 from workbench.diffusion.model_guard import snapshot
+from workbench.diffusion.unet import Prompt
 
 Tensor = torch.Tensor
 State = dict[str, Tensor]
@@ -44,9 +45,9 @@ def fit(unet: Any, **changes: Any) -> TrainedLora:
         "schedule": schedule(),
     }
     given |= changes
-    return train(
-        unet, given.pop("schedule"), text(), given.pop("config"), given.pop("draws"), **given
-    )
+    config, seed = given.pop("config"), given.pop("seed", 0)
+    given.setdefault("start", initial_state(unet, config.rank, seed))
+    return train(unet, given.pop("schedule"), Prompt(text()), config, given.pop("draws"), **given)
 
 
 def adapter(unet: Any, rank: int = 4, seed: int = 0) -> State:
@@ -93,7 +94,8 @@ def test_the_same_seed_gives_the_same_lora(unet: Any) -> None:
 def test_accumulated_batches_equal_one_big_batch(unet: Any) -> None:
     big = draws(batch=4)(0)
     halves = [
-        Draw(big.latents[i : i + 2], big.noise[i : i + 2], big.timesteps[i : i + 2]) for i in (0, 2)
+        TrainBatch(big.latents[i : i + 2], big.noise[i : i + 2], big.timesteps[i : i + 2])
+        for i in (0, 2)
     ]
     config = LoraConfig(steps=1, rank=4, learning_rate=1e-3)
     whole = fit(unet, config=config, draws=lambda _k: big)
@@ -134,9 +136,9 @@ def test_the_model_comes_back_untouched(unet: Any, error: type[Exception] | None
         if error is Cancelled and step == 3:
             raise Cancelled
 
-    def broken(k: int) -> Draw:
+    def broken(k: int) -> TrainBatch:
         made = draws()(k)
-        return Draw(made.latents * float("nan"), made.noise, made.timesteps)
+        return TrainBatch(made.latents * float("nan"), made.noise, made.timesteps)
 
     if error is None:
         fit(unet, on_step=hook)

@@ -34,7 +34,7 @@ from workbench.core.record import (
     EditRecord,
     EditResult,
     JobState,
-    Stop,
+    StopReason,
 )
 from workbench.core.request import (
     MAX_PAIRS,
@@ -100,7 +100,7 @@ results = st.builds(
     change_outside_mask=numbers,
     iterations=st.integers(0, 2000),
     losses=st.lists(numbers, max_size=5).map(tuple),
-    stop=st.sampled_from([s.name for s in Stop]),
+    stop=st.sampled_from([s.name for s in StopReason]),
     seconds=st.dictionaries(words, numbers, max_size=3),
     cached=st.lists(words, max_size=2).map(tuple),
     notices=st.lists(words, max_size=2).map(tuple),

@@ -224,7 +224,7 @@ def folded(layer: Any, rank: int) -> bool:
     return bool(out * given <= _LORA_GAIN * rank * (out + given))
 
 
-class Folded:
+class MergedLoraLinear:
     """The forward of one peft layer: x (W + B A)^T, with gradients for A and B.
 
     The sum is formed in float32 and rounded once, as `lora.merged` does it for what comes after.

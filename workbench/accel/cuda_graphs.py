@@ -108,7 +108,7 @@ class Recorder:
         return graph, out
 
 
-class Recorded:
+class GraphedCallable:
     """A function without arguments that reads and writes tensors in place, replayed where possible.
 
     Everything that the function reads must keep its address, and it must not wait for the device.
@@ -176,7 +176,7 @@ class Recorded:
         return self._out if self._lends else tuple(out.clone() for out in self._out)
 
 
-class RecordedForward:
+class GraphedForward:
     """A function of (latent [N,C,h,w], timestep []), recorded; its inputs are copied in."""
 
     def __init__(
@@ -190,10 +190,44 @@ class RecordedForward:
         """`latent` gives shape, type and device."""
         given = self._latent = torch.empty_like(latent)
         level = self._t = torch.zeros((), dtype=torch.long, device=latent.device)
-        self._recorded = Recorded(lambda: work(given, level), recorder, kind=kind)
+        self._recorded = GraphedCallable(lambda: work(given, level), recorder, kind=kind)
 
     def __call__(self, latent: Tensor, t: int) -> tuple[Tensor, ...]:
         """The work's outputs, to keep."""
         self._latent.copy_(latent)
         self._t.fill_(t)
         return self._recorded()
+
+
+class AsyncScalarReader:
+    """Floats from the device, one step late on a GPU, so that it never runs dry; at once on a CPU.
+
+    Waiting for the step before also keeps the host from running many steps ahead, which would make
+    progress and cancel lie.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Nothing is pending at first."""
+        self._cuda = device.type == "cuda"
+        self._pending: list[tuple[Tensor, torch.cuda.Event]] = []
+
+    def push(self, scalar: Tensor) -> list[float]:
+        """Send one scalar on its way; returns those that have arrived meanwhile."""
+        if not self._cuda:
+            return [float(scalar)]
+        host = torch.empty((), dtype=torch.float32, pin_memory=True)
+        host.copy_(scalar.detach(), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        arrived = self.drain()
+        self._pending.append((host, event))
+        return arrived
+
+    def drain(self) -> list[float]:
+        """Wait for what is pending."""
+        out: list[float] = []
+        for host, event in self._pending:
+            event.synchronize()
+            out.append(float(host))
+        self._pending.clear()
+        return out

@@ -28,7 +28,7 @@ from workbench.cli.requests import (
     write_file,
 )
 from workbench.core.errors import BadInput
-from workbench.core.record import EditRecord, Stop, left_of
+from workbench.core.record import EditRecord, StopReason, left_of
 from workbench.core.request import EditRequest, PointPair
 from workbench.storage.archive.png_metadata import result_png
 
@@ -195,7 +195,7 @@ def summary(record: EditRecord) -> list[str]:
     """What happened, in a few lines."""
     result = record.result
     assert result is not None
-    lines = [*result.notices, Stop[result.stop].value]
+    lines = [*result.notices, StopReason[result.stop].value]
     pairs = record.request.pairs
     if result.distances:
         left = ", ".join(

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         from workbench.jobs.run_job import replay
 
         with steps(quiet=args.quiet) as (on_step, _):
-            made = replay(app, edit_id(app, args.edit), on_step=on_step)
+            made = replay(app, {"edit": edit_id(app, args.edit)}, on_step=on_step)
         if args.out:
             record = app.store.record(made["replayed"])
             assert record.result is not None

@@ -23,7 +23,7 @@ NEAR, NEAR_SHARE = (
 _SLACK = 1.0  # lattice px that a point may be off through rounding at either end
 
 
-class Stop(enum.Enum):
+class StopReason(enum.Enum):
     """Why a drag ended; the value is the sentence that the user reads."""
 
     REACHED = "All points reached their targets."
@@ -115,7 +115,7 @@ class EditResult:
     change_outside_mask: float = 0.0  # largest absolute change outside the mask, 0..255
     iterations: int = 0
     losses: tuple[float, ...] = ()
-    stop: str = Stop.STEP_LIMIT.name
+    stop: str = StopReason.STEP_LIMIT.name
     seconds: Mapping[str, float] = field(default_factory=dict)  # per stage
     cached: tuple[str, ...] = ()  # stages that came from the cache
     notices: tuple[str, ...] = ()  # sentences for the user (prompt cut, mask proposed, ...)
@@ -165,7 +165,7 @@ class EditResult:
                 parts[name] = {_text(k): v for k, v in dict(parts.get(name, {})).items()}
             parts["iterations"] = int(_number(parts.get("iterations", 0)))
             parts["change_outside_mask"] = _number(parts.get("change_outside_mask", 0.0))
-            parts["stop"] = _text(parts.get("stop", Stop.STEP_LIMIT.name))
+            parts["stop"] = _text(parts.get("stop", StopReason.STEP_LIMIT.name))
             if parts.get("strip") is not None:
                 _text(parts["strip"])
         except (TypeError, ValueError) as exc:
@@ -315,7 +315,7 @@ def convergence(
         per_cell: image px per lattice px.
     """
     reach = drag.stop_distance * per_cell
-    done = result.stop == Stop.REACHED.name
+    done = result.stop == StopReason.REACHED.name
     out = []
     for n, (pair, left) in enumerate(zip(pairs, left_of(pairs, result), strict=True)):
         counted = result.distances[n] if n < len(result.distances) else pair.length

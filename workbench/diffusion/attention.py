@@ -91,7 +91,7 @@ def shared_layers(unet: Any, start_layer: int) -> list[int]:
     return []
 
 
-class Sharing:
+class MutualSelfAttention:
     """Switchboard of the wrapped attentions: what they do in the coming forward.
 
     mode "off" leaves attention alone; "pairs" treats rows as (original, edited) pairs in which both
@@ -143,8 +143,8 @@ class Sharing:
 class _Wrapped:
     """A processor that asks the switchboard where keys and values come from."""
 
-    def __init__(self, inner: Any, layer: int, board: Sharing) -> None:
-        self.inner, self.layer, self.board = inner, layer, board
+    def __init__(self, inner: Any, layer: int, attention: MutualSelfAttention) -> None:
+        self.inner, self.layer, self.attention = inner, layer, attention
 
     def __call__(
         self,
@@ -155,27 +155,29 @@ class _Wrapped:
         **kwargs: Any,
     ) -> Any:
         source = encoder_hidden_states
-        if source is None and self.board.mode != "off":
-            found = self.board.source(self.layer, hidden_states)
+        if source is None and self.attention.mode != "off":
+            found = self.attention.source(self.layer, hidden_states)
             source = None if found is hidden_states else found
         return self.inner(attn, hidden_states, source, *args, **kwargs)
 
 
 @contextlib.contextmanager
-def sharing(unet: Any, start_layer: int, kv: ReferenceKV | None = None) -> Iterator[Sharing]:
+def sharing(
+    unet: Any, start_layer: int, kv: ReferenceKV | None = None
+) -> Iterator[MutualSelfAttention]:
     """Wrap the self-attentions from `start_layer` on; the processors found are put back after,
     also on an error or a cancel.
 
     Starts in mode "off": set `mode` and `t` before each forward.
     """  # fmt: skip
-    board = Sharing(kv)
+    attention = MutualSelfAttention(kv)
     layers = self_attentions(unet)
     found = [(layers[i][1], layers[i][1].processor) for i in shared_layers(unet, start_layer)]
     wanted = shared_layers(unet, start_layer)
     try:
         for i, (attn, processor) in zip(wanted, found, strict=True):
-            attn.set_processor(_Wrapped(processor, i, board))
-        yield board
+            attn.set_processor(_Wrapped(processor, i, attention))
+        yield attention
     finally:
         for attn, processor in found:
             attn.set_processor(processor)

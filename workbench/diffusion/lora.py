@@ -16,14 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from workbench.accel.cpu_attention import Folded, folded
-from workbench.accel.cuda_graphs import Recorded, Recorder
-from workbench.accel.readback import Lagged
+from workbench.accel.cpu_attention import MergedLoraLinear, folded
+from workbench.accel.cuda_graphs import AsyncScalarReader, GraphedCallable, Recorder
 from workbench.core.config import LoraConfig
 from workbench.core.errors import ModelError
 from workbench.diffusion.ddim import Schedule
 from workbench.diffusion.lora_format import by_module
-from workbench.diffusion.unet import frozen
+from workbench.diffusion.unet import Prompt, frozen
 
 Tensor = torch.Tensor
 OnTrain = Callable[[int, int, float | None], None]
@@ -34,7 +33,7 @@ _ADAPTER = "picture"
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class TrainBatch:
     """What one batch trains on: `latents` and `noise` [B,C,h,w], `timesteps` [B] on the CPU."""
 
     latents: Tensor
@@ -42,7 +41,7 @@ class Draw:
     timesteps: Tensor
 
 
-Draws = Callable[[int], Draw]
+TrainBatches = Callable[[int], TrainBatch]
 """The batch of a step (0, 1, ...); all randomness of a training is in here."""
 
 
@@ -56,7 +55,7 @@ class TrainedLora:
 
 def random_draws(
     mean: Tensor, std: Tensor, *, batch: int, seed: int, crop: int = 0, levels: int = 1000
-) -> Draws:
+) -> TrainBatches:
     """Batches sampled from the picture's latent distribution by a CPU generator.
 
     The same numbers come on every device. With `crop`, each item is a random square of that many
@@ -75,7 +74,7 @@ def random_draws(
     _, channels, rows, cols = mean.shape
     side = (min(crop, rows), min(crop, cols)) if crop else (rows, cols)
 
-    def draw(_step: int) -> Draw:
+    def draw(_step: int) -> TrainBatch:
         shape = (batch, channels, *side)
         spread = torch.randn(shape, generator=generator)
         noise = torch.randn(shape, generator=generator)
@@ -90,7 +89,7 @@ def random_draws(
             ]
             return torch.cat(parts)
 
-        return Draw(cut(mean) + cut(std) * spread.to(mean.device), noise, timesteps)
+        return TrainBatch(cut(mean) + cut(std) * spread.to(mean.device), noise, timesteps)
 
     return draw
 
@@ -110,13 +109,11 @@ def initial_state(unet: Any, rank: int, seed: int) -> dict[str, Tensor]:
 def train(
     unet: Any,
     schedule: Schedule,
-    text: Tensor,
+    prompt: Prompt,
     config: LoraConfig,
-    draws: Draws,
+    draws: TrainBatches,
     *,
-    start: Mapping[str, Tensor] | None = None,
-    seed: int = 0,
-    added: Mapping[str, Tensor] | None = None,
+    start: Mapping[str, Tensor],
     graphs: Recorder | None = None,
     on_step: OnTrain = lambda _done, _total, _loss: None,
 ) -> TrainedLora:
@@ -127,22 +124,20 @@ def train(
     Args:
         unet: diffusers U-Net.
         schedule: noise levels, and whether the model predicts noise or v.
-        text: prompt embedding [1,L,C].
+        prompt: what the picture shows.
         config: steps, rate, rank, accumulation, weight decay.
         draws: batches, see `random_draws`; called once per batch in order.
-        start: adapters to begin with (standard keys); fresh ones when None.
-        seed: of the fresh adapters.
-        added: SDXL's added conditions, each [1,...].
+        start: adapters to begin with (standard keys), see `initial_state`.
         graphs: records the step (not with accumulation); None records nothing.
         on_step: progress after each optimiser step.
 
     Raises:
         ModelError: when the loss became NaN or infinite.
     """
-    first = dict(start) if start is not None else initial_state(unet, config.rank, seed)
+    text, added = prompt.embedding, prompt.added
     losses: list[float] = []
 
-    def heard(values: list[float]) -> None:
+    def take(values: list[float]) -> None:
         for value in values:
             losses.append(value)
             if not math.isfinite(value):
@@ -151,7 +146,7 @@ def train(
                     "lower learning rate, or full precision."
                 )
 
-    with frozen(unet), _adapters(unet, config.rank, first) as weights, torch.enable_grad():
+    with frozen(unet), _adapters(unet, config.rank, start) as weights, torch.enable_grad():
         device, dtype = text.device, unet.dtype
         fused = device.type in ("cpu", "cuda")
         adam = torch.optim.AdamW(
@@ -159,7 +154,7 @@ def train(
             weight_decay=config.weight_decay, fused=fused,
         )  # fmt: skip
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        lagged = Lagged(device)
+        reader = AsyncScalarReader(device)
         replayed = None
         if graphs is not None and config.accumulation == 1:
             replayed = _Replayed(
@@ -179,9 +174,9 @@ def train(
             scaler.step(adam)
             scaler.update()
             adam.zero_grad(set_to_none=True)
-            heard(lagged.push(total))
+            take(reader.push(total))
             on_step(step + 1, config.steps, losses[-1] if losses else None)
-        heard(lagged.drain())
+        take(reader.drain())
         state = {k: w.detach().float().cpu().clone() for k, w in weights.items()}
     return TrainedLora(state, tuple(losses))
 
@@ -190,7 +185,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 """Noised latents in the U-Net's precision, their timesteps, and what the U-Net should say (float32)."""
 
 
-def _batch(schedule: Schedule, draw: Draw, text: Tensor) -> Batch:
+def _batch(schedule: Schedule, draw: TrainBatch, text: Tensor) -> Batch:
     clean = draw.latents.to(text.device, torch.float32)
     noise = draw.noise.to(text.device, torch.float32, non_blocking=True)
     noisy = schedule.add_noise(clean, noise, draw.timesteps)
@@ -233,9 +228,9 @@ class _Replayed:
                 loss = _loss(unet, self._batch, text, added)
                 return loss.detach(), *torch.autograd.grad(scaler.scale(loss), weights)
 
-        self._step = Recorded(work, recorder, lends=True)
+        self._step = GraphedCallable(work, recorder, lends=True)
 
-    def __call__(self, draw: Draw) -> Tensor:
+    def __call__(self, draw: TrainBatch) -> Tensor:
         """Set the gradients; returns the loss, which the next call overwrites."""
         new = _batch(self._schedule, draw, self._text)
         if self._batch is None:
@@ -279,7 +274,7 @@ def _adapters(unet: Any, rank: int, state: Mapping[str, Tensor]) -> Iterator[dic
                 weights[key] = weight
             if folded(originals[name], rank):
                 down, up = (getattr(layer, p)[_ADAPTER].weight for p in ("lora_A", "lora_B"))
-                layer.forward = Folded(originals[name], down, up)
+                layer.forward = MergedLoraLinear(originals[name], down, up)
         yield weights
     finally:
         for name, module in originals.items():

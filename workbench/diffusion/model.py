@@ -32,6 +32,7 @@ from workbench.diffusion.registry import (
     native_size,
 )
 from workbench.diffusion.registry.loading import Parts, load_parts
+from workbench.diffusion.unet import Prompt
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,11 @@ class Runtime:
             return self._texts[prompt]
 
     @torch.no_grad()
+    def prompt(self, prompt: str, size: tuple[int, int]) -> Prompt:
+        """A prompt as the U-Net takes it, for a picture of `size` (width, height)."""
+        text = self.text(prompt)
+        return Prompt(text.embedding, self.added(text, size))
+
     def _encode_text(self, prompt: str) -> Text:
         clean = prompt.replace("\0", " ")
         embeddings, pooled, dropped = [], None, ""

@@ -11,12 +11,13 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from workbench.accel.cuda_graphs import RecordedForward, Recorder
-from workbench.diffusion.attention import Sharing
+from workbench.accel.cuda_graphs import GraphedForward, Recorder
+from workbench.diffusion.attention import MutualSelfAttention
 from workbench.diffusion.ddim import Schedule
 
 Tensor = torch.Tensor
@@ -29,7 +30,7 @@ class _Reached(BaseException):
     """
 
 
-class Tap:
+class FeatureHook:
     """What a hooked block gave in the last forward."""
 
     def __init__(self) -> None:
@@ -54,13 +55,13 @@ def block_of(unet: Any, block: int) -> Any:
 
 
 @contextlib.contextmanager
-def tap(unet: Any, block: int, *, stop: bool = False) -> Iterator[Tap]:
+def feature_hook(unet: Any, block: int, *, stop: bool = False) -> Iterator[FeatureHook]:
     """Read the output of an up block during forwards in this context; the hook is removed after.
 
     With `stop`, a forward ends at that block by an internal exception which the caller catches
-    through `run_to_tap`.
+    through `run_to_hook`.
     """
-    found = Tap()
+    found = FeatureHook()
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
         found.output = output[0] if isinstance(output, tuple) else output
@@ -87,6 +88,14 @@ def frozen(*modules: Any) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """An encoded prompt: its embedding [1,L,C], and SDXL's added conditions, each [1,...]."""
+
+    embedding: Tensor
+    added: Mapping[str, Tensor] | None = None
+
+
 class Denoiser:
     """eps(z, t) and features of a U-Net for one prompt, with classifier-free guidance if above 1."""
 
@@ -94,12 +103,10 @@ class Denoiser:
         self,
         unet: Any,
         schedule: Schedule,
-        text: Tensor,
+        prompt: Prompt,
         *,
-        uncond: Tensor | None = None,
+        negative: Prompt | None = None,
         guidance: float = 1.0,
-        added: Mapping[str, Tensor] | None = None,
-        uncond_added: Mapping[str, Tensor] | None = None,
         block: int = 3,
         graphs: Recorder | None = None,
     ) -> None:
@@ -108,11 +115,9 @@ class Denoiser:
         Args:
             unet: a diffusers UNet2DConditionModel.
             schedule: noise levels and what the model predicts.
-            text: embedding [1,L,C].
-            uncond: embedding of the negative prompt [1,L,C]; needed when guidance > 1.
+            prompt: what the picture shows.
+            negative: of the unconditional row; needed when guidance > 1.
             guidance: s in eps = u + s (c - u); 1 runs no unconditional row.
-            added: SDXL's added conditions, each [1,...].
-            uncond_added: the same for the unconditional row; the conditional ones when missing.
             block: which feature, see `block_of`.
             graphs: records forwards and loops over this denoiser; None records nothing.
         """
@@ -120,15 +125,16 @@ class Denoiser:
         self.schedule = schedule
         self.block = block
         self.guidance = guidance
-        self.guided = guidance > 1.0 and uncond is not None
+        self.guided = guidance > 1.0 and negative is not None
         weight = next(unet.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self.graphs = graphs
-        self._board: Sharing | None = None
-        self._recorded: dict[tuple[torch.Size, str], RecordedForward] = {}
-        self._text = self._rows(text, uncond)
-        other = uncond_added or added
-        self._added = added and {k: self._rows(v, (other or {}).get(k)) for k, v in added.items()}
+        self._attention: MutualSelfAttention | None = None
+        self._recorded: dict[tuple[torch.Size, str], GraphedForward] = {}
+        other = negative or prompt
+        self._text = self._rows(prompt.embedding, other.embedding)
+        own, others = prompt.added or {}, other.added or prompt.added or {}
+        self._added = {k: self._rows(v, others.get(k)) for k, v in own.items()}
         self._times: dict[int, Tensor] = {}
 
     def _rows(self, cond: Tensor, uncond: Tensor | None) -> Tensor:
@@ -148,7 +154,7 @@ class Denoiser:
 
     def feature(self, z: Tensor, t: int) -> Tensor:
         """Feature [1,C',fh,fw] of one latent; the U-Net runs only as far as needed."""
-        with tap(self.unet, self.block, stop=True) as found, contextlib.suppress(_Reached):
+        with feature_hook(self.unet, self.block, stop=True) as found, contextlib.suppress(_Reached):
             self._forward(z, self._time(t))
         return self._weighted(found.take())
 
@@ -161,38 +167,38 @@ class Denoiser:
         return self._weighted(feature), self._noise(z, out, t)
 
     @contextlib.contextmanager
-    def sharing(self, board: Sharing) -> Iterator[None]:
+    def sharing(self, attention: MutualSelfAttention) -> Iterator[None]:
         """Tell it of the attention control that is on the U-Net during the block.
 
-        Recorded forwards need to know: what they exchange with the board has to keep its address.
+        Recorded forwards need to know: what they exchange with it has to keep its address.
         """
-        self._board = board
-        board.still = self.graphs is not None
+        self._attention = attention
+        attention.still = self.graphs is not None
         try:
             yield
         finally:
-            self._board, board.still = None, False
-            # they were recorded through this board's processors
+            self._attention, attention.still = None, False
+            # they were recorded through this attention's processors
             self._recorded = {k: v for k, v in self._recorded.items() if k[1] == "off"}
 
     def _replayed(self, z: Tensor, t: int, recorder: Recorder) -> tuple[Tensor, Tensor]:
         """Feature and output of a recorded forward; one recording per shape and attention mode."""
-        board = self._board
-        key = (z.shape, board.mode if board is not None else "off")
+        attention = self._attention
+        key = (z.shape, attention.mode if attention is not None else "off")
         if key not in self._recorded:
             # a proxy, lest the two keep each other's device memory alive
             work = functools.partial(Denoiser._tapped, weakref.proxy(self))
             kind = ("forward", *key, self._text.shape, self.block)
-            self._recorded[key] = RecordedForward(work, z, recorder, kind=kind)
-        if board is not None:
-            board.fill()
+            self._recorded[key] = GraphedForward(work, z, recorder, kind=kind)
+        if attention is not None:
+            attention.fill()
         feature, out = self._recorded[key](z, t)
-        if board is not None:
-            board.keep()
+        if attention is not None:
+            attention.keep()
         return feature, out
 
     def _tapped(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        with tap(self.unet, self.block) as found:
+        with feature_hook(self.unet, self.block) as found:
             out = self._forward(z, t)
         return found.take(), out
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from workbench.core.record import OnStep, StepInfo, Stop
+from workbench.core.record import OnStep, StepInfo, StopReason
 from workbench.diffusion.ddim import CLEAN
 from workbench.diffusion.unet import frozen
 from workbench.drag.problem import DragOutcome, DragProblem, Reference
@@ -32,12 +32,12 @@ def start(problem: DragProblem, reference: Reference) -> tuple[int, Tensor, Tens
     first = start_index(problem, options.start.noise_level)
     if options.warp_start and problem.pixels is not None:
         return first, moved_latent(problem, reference, first), problem.targets
-    return first, reference.latents[first].to(problem.trail.device), problem.handles
+    return first, reference.latents[first].to(problem.inversion_latents.device), problem.handles
 
 
 @torch.no_grad()
 def draft(problem: DragProblem, on_step: OnStep) -> DragOutcome:
-    """Draw what the moved picture leaves open; the problem's `trail` holds plainly noised latents.
+    """Draw what the moved picture leaves open; the problem's `inversion_latents` are plainly noised.
 
     The result is the moved picture's own latent in every cell that can be trusted.
     """
@@ -63,7 +63,7 @@ def draft(problem: DragProblem, on_step: OnStep) -> DragOutcome:
     return DragOutcome(
         latent=clean, trajectory=(problem.handles, points),
         distances=tuple((problem.targets - points).norm(dim=1).tolist()), losses=(), iterations=0,
-        stop=Stop.NO_MOTION if still else Stop.ONE_STEP,
+        stop=StopReason.NO_MOTION if still else StopReason.ONE_STEP,
     )  # fmt: skip
 
 
@@ -71,15 +71,15 @@ def doubtful_cells(problem: DragProblem) -> Tensor | None:
     """Latent cells [1,1,h,w] that hold a pixel which cannot be trusted; None where nothing moved."""
     if problem.pixels is None:
         return None
-    size = (problem.trail.shape[-2], problem.trail.shape[-1])
-    doubt = problem.pixels.doubt.to(problem.trail.device, torch.float32)
+    size = (problem.inversion_latents.shape[-2], problem.inversion_latents.shape[-1])
+    doubt = problem.pixels.doubt.to(problem.inversion_latents.device, torch.float32)
     found: Tensor = F.adaptive_max_pool2d(doubt[None, None], size) > problem.auto.doubted
     return found
 
 
 def noise_of(problem: DragProblem) -> Tensor:
-    """The noise in the trail's noisiest latent, which is sqrt(a) x0 + sqrt(1-a) noise."""
+    """The noise in the noisiest latent, which is sqrt(a) x0 + sqrt(1-a) noise."""
     a = problem.schedule.alpha(problem.timesteps[0])
-    x0 = problem.trail[0].float()
+    x0 = problem.inversion_latents[0].float()
     noise: Tensor = (problem.start.to(x0) - a**0.5 * x0) / (1 - a) ** 0.5
     return noise

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from workbench.core.record import OnStep, StepInfo, ignore_steps
-from workbench.diffusion.attention import ReferenceKV, Sharing, sharing
+from workbench.diffusion.attention import MutualSelfAttention, ReferenceKV, sharing
 from workbench.diffusion.ddim import CLEAN
 from workbench.diffusion.unet import Denoiser
 from workbench.drag.problem import DragProblem, Reference
@@ -36,21 +36,21 @@ def reference_of(
     features: dict[int, Tensor] = {}
     kv: ReferenceKV | None = ReferenceKV()
     with (
-        sharing(problem.unet, problem.config.sharing_start_layer, kv) as board,
-        denoiser.sharing(board),
+        sharing(problem.unet, problem.config.sharing_start_layer, kv) as attention,
+        denoiser.sharing(attention),
     ):
-        board.mode = "record" if kv_limit else "off"
+        attention.mode = "record" if kv_limit else "off"
         for i, t in enumerate(timesteps):
-            board.t = t
+            attention.t = t
             if i < FEATURES_KEPT:
                 features[t], eps = denoiser.both(z, t)
             else:
                 eps = denoiser.eps(z, t)
             z = problem.schedule.step(z, eps, t)
             latents.append(z)
-            if kv is not None and board.kv.bytes / (i + 1) * len(timesteps) > kv_limit:
-                board.mode, kv = "off", None
-                board.kv.states.clear()
+            if kv is not None and attention.kv.bytes / (i + 1) * len(timesteps) > kv_limit:
+                attention.mode, kv = "off", None
+                attention.kv.states.clear()
             on_step(StepInfo(stage="reference", step=i + 1, total=len(timesteps)))
     block, layer = Reference.facts(problem.config)
     kept = kv if kv is not None and kv.states else None
@@ -102,13 +102,13 @@ def denoise(
     indices = [problem.timesteps.index(t) for t in timesteps]
     ends = [*timesteps[1:], CLEAN]
     with (
-        sharing(problem.unet, config.sharing_start_layer, reference.kv) as board,
-        denoiser.sharing(board),
+        sharing(problem.unet, config.sharing_start_layer, reference.kv) as attention,
+        denoiser.sharing(attention),
     ):
         for done, (i, (t, to)) in enumerate(
             zip(indices, zip(timesteps, ends, strict=True), strict=True), 1
         ):
-            eps = _shared_eps(denoiser, board, reference, z, t, i, first, replay)
+            eps = _shared_eps(denoiser, attention, reference, z, t, i, first, replay)
             z = problem.schedule.step(z, eps, t, to)
             on_step(_step(problem, z, eps, t, done, len(timesteps)))
     return z
@@ -116,7 +116,7 @@ def denoise(
 
 def _shared_eps(
     denoiser: Denoiser,
-    board: Sharing,
+    attention: MutualSelfAttention,
     reference: Reference,
     z: Tensor,
     t: int,
@@ -124,14 +124,14 @@ def _shared_eps(
     first: int,
     replay: bool,
 ) -> Tensor:
-    board.t = t
+    attention.t = t
     if i < first:
-        board.mode = "off"
+        attention.mode = "off"
         return denoiser.eps(z, t)
     if replay:
-        board.mode = "replay"
+        attention.mode = "replay"
         return denoiser.eps(z, t)
-    board.mode = "pairs"
+    attention.mode = "pairs"
     original = reference.latents[i].to(z)
     return denoiser.eps(torch.cat([original, z]), t)[1:]
 

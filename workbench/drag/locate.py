@@ -36,7 +36,7 @@ def located(
         return problem.handles.clone(), torch.zeros(0), torch.zeros(0)
     level = min(problem.schedule.timesteps, key=lambda t: abs(t - _LEVEL))
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
-    original = problem.trail[0].to(clean)
+    original = problem.inversion_latents[0].to(clean)
     before, after = (
         denoiser.feature(problem.schedule.noised(x0, noise, level), level)
         for x0 in (original, clean)

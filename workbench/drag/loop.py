@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from workbench.accel.cuda_graphs import Recorded
+from workbench.accel.cuda_graphs import GraphedCallable
 from workbench.core.record import OnStep, StepInfo
 from workbench.core.request import Point
 from workbench.diffusion.unet import Denoiser
@@ -165,12 +165,12 @@ class DragLoop:
         entry = config.track_radius if rules.rounds else 0 if self.before else None
         radius = None if rules.updates_per_tracking else config.track_radius
         turn = self._turn(optimiser, t, original)
-        first = Recorded(lambda: turn(entry), denoiser.graphs)
+        first = GraphedCallable(lambda: turn(entry), denoiser.graphs)
         kind = (
             "drag", rules, latent.shape, len(self.points), self._held > 0, denoiser.rows,
             denoiser.block, config.patch_radius, config.track_radius, config.parity,
         )  # fmt: skip
-        later = Recorded(lambda: turn(radius), denoiser.graphs, kind=kind)
+        later = GraphedCallable(lambda: turn(radius), denoiser.graphs, kind=kind)
         done = trackings = 0  # at this timestep
         while self.updates < self.limit and (not rules.trackings or trackings < rules.trackings):
             feature, here, distances, cost, loss, grad, *eps = later() if done else first()

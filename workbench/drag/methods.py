@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 
 from workbench.core.config import SPECS
-from workbench.core.record import OnStep, Stop, ignore_steps
+from workbench.core.record import OnStep, StopReason, ignore_steps
 from workbench.diffusion.unet import frozen
 from workbench.drag import auto, warp
 from workbench.drag.denoise import denoise, reference_for
@@ -96,13 +96,13 @@ def run(problem: DragProblem, on_step: OnStep = ignore_steps) -> DragOutcome:
     )  # fmt: skip
 
 
-def _stop(problem: DragProblem, loop: DragLoop) -> Stop:
+def _stop(problem: DragProblem, loop: DragLoop) -> StopReason:
     """Why the drag ended."""
     least = problem.config.stop_distance
     away = (problem.targets - problem.handles).norm(dim=1)
     if not bool(away.any()) or (bool((away < least).all()) and not loop.before + loop.updates):
-        return Stop.NO_MOTION
+        return StopReason.NO_MOTION
     if loop.reached:
-        return Stop.REACHED
+        return StopReason.REACHED
     resting = stuck(loop.trajectory, loop.distances < least)
-    return Stop.STUCK if loop.ended or resting else Stop.STEP_LIMIT
+    return StopReason.STUCK if loop.ended or resting else StopReason.STEP_LIMIT

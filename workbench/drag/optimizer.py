@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workbench.accel.cuda_graphs import Recorded, Recorder
+from workbench.accel.cuda_graphs import GraphedCallable, Recorder
 from workbench.core.errors import ModelError
 
 Tensor = torch.Tensor
@@ -17,12 +17,9 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class NotFinite(ModelError):
-    """Numbers became NaN or infinite; `latent` is the last finite one [1,C,h,w], at timestep `t`.
+    """Numbers became NaN or infinite; `latent` is the last finite one [1,C,h,w], at timestep `t`."""
 
-    `t` is None for methods that drag at one timestep, that of their start.
-    """
-
-    def __init__(self, message: str, latent: Tensor, t: int | None = None) -> None:
+    def __init__(self, message: str, latent: Tensor, t: int) -> None:
         """Keep the last finite latent beside the sentence."""
         super().__init__(message)
         self.latent, self.t = latent, t
@@ -74,7 +71,7 @@ class LatentOptimiser:
             }
         self._grad = torch.zeros_like(self.latent)
         work = functools.partial(LatentOptimiser._apply, weakref.proxy(self))
-        self._recorded = Recorded(work, graphs, kind=("adam", latent.shape, half))
+        self._recorded = GraphedCallable(work, graphs, kind=("adam", latent.shape, half))
 
     def gradient(self, loss: Tensor) -> Tensor:
         """d loss / d latent [1,C,h,w] float32; weights get none."""

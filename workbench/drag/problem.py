@@ -14,10 +14,10 @@ import torch
 
 from workbench.accel.cuda_graphs import Recorder
 from workbench.core.config import DragConfig
-from workbench.core.record import Stop
+from workbench.core.record import StopReason
 from workbench.diffusion.attention import ReferenceKV
 from workbench.diffusion.ddim import Schedule
-from workbench.diffusion.unet import Denoiser
+from workbench.diffusion.unet import Denoiser, Prompt
 from workbench.drag.optimizer import AdamState
 from workbench.drag.options import AutoOptions, WarpOptions
 from workbench.drag.tracking import Size
@@ -143,17 +143,15 @@ class DragProblem:
 
     unet: Any  # diffusers U-Net, LoRA merged or active
     schedule: Schedule
-    text: Tensor  # prompt embedding [1,L,C]
-    trail: Tensor  # [n+1,1,C,h,w] from the clean latent to the start of the drag
+    prompt: Prompt
+    inversion_latents: Tensor  # [n+1,1,C,h,w] from the clean latent to the start of the drag
     handles: Tensor  # [P,2]; not changed
     targets: Tensor  # [P,2]
     lattice: Size  # (H // 2, W // 2) of the working image
     config: DragConfig
     mask: Tensor | None = None  # [1,1,h,w], 1 = may change; None or all 0: no mask term
-    uncond: Tensor | None = None  # [1,L,C]; with guidance above 1
+    negative: Prompt | None = None  # of the unconditional row; with guidance above 1
     guidance: float = 1.0
-    added: Mapping[str, Tensor] | None = None  # SDXL: text_embeds, time_ids
-    uncond_added: Mapping[str, Tensor] | None = None
     reference: Reference | None = None  # computed when missing or made for other settings
     resume: DragState | None = None
     graphs: Recorder | None = None  # records what is repeated; None records nothing
@@ -164,12 +162,12 @@ class DragProblem:
     @property
     def inverted(self) -> int:
         """n: number of denoising steps from the start latent to the picture."""
-        return len(self.trail) - 1
+        return len(self.inversion_latents) - 1
 
     @property
     def start(self) -> Tensor:
         """The noisy latent [1,C,h,w] at which the drag begins."""
-        return self.trail[-1].float()
+        return self.inversion_latents[-1].float()
 
     @property
     def timesteps(self) -> tuple[int, ...]:
@@ -179,9 +177,8 @@ class DragProblem:
     def denoiser(self) -> Denoiser:
         """The U-Net under this problem's conditions."""
         return Denoiser(
-            self.unet, self.schedule, self.text, uncond=self.uncond, guidance=self.guidance,
-            added=self.added, uncond_added=self.uncond_added, block=self.config.feature_block,
-            graphs=self.graphs,
+            self.unet, self.schedule, self.prompt, negative=self.negative, guidance=self.guidance,
+            block=self.config.feature_block, graphs=self.graphs,
         )  # fmt: skip
 
     def used_mask(self) -> Tensor | None:
@@ -193,7 +190,7 @@ class DragProblem:
             if self.config.parity and self.config.method == "gooddrag":
                 return torch.zeros_like(self.start[:, :1])
             return None
-        return self.mask.to(self.trail.device, torch.float32)
+        return self.mask.to(self.inversion_latents.device, torch.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -205,5 +202,5 @@ class DragOutcome:
     distances: tuple[float, ...]  # to the target after a last tracking, lattice pixels
     losses: tuple[float, ...]
     iterations: int  # gradient steps
-    stop: Stop
+    stop: StopReason
     state: DragState | None = None  # to run on with; None where there is nothing to continue

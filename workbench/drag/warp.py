@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from workbench.core.record import OnStep, Stop
+from workbench.core.record import OnStep, StopReason
 from workbench.diffusion.unet import frozen
 from workbench.drag.denoise import denoise, reference_for
 from workbench.drag.locate import located
@@ -34,7 +34,7 @@ def run(problem: DragProblem, on_step: OnStep) -> DragOutcome:
     still = not len(points) or torch.equal(problem.handles, problem.targets)
     return DragOutcome(
         latent=clean, trajectory=(problem.handles, points), distances=tuple(distances.tolist()),
-        losses=(), iterations=0, stop=Stop.NO_MOTION if still else Stop.ONE_STEP,
+        losses=(), iterations=0, stop=StopReason.NO_MOTION if still else StopReason.ONE_STEP,
     )  # fmt: skip
 
 
@@ -51,10 +51,10 @@ def moved_latent(problem: DragProblem, reference: Reference, index: int) -> Tens
     z = sqrt(a) x0 + sqrt(1-a) eps, with x0 the original's clean latent, gives eps.
     """
     if problem.pixels is None:
-        return reference.latents[index].to(problem.trail.device)
+        return reference.latents[index].to(problem.inversion_latents.device)
     schedule, t = problem.schedule, problem.timesteps[index]
     a = schedule.alpha(t)
-    x0 = problem.trail[0].float()
+    x0 = problem.inversion_latents[0].float()
     z = reference.latents[index].to(x0)
     eps = (z - a**0.5 * x0) / (1 - a) ** 0.5
     return schedule.noised(moved_clean(problem), eps, t)
@@ -62,7 +62,7 @@ def moved_latent(problem: DragProblem, reference: Reference, index: int) -> Tens
 
 def moved_clean(problem: DragProblem) -> Tensor:
     """Clean latent [1,C,h,w] of the moved picture; the original's own where no pixel changed."""
-    x0, given = problem.trail[0].float(), problem.pixels
+    x0, given = problem.inversion_latents[0].float(), problem.pixels
     if given is None:
         return x0
     moved = given.moved.to(x0.device)

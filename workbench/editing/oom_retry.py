@@ -1,4 +1,4 @@
-"""Doing work on a model so that its end is known: memory that runs out, errors in words, circumstances."""
+"""Retry a job with less memory; record errors and the environment."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 import datetime
 import logging
 import platform
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,38 +21,58 @@ if TYPE_CHECKING:
     from workbench.diffusion.model import Runtime
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
-def with_memory(
-    work: Callable[[bool], T], runtime: Runtime, request: EditRequest, low_memory: bool
-) -> T:
-    """Do the work; when memory runs out, free what is kept and try once more in low-memory mode.
+class Attempt:
+    """One try in a `with` block, which gives the mode: True for low memory.
+
+    It swallows lack of memory, and the refusal of an operation that cannot repeat its bits, which
+    `device.lenient` lets through from then on.
+    """
+
+    def __init__(self, sparing: bool, *, patient: bool) -> None:
+        """`patient`: a refused operation is a reason to try again in the same mode."""
+        self._sparing, self._patient = sparing, patient
+        self.done = self.again = False
+
+    def __enter__(self) -> bool:
+        """The mode of this try."""
+        return self._sparing
+
+    def __exit__(self, _kind: Any, exc: BaseException | None, _trace: Any) -> bool:
+        """Note how it ended."""
+        self.done = exc is None
+        if isinstance(exc, RuntimeError) and self._patient and device.lenient(exc):
+            self.again = True
+        elif isinstance(exc, Exception) and device.is_out_of_memory(exc):
+            log.warning(
+                "out of memory%s: %s", " in low-memory mode" * self._sparing, str(exc)[:200]
+            )
+        else:
+            return False
+        return True
+
+
+def attempts(runtime: Runtime, request: EditRequest, low_memory: bool) -> Iterator[Attempt]:
+    """Try some work; when memory runs out, free what is kept and try again in low-memory mode.
+
+    for attempt in attempts(...):
+        with attempt as sparing:
+            result = work(sparing)
+
+    A loop, so that a failed try is over, and its traceback holds no tensors, before the next begins.
 
     Raises:
-        OutOfMemory: when that was not enough either; names a smaller setting.
+        OutOfMemory: when the low-memory mode was not enough either; names a smaller setting.
     """
-    try:
-        try:
-            return work(low_memory)
-        except RuntimeError as exc:
-            if not device.lenient(exc):
-                raise
-        return work(low_memory)
-    except Exception as exc:
-        if not device.is_out_of_memory(exc):
-            raise
-        log.warning("out of memory on %s: %s", runtime.device, str(exc)[:200])
-    # Outside the handler, so that the traceback no longer holds the tensors of the first attempt.
-    runtime.forget()
-    device.release()
-    if not low_memory:
-        try:
-            return work(True)
-        except Exception as exc:
-            if not device.is_out_of_memory(exc):
-                raise
-            log.warning("out of memory in low-memory mode, too: %s", str(exc)[:200])
+    for sparing in (True,) if low_memory else (False, True):
+        for patient in (True, False):
+            attempt = Attempt(sparing, patient=patient)
+            yield attempt
+            if attempt.done:
+                return
+            if not attempt.again:
+                break
         runtime.forget()
         device.release()
     raise OutOfMemory(_smaller(runtime, request))

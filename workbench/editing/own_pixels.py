@@ -19,7 +19,7 @@ from workbench.core import keys
 from workbench.core.request import PointPair
 from workbench.drag.template import Template
 from workbench.editing.text_to_image import denoiser_of, to_rgb
-from workbench.editing.working_image import Workpiece
+from workbench.editing.working_image import WorkingImage
 from workbench.imaging import decode
 from workbench.imaging.coords import Frame
 from workbench.warping.compose import agreement, composed, seams
@@ -27,7 +27,7 @@ from workbench.warping.held import PictureFeatures
 from workbench.warping.layers import Motion, Plan, plan, render
 
 if TYPE_CHECKING:
-    from workbench.editing.prepare import Stages
+    from workbench.editing.prepare import PreparedEdit
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -56,10 +56,10 @@ class Look:
     again: U8
     noise_error: F32
 
-    def knows(self, piece: Workpiece) -> dict[str, Any]:
+    def knows(self, image: WorkingImage) -> dict[str, Any]:
         """How well the model knows the picture where it may change: level, psnr (dB), noise error."""
-        where = piece.working_mask
-        gap = (self.again.astype(np.float32) - piece.rgb) ** 2
+        where = image.working_mask
+        gap = (self.again.astype(np.float32) - image.rgb) ** 2
         error = gap.mean(axis=2)
         if where is not None and where.any():
             error = error[where]
@@ -72,9 +72,9 @@ class Look:
         noise = float(small.mean())
         return {"level": level_of(psnr, noise), "psnr": round(psnr, 2), "noise": round(noise, 4)}
 
-    def trusted(self, piece: Workpiece) -> PictureFeatures | None:
+    def trusted(self, image: WorkingImage) -> PictureFeatures | None:
         """The features, unless the model knows too little of the picture for them to mean anything."""
-        return None if unfit(self.knows(piece)) else self.features
+        return None if unfit(self.knows(image)) else self.features
 
 
 def unfit(knows: dict[str, Any]) -> bool:
@@ -91,27 +91,27 @@ def level_of(psnr: float, noise: float) -> str:
 
 
 @torch.no_grad()
-def look(stages: Stages) -> Look:
+def look(edit: PreparedEdit) -> Look:
     """The model's look at the request's picture, without any LoRA of it; kept in the cache."""
-    piece, run = stages.piece, stages.runtime
-    name = look_key(stages)
+    image, run = edit.image, edit.runtime
+    name = look_key(edit)
     kept = run.kept(name)
     if not isinstance(kept, Look):
-        with stages.account.timed("look"):
-            raw, _ = stages.cache.get_or_make(
-                name, lambda: _look(stages), kind="features", label=stages.request.image.name
+        with edit.report.timed("look"):
+            raw, _ = edit.cache.get_or_make(
+                name, lambda: _look(edit), kind="features", label=edit.request.image.name
             )
-        kept = look_of(raw, piece.crop.frame)
+        kept = look_of(raw, image.crop.frame)
         run.keep(name, kept)
     return kept
 
 
-def look_key(stages: Stages) -> str:
+def look_key(edit: PreparedEdit) -> str:
     """Key of the model's look at a working picture."""
-    piece = stages.piece
+    image = edit.image
     return keys.key(
-        "look", 1, piece.id, stages.model, stages.request.prompt, list(piece.size),
-        stages.runtime.dtype_name, LEVEL, NOISES,
+        "look", 1, image.id, edit.model, edit.request.prompt, list(image.size),
+        edit.runtime.dtype_name, LEVEL, NOISES,
     )  # fmt: skip
 
 
@@ -123,17 +123,17 @@ def look_of(raw: bytes, frame: Frame) -> Look:
     return Look(features, found["again"].numpy(), found["noise_error"].numpy())
 
 
-def _look(stages: Stages) -> bytes:
-    run, piece = stages.runtime, stages.piece
-    mean, _ = stages.encoded()
+def _look(edit: PreparedEdit) -> bytes:
+    run, image = edit.runtime, edit.image
+    mean, _ = edit.encoded()
     denoiser = denoiser_of(
-        run, stages.request.prompt, piece.size, stages.schedule,
-        block=stages.request.drag.feature_block,
+        run, edit.request.prompt, image.size, edit.schedule,
+        block=edit.request.drag.feature_block,
     )  # fmt: skip
-    t = min(stages.schedule.timesteps, key=lambda t: abs(t - LEVEL))
+    t = min(edit.schedule.timesteps, key=lambda t: abs(t - LEVEL))
     generator = torch.Generator("cpu").manual_seed(0)
     noise = torch.randn((NOISES, *mean.shape[1:]), generator=generator).to(mean)
-    feature, guess = denoiser.both(stages.schedule.noised(mean, noise, t), t)
+    feature, guess = denoiser.both(edit.schedule.noised(mean, noise, t), t)
     error = ((guess - noise) ** 2).mean((0, 1))
     again = torch.from_numpy(np.ascontiguousarray(to_rgb(run.decode(mean))))
     tensors = {
@@ -161,18 +161,18 @@ class MovedPicture:
     doubt: F32
 
 
-def moved_of(piece: Workpiece, features: PictureFeatures | None = None) -> MovedPicture | None:
+def moved_of(image: WorkingImage, features: PictureFeatures | None = None) -> MovedPicture | None:
     """Move what the arrows hold on the part that is edited; None when nothing moves."""
-    rows, cols = piece.crop.slices
-    source = np.ascontiguousarray(piece.source[rows, cols])
-    mask = piece.mask[rows, cols] if piece.mask is not None else None
-    crop = piece.crop
+    rows, cols = image.crop.slices
+    source = np.ascontiguousarray(image.source[rows, cols])
+    mask = image.mask[rows, cols] if image.mask is not None else None
+    crop = image.crop
     frame = Frame(crop.x0, crop.y0, crop.width, crop.height, crop.width, crop.height)
     if features is not None:
         features = PictureFeatures(
             features.values, (0.0, 0.0, float(crop.width), float(crop.height))
         )
-    pairs = [frame.forward_pair(p) for p in piece.request.pairs]
+    pairs = [frame.forward_pair(p) for p in image.request.pairs]
     motion = plan(source, mask, pairs, Plan(features=features))
     if motion is None:
         return None
@@ -181,8 +181,8 @@ def moved_of(piece: Workpiece, features: PictureFeatures | None = None) -> Moved
     doubt[motion.grid.box] = np.clip(motion.grid.full(motion.trust().doubt()), 0, 1)
     if mask is not None:
         doubt *= mask
-    small = decode.resize(np.rint(doubt * 255).astype(np.uint8), piece.size, "box")
-    working = decode.resize(full, piece.size, "lanczos")
+    small = decode.resize(np.rint(doubt * 255).astype(np.uint8), image.size, "box")
+    working = decode.resize(full, image.size, "lanczos")
     return MovedPicture(motion, full, working, doubt, np.asarray(small / 255, np.float32))
 
 
@@ -223,19 +223,19 @@ STEP = 12.0  # levels (0..255) of a seam that the moved picture does not have
 TEXTURE = 0.5  # octaves of detail that make up for it
 
 
-def found_in(piece: Workpiece, result: U8) -> tuple[tuple[float, float], ...]:
+def found_in(image: WorkingImage, result: U8) -> tuple[tuple[float, float], ...]:
     """Where each handle's surroundings are in a result uint8 [H, W, 3]: (px from the target, likeness).
 
     Found by `workbench.drag.template` on the part that was edited, at the model's size; px are the
     picture's own. It asks the picture, not the model, so that no model can praise itself.
     """
-    rows, cols = piece.crop.slices
-    after = decode.resize(np.ascontiguousarray(result[rows, cols]), piece.size, "lanczos")
-    kx, ky = piece.frame.scale
+    rows, cols = image.crop.slices
+    after = decode.resize(np.ascontiguousarray(result[rows, cols]), image.size, "lanczos")
+    kx, ky = image.frame.scale
     template, out = Template(), []
-    for pair in piece.request.pairs:
-        there: PointPair = piece.frame.forward_pair(pair)
-        hit = template.find(piece.rgb, after, there)
+    for pair in image.request.pairs:
+        there: PointPair = image.frame.forward_pair(pair)
+        hit = template.find(image.rgb, after, there)
         gap = np.hypot((hit.point.x - there.target.x) / kx, (hit.point.y - there.target.y) / ky)
         out.append((round(float(gap), 2), round(float(hit.score), 4)))
     return tuple(out)

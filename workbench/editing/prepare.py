@@ -1,7 +1,7 @@
-"""What is computed once per picture and kept: LoRA, inverted latents, the original's pass.
+"""Everything an edit needs before its drag: LoRA, inverted latents, the original's pass, kept state.
 
-Each stage asks the cache under its own key (`keys`), so that a change of a setting repeats exactly
-what depends on it. A second drag on the same picture finds everything here.
+Each stage asks the cache under its own key (`core/keys.py`), so that a change of a setting repeats
+exactly what depends on it. A second drag on the same picture finds everything here.
 """
 
 from __future__ import annotations
@@ -18,29 +18,28 @@ import torch
 from safetensors.torch import load, save
 
 from workbench.core import keys
-from workbench.core.config import LoraRef
+from workbench.core.config import SPECS, LoraRef
 from workbench.core.errors import BadInput, ModelError
-from workbench.core.record import OnStep, StepInfo
+from workbench.core.record import OnStep, StepInfo, StopReason
 from workbench.core.request import EditRequest
 from workbench.diffusion.ddim import Schedule, invert, schedule_from
-from workbench.diffusion.lora import initial_state, merged, random_draws, train
+from workbench.diffusion.lora import merged
 from workbench.diffusion.lora_files import (
-    LoraCard,
     LoraFile,
     check,
     read,
-    write,
 )
-from workbench.diffusion.lora_format import rank_of
-from workbench.drag.denoise import reference_of
-from workbench.drag.problem import DragProblem, Reference
+from workbench.drag.denoise import denoise, reference_of
+from workbench.drag.optimizer import NotFinite
+from workbench.drag.problem import DragOutcome, DragProblem, DragState, Pixels, Reference
 from workbench.editing.crop_plan import names_of
+from workbench.editing.lora_training import train_lora
+from workbench.editing.own_pixels import MovedPicture, moved_of
 from workbench.editing.text_to_image import cached_path, denoiser_of, freeu
-from workbench.imaging import decode
 
 if TYPE_CHECKING:
     from workbench.diffusion.model import Runtime, Text
-    from workbench.editing.working_image import Workpiece
+    from workbench.editing.working_image import WorkingImage
     from workbench.storage.cache import Cache
     from workbench.storage.history import Store
 
@@ -49,9 +48,18 @@ log = logging.getLogger(__name__)
 REFERENCE_ON_DISK = 96 << 20  # bytes; a bigger one is only kept in memory
 
 
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What a job works with: a loaded model, the cache of derived data, the history."""
+
+    runtime: Runtime
+    cache: Cache
+    store: Store
+
+
 @dataclass
-class Account:
-    """What a job has to say about itself: seconds per stage, what was cached, notices, losses."""
+class JobReport:
+    """What a job reports beside its result: seconds per stage, what was cached, notices, losses."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)
@@ -68,43 +76,37 @@ class Account:
             taken = time.perf_counter() - start
             self.seconds[stage] = round(self.seconds.get(stage, 0.0) + taken, 4)
 
+    def split(self, stage: str, part: str, seconds: float) -> None:
+        """Count some of a stage's seconds as another's."""
+        self.seconds[stage] = round(self.seconds[stage] - seconds, 4)
+        self.seconds[part] = round(seconds, 4)
+
     def note(self, text: str | None) -> None:
         """Say something once."""
         if text and text not in self.notices:
             self.notices.append(text)
 
 
-class Stages:
-    """The stages of one request on one loaded model; make one per job."""
+class PreparedEdit:
+    """One request on one loaded model, stage by stage; make one per job."""
 
     def __init__(
-        self,
-        request: EditRequest,
-        piece: Workpiece,
-        *,
-        runtime: Runtime,
-        cache: Cache,
-        store: Store,
-        on_step: OnStep,
+        self, request: EditRequest, image: WorkingImage, engine: Engine, on_step: OnStep
     ) -> None:
-        """Nothing is computed yet."""
+        """Name the stages; each is computed when it is asked for."""
         self.request = request
-        self.piece = piece
-        self.runtime = runtime
-        self.cache = cache
-        self.store = store
+        self.image = image
+        self.runtime, self.cache, self.store = engine.runtime, engine.cache, engine.store
         self.on_step = on_step
-        self.account = Account()
+        self.report = JobReport()
         self.style = request.style if request.generation is None else None
         if request.style is not None and self.style is None:
-            self.account.note(
-                "A generated picture was made without the style LoRA: it is left out."
-            )
-        self.model = keys.styled_model(runtime.fingerprint, self.style)
-        names = names_of(request, piece.id, piece.crop, runtime.fingerprint)
+            self.report.note("A generated picture was made without the style LoRA: it is left out.")
+        self.model = keys.styled_model(self.runtime.fingerprint, self.style)
+        names = names_of(request, image.id, image.crop, self.runtime.fingerprint)
         self.adapter, self.latent = names.adapter, names.latent
         steps = request.generation.steps if request.generation else request.inversion.steps
-        self.schedule: Schedule = schedule_from(runtime.scheduler_config, steps)
+        self.schedule: Schedule = schedule_from(self.runtime.scheduler_config, steps)
         self._encoded: tuple[torch.Tensor, torch.Tensor] | None = None
 
     # --- text -----------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ class Stages:
     def text(self) -> Text:
         """The encoded prompt; a notice says what did not fit."""
         found = self.runtime.text(self.request.prompt)
-        self.account.note(found.notice)
+        self.report.note(found.notice)
         return found
 
     @property
@@ -126,17 +128,17 @@ class Stages:
     def encoded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the working picture's latent."""
         if self._encoded is None:
-            with self.account.timed("encode"):
+            with self.report.timed("encode"):
                 self.on_step(StepInfo(stage="encode", step=0, total=1))
-                self._encoded = self.runtime.encode(self.piece.pixels())
+                self._encoded = self.runtime.encode(self.image.pixels())
                 self.on_step(StepInfo(stage="encode", step=1, total=1))
             if not torch.isfinite(self._encoded[0]).all():
-                raise ModelError(self._nan("encoding the picture"))
+                raise ModelError(self.nan_text("encoding the picture"))
         return self._encoded
 
     # --- adapters -------------------------------------------------------------------------------------
 
-    def _file(self, ref: LoraRef, *, style: bool) -> LoraFile:
+    def lora_file(self, ref: LoraRef, *, style: bool) -> LoraFile:
         """A LoRA that the request names, converted and checked against the model."""
         unet = self.runtime.unet
         label = ref.name or "The LoRA"
@@ -145,14 +147,14 @@ class Stages:
             file, unet, name=label, model=self.runtime.fingerprint,
             image=self.request.image.id, style=style,
         ):  # fmt: skip
-            self.account.note(notice)
+            self.report.note(notice)
         return file
 
     @contextlib.contextmanager
-    def styled(self) -> Iterator[None]:
+    def with_style_lora(self) -> Iterator[None]:
         """The model with the style LoRA in its weights, and FreeU for a generated picture."""
         style = self.style
-        state = self._file(style, style=True).weights if style and style.weight else None
+        state = self.lora_file(style, style=True).weights if style and style.weight else None
         with (
             merged(self.runtime.unet, state, style.weight if style else 1.0),
             freeu(self.runtime, self.request.generation),
@@ -165,7 +167,7 @@ class Stages:
         if self.request.generation is not None:
             return None, 1.0
         if ref is not None:
-            return self._file(ref, style=False).weights, ref.weight
+            return self.lora_file(ref, style=False).weights, ref.weight
         if self.adapter is None:
             return None, 1.0
         return read(self.trained()).weights, 1.0
@@ -178,10 +180,10 @@ class Stages:
         name = self.adapter if start is None else keys.key("continued", self.adapter, start.id)
         if name is None:
             raise BadInput("The LoRA has 0 training steps; there is nothing to train.")
-        with self.account.timed("lora"):
+        with self.report.timed("lora"):
             raw, hit = self.cache.get_or_make(
                 name,
-                lambda: self._train(start),
+                lambda: train_lora(self, start),
                 kind="lora",
                 label=self.request.image.name,
                 on_wait=lambda: self._waiting("lora"),
@@ -189,83 +191,18 @@ class Stages:
         self._hit("lora", hit)
         return raw
 
-    def _train(self, start: LoraRef | None) -> bytes:
-        request, run, config = self.request, self.runtime, self.request.lora
-        before = self._file(start, style=False) if start is not None else None
-        begin = before.weights if before is not None else None
-        seed = request.seed
-        if start is not None:  # going on with the noise of the first time would teach less
-            seed = int(keys.key("further", seed, start.id)[-15:], 16)
-        if begin is not None and begin.keys() != initial_state(run.unet, 1, 0).keys():
-            raise BadInput(
-                "The LoRA to go on from is not a plain one of every attention layer, so training "
-                "cannot go on from it; use it as it is, or train a new one.",
-                code="cannot-continue",
-            )
-        if begin is not None and rank_of(begin) != config.rank:
-            raise BadInput(
-                f"The LoRA to go on from has rank {rank_of(begin)}, and the options say "
-                f"{config.rank}; choose rank {rank_of(begin)}."
-            )
-        mean, std, crop = self._training_latent()
-        text = self.text()
-        draws = random_draws(
-            mean, std, batch=config.batch_size, seed=seed, crop=crop,
-            levels=len(self.schedule.alphas),
-        )  # fmt: skip
-
-        def heard(done: int, total: int, loss: float | None) -> None:
-            self.on_step(StepInfo(stage="lora", step=done, total=total, loss=loss))
-
-        self.on_step(StepInfo(stage="lora", step=0, total=config.steps))
-        made = train(
-            run.unet, self.schedule, text.embedding, config, draws, start=begin,
-            seed=seed, added=run.added(text, self.piece.size), graphs=run.graphs, on_step=heard,
-        )  # fmt: skip
-        if not all(bool(torch.isfinite(t).all()) for t in made.state.values()):
-            raise ModelError(self._nan("training the LoRA", "a lower learning rate"))
-        self.account.lora_losses = made.losses
-        return write(made.state, self._card(before.card.steps if before is not None else 0))
-
-    def _training_latent(self) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Mean, standard deviation and crop (latent cells) for training at `resolution`."""
-        resolution, factor = self.request.lora.resolution, self.runtime.factor
-        if not resolution:
-            return *self.encoded(), 0
-        width, height = self.piece.size
-        scale = resolution / min(width, height)
-        size = tuple(max(factor, round(side * scale / factor) * factor) for side in (width, height))
-        scaled = decode.resize(self.piece.rgb, (size[0], size[1]), "bilinear")
-        mean, std = self.runtime.encode(self.piece.pixels(scaled))
-        return mean, std, resolution // factor
-
-    def _card(self, before: int) -> LoraCard:
-        """Where the LoRA comes from; it had been trained for `before` steps already."""
-        request = self.request
-        return LoraCard(
-            model=self.runtime.fingerprint,
-            model_name=self.runtime.name,
-            image=request.image.id,
-            image_name=request.image.name,
-            prompt=request.prompt,
-            rank=request.lora.rank,
-            steps=before + request.lora.steps,
-            seed=request.seed,
-            config=dataclasses.asdict(request.lora),
-        )
-
     # --- latents --------------------------------------------------------------------------------------
 
-    def trail(self) -> torch.Tensor:
+    def inversion_latents(self) -> torch.Tensor:
         """Latents [n+1,1,C,h,w] from the clean picture to where the drag begins; LoRA active."""
         if self.request.generation is not None:
-            return self._generated_trail()
+            return self._generated_latents()
         n = self.request.inversion.inverted_steps
         kept = self.runtime.kept(self.latent)
         if isinstance(kept, torch.Tensor):
             self._hit("invert", True)
             return kept
-        with self.account.timed("invert"):
+        with self.report.timed("invert"):
             raw, hit = self.cache.get_or_make(
                 self.latent,
                 lambda: self._invert(n),
@@ -279,7 +216,7 @@ class Stages:
         return found
 
     def noised(self) -> torch.Tensor:
-        """Latents [n+1,1,C,h,w] like `trail`, but plainly noised: no model is asked.
+        """Latents [n+1,1,C,h,w] like `inversion_latents`, but plainly noised: no model is asked.
 
         The noise is drawn from the request's seed on the CPU.
         """
@@ -293,23 +230,23 @@ class Stages:
     def _invert(self, n: int) -> bytes:
         mean, _ = self.encoded()
         denoiser = denoiser_of(
-            self.runtime, self.request.prompt, self.piece.size, self.schedule,
+            self.runtime, self.request.prompt, self.image.size, self.schedule,
             guidance=self.guidance,
         )  # fmt: skip
 
-        def heard(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             self.on_step(StepInfo(stage="invert", step=done, total=total))
 
-        made = invert(denoiser.eps, mean, self.schedule, n, heard)
+        made = invert(denoiser.eps, mean, self.schedule, n, on_progress)
         if not torch.isfinite(made).all():
-            raise ModelError(self._nan("inverting the picture"))
+            raise ModelError(self.nan_text("inverting the picture"))
         return bytes(save({"trail": made.cpu().contiguous()}))
 
-    def _generated_trail(self) -> torch.Tensor:
+    def _generated_latents(self) -> torch.Tensor:
         """The sampler's own latents at the timesteps between the picture and the drag's start."""
         generation = self.request.generation
         assert generation is not None
-        with self.account.timed("generate"):
+        with self.report.timed("generate"):
             path, hit = cached_path(
                 self.runtime, self.cache, self.request.prompt, generation, self.model, self.on_step
             )
@@ -317,6 +254,122 @@ class Stages:
         n = max(1, min(generation.steps, round(self.request.inversion.strength * generation.steps)))
         levels = [path.at(self.schedule, t) for t in reversed(self.schedule.tail(n))]
         return torch.stack([path.final, *levels]).to(self.runtime.device)
+
+    # --- the drag -------------------------------------------------------------------------------------
+
+    def problem(
+        self,
+        *,
+        moved: MovedPicture | None = None,
+        drafting: bool = False,
+        reference: bool = True,
+        fresh: bool = False,
+    ) -> DragProblem:
+        """The numerical problem, with the LoRA active; "run on" continues a kept state.
+
+        Args:
+            moved: the moved picture, where it is known already.
+            drafting: the latents are plainly noised, not inverted, and the original is not needed.
+            reference: denoise the original, too, unless it is kept.
+            fresh: do not continue an earlier run of the same drag.
+        """
+        request, run, image = self.request, self.runtime, self.image
+        self.text()  # notes what did not fit
+        negative = request.generation.negative_prompt if request.generation else ""
+        handles, targets = image.handles_and_targets()
+        mask = image.latent_mask()
+        if mask is None and request.drag.parity and request.mask is not None:
+            height, width = (side // run.factor for side in image.size[::-1])
+            mask = torch.zeros(1, 1, height, width)  # the method decides what an empty mask means
+        # FreeU's Fourier transforms cannot be recorded
+        recordable = request.generation is None or request.generation.freeu is None
+        made = DragProblem(
+            unet=run.unet,
+            schedule=self.schedule,
+            prompt=run.prompt(request.prompt, image.size),
+            inversion_latents=self.noised() if drafting else self.inversion_latents(),
+            handles=handles,
+            targets=targets,
+            lattice=image.lattice,
+            config=request.drag,
+            mask=mask,
+            negative=run.prompt(negative, image.size) if self.guidance > 1 else None,
+            guidance=self.guidance,
+            graphs=run.graphs if recordable else None,
+            pixels=self._pixels(moved) if SPECS[request.drag.method].moves_pixels else None,
+        )
+        if reference and not drafting:
+            made = dataclasses.replace(made, reference=self.reference(made))
+        return made if fresh else self._continued(made)
+
+    def _pixels(self, moved: MovedPicture | None) -> Pixels | None:
+        """The picture moved along the arrows, for methods that start from it."""
+        moved = moved or moved_of(self.image)
+        if moved is None:
+            return None
+        return Pixels(
+            picture=self.image.pixels().to(self.runtime.device),
+            moved=self.image.pixels(moved.working).to(self.runtime.device),
+            doubt=torch.from_numpy(moved.doubt),
+            encode=lambda picture: self.runtime.encode(picture)[0],
+        )
+
+    def _state_key(self) -> str:
+        """Key of an optimiser's state: the drag but for its number of steps."""
+        request = self.request
+        config = keys.drag_parts(request.drag)
+        for name in ("steps", "composite", "feather"):  # none of them changes a step that was made
+            config.pop(name)
+        mask = request.mask.id if request.mask else None
+        pairs = [p.to_json() for p in request.pairs]
+        return keys.key(
+            "state", keys.ALGO_DRAG, self.latent, mask, pairs, config, self.runtime.dtype_name,
+            *keys.method_version(request.drag.method),
+        )  # fmt: skip
+
+    def _continued(self, problem: DragProblem) -> DragProblem:
+        """The problem that goes on where an earlier run of the same drag stopped, if there was one."""
+        raw, steps = self.cache.get(self._state_key()), problem.config.steps
+        state = DragState.from_tensors(load(raw)) if raw is not None else None
+        if state is None or not 0 < state.updates <= steps:
+            return problem
+        self.report.cached.append("drag")
+        left = dataclasses.replace(problem.config, steps=steps - state.updates)
+        return dataclasses.replace(problem, resume=state, config=left)
+
+    def keep_state(self, problem: DragProblem, outcome: DragOutcome) -> None:
+        """Keep where a drag stands, for "run on".
+
+        Raises:
+            ModelError: when the drag came to NaN.
+        """
+        if not bool(torch.isfinite(outcome.latent).all()):
+            raise ModelError(self.nan_text("denoising the edited picture", "a lower learning rate"))
+        kept = problem.resume.updates if problem.resume is not None else -1
+        if outcome.state is not None and outcome.state.updates > kept:
+            raw = bytes(save(outcome.state.to_tensors()))
+            self.cache.put(self._state_key(), raw, kind="state", label=self.request.image.name)
+
+    def last_finite(self, problem: DragProblem, exc: NotFinite, on_step: OnStep) -> DragOutcome:
+        """The picture of the last latent that was finite, for the record of a drag that failed.
+
+        Raises:
+            NotFinite: the given one, when not even that can be shown.
+        """
+        if problem.reference is None or not bool(torch.isfinite(exc.latent).all()):
+            raise exc
+        rest = problem.timesteps[problem.timesteps.index(exc.t) :]
+        with torch.no_grad():
+            clean = denoise(
+                problem, problem.denoiser(), problem.reference, exc.latent, rest, on_step
+            )
+        if not bool(torch.isfinite(clean).all()):
+            raise exc
+        away = (problem.targets - problem.handles).norm(dim=1)
+        return DragOutcome(
+            latent=clean, trajectory=(problem.handles,), distances=tuple(away.tolist()), losses=(),
+            iterations=0, stop=StopReason.STEP_LIMIT,
+        )  # fmt: skip
 
     # --- the original's pass --------------------------------------------------------------------------
 
@@ -331,7 +384,7 @@ class Stages:
         if isinstance(kept, Reference):
             self._hit("reference", True)
             return kept
-        with self.account.timed("reference"):
+        with self.report.timed("reference"):
             raw = self.cache.get(name)
             if raw is not None:
                 tensors = load(raw)
@@ -348,7 +401,7 @@ class Stages:
         limit = {"kv_limit": 0} if self.runtime.saving_memory else {}
         made = reference_of(problem, self.on_step, **limit)
         if not torch.isfinite(made.latents).all():
-            raise ModelError(self._nan("denoising the original"))
+            raise ModelError(self.nan_text("denoising the original"))
         tensors = {k: v.detach().cpu().contiguous() for k, v in made.to_tensors().items()}
         if sum(t.numel() * t.element_size() for t in tensors.values()) <= REFERENCE_ON_DISK:
             self.cache.put(
@@ -360,10 +413,11 @@ class Stages:
 
     def _hit(self, stage: str, hit: bool) -> None:
         if hit:
-            self.account.cached.append(stage)
+            self.report.cached.append(stage)
             self.on_step(StepInfo(stage=stage, step=1, total=1, cached=True))
 
-    def _nan(self, doing: str, more: str = "") -> str:
+    def nan_text(self, doing: str, more: str = "") -> str:
+        """The sentence about numbers that became NaN, with the advice that may help."""
         wish = f" or {more}" if more else ""
         return (
             f"The numbers became NaN while {doing} (precision {self.runtime.dtype_name}); try the "

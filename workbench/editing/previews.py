@@ -15,7 +15,7 @@ from workbench.imaging import decode
 
 if TYPE_CHECKING:
     from workbench.diffusion.model import Runtime
-    from workbench.editing.working_image import Workpiece
+    from workbench.editing.working_image import WorkingImage
 
 log = logging.getLogger(__name__)
 
@@ -24,23 +24,22 @@ MOST = 40  # frames that are kept
 QUALITY = 85
 
 
-class Film:
-    """Turns the steps of a method into progress with points and, now and then, a preview."""
+class PreviewRecorder:
+    """Turns the steps of a method into progress in image pixels and, now and then, a preview."""
 
     def __init__(
-        self, piece: Workpiece, runtime: Runtime, on_step: OnStep, *, previews: bool = True
+        self, image: WorkingImage, runtime: Runtime, on_step: OnStep, *, previews: bool = True
     ) -> None:
-        """Nothing is shown yet."""
         self._previews = previews
         self.frames: list[bytes] = []
-        self._piece = piece
+        self._image = image
         self._runtime = runtime
-        self._on_step = on_step
+        self._report = on_step
         self._due = 0.0  # when the next preview may be made
-        self._screen = piece.screen()
+        self._screen = image.screen()
         self._begun: dict[str, float] = {}  # when each stage was first heard of
 
-    def drag_step(self, step: StepInfo) -> None:
+    def on_step(self, step: StepInfo) -> None:
         """Report one step of a method.
 
         Raises:
@@ -48,11 +47,11 @@ class Film:
         """
         self._begun.setdefault(step.stage, time.perf_counter())
         points, distances = step.points, step.distances
-        self._on_step(
+        self._report(
             dataclasses.replace(
                 step,
-                points=None if points is None else self._piece.points([(p.y, p.x) for p in points]),
-                distances=None if distances is None else self._piece.distances(distances),
+                points=None if points is None else self._image.points([(p.y, p.x) for p in points]),
+                distances=None if distances is None else self._image.distances(distances),
                 preview=self._preview(step),
                 clean=None,
             )

@@ -104,16 +104,12 @@ def denoiser_of(
     graphs: bool = True,
 ) -> Denoiser:
     """The model under a prompt (and a negative one where guidance is above 1)."""
-    text = runtime.text(prompt)
-    uncond = runtime.text(negative) if guidance > 1 else None
     return Denoiser(
         runtime.unet,
         schedule,
-        text.embedding,
-        uncond=uncond.embedding if uncond else None,
+        runtime.prompt(prompt, size),
+        negative=runtime.prompt(negative, size) if guidance > 1 else None,
         guidance=guidance,
-        added=runtime.added(text, size),
-        uncond_added=runtime.added(uncond, size) if uncond else None,
         block=block,
         graphs=runtime.graphs if graphs else None,
     )

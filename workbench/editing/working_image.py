@@ -1,4 +1,4 @@
-"""One picture on the model's bench: cut, scaled, and in the end put back where it came from.
+"""The cropped, resized image that the model edits, and pasting it back.
 
 A picture that is much larger than the model's native size is edited on a crop around its mask, so
 that the mask gets the model's full resolution and the rest of the picture stays bit-identical.
@@ -32,7 +32,7 @@ _HAZE = (
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Workpiece:
+class WorkingImage:
     """The picture of a request as the model sees it.
 
     `rgb` [h,w,3] is the working picture, `crop` where it lies in `source` [H,W,3]; `mask` [H,W]
@@ -49,7 +49,7 @@ class Workpiece:
     id: str
 
     @classmethod
-    def of(cls, request: EditRequest, store: Store, native: int) -> Workpiece:
+    def of(cls, request: EditRequest, store: Store, native: int) -> WorkingImage:
         """Fetch a request's pixels, and cut and scale them for a model of that native size.
 
         Raises:

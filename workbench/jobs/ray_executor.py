@@ -17,6 +17,7 @@ import platform
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -105,27 +106,6 @@ class _Actor:
             if not isinstance(exc, WorkbenchError):
                 log.exception("job %s failed on its worker", task.id)
             self._tell("end", False, _portable(exc))
-
-
-def app_run(settings: Settings, task: Task) -> Any:
-    """The workbench's own work on a worker: an App without history and cache of its own."""
-    app = _worker_app(settings, task.host)
-    return app.perform(
-        task.kind, task.payload, on_step=task.on_step, owner=task.owner, device=task.device
-    )
-
-
-_apps: list[Any] = []
-
-
-def _worker_app(settings: Settings, host: Host) -> Any:
-    from workbench.app import App
-
-    if not _apps:
-        if not settings.folder.is_dir():  # another machine: its own list of models counts
-            settings = dataclasses.replace(settings, folder=Settings.load().folder)
-        _apps.append(App(settings, host=host))
-    return _apps[0]
 
 
 class RayExecutor(ThreadExecutor):
@@ -316,13 +296,23 @@ class RayExecutor(ThreadExecutor):
             session.lost(None, "")
 
 
-def for_app(settings: Settings, local: Run, parts: dict[str, Any], board: Board) -> RayExecutor:
-    """The executor of an app whose setting `workers` names Ray; `local` does what belongs here."""
+def for_app(
+    settings: Settings,
+    remote: Callable[[Settings, Task], Any],
+    local: Run,
+    parts: dict[str, Any],
+    board: Board,
+) -> RayExecutor:
+    """The executor of an app whose setting `workers` names Ray.
+
+    `remote` does a job in a worker's process, where it must be importable by name; `local` does here
+    what belongs here.
+    """
     device = settings.device if settings.device in ("cpu", "mps") else "auto"  # Ray deals out GPUs
     inner = dataclasses.replace(settings, workers="1", device=device)
     address = settings.workers if settings.workers.startswith("ray://") else None
     return RayExecutor(
-        functools.partial(app_run, inner),
+        functools.partial(remote, inner),
         local=local,
         parts={name: parts[name] for name in PARTS},
         address=address,

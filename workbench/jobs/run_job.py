@@ -1,4 +1,4 @@
-"""What each kind of job does; imported by workers only (it brings torch)."""
+"""What each kind of job does. torch is only imported when a job needs it."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from workbench.core.record import (
     OnStep,
 )
 from workbench.core.request import EditRequest, GenerateTask, TrainTask
-from workbench.diffusion.lora_files import read
-from workbench.edit import prepare, run_edit
-from workbench.editing.oom_retry import expected_difference
-from workbench.editing.text_to_image import generate
+from workbench.jobs.job import Task
 
 if TYPE_CHECKING:
     from workbench.app import App
+    from workbench.editing.prepare import Engine
 
 log = logging.getLogger(__name__)
 
 
-def perform(
-    app: App, kind: str, payload: Any, *, on_step: OnStep, owner: str = "", device: str = ""
-) -> Any:
-    """Do a job of a kind; the result is plain JSON data.
+def perform(app: App, task: Task) -> Any:
+    """Do a job; the result is plain JSON data, an edit's id for "edit".
 
     Raises:
         BadInput: for an unknown kind.
         WorkbenchError: whatever the work raises.
     """
-    if kind not in _KINDS:
-        raise BadInput(f"There is no kind of job {kind!r}; known are: {', '.join(_KINDS)}.")
-    return _KINDS[kind](app, payload, on_step, owner, device)
-
-
-def _edit(app: App, request: EditRequest, on_step: OnStep, owner: str, device: str) -> str:
-    return edit(app, request, on_step=on_step, owner=owner, device=device).id
+    if task.kind not in _KINDS:
+        raise BadInput(f"There is no kind of job {task.kind!r}; known are: {', '.join(_KINDS)}.")
+    device = "" if task.device == "auto" else task.device
+    if task.id and device not in app.settings.devices():
+        device = (
+            ""  # a worker keeps the device it was started with; the settings have changed since
+        )
+    made = _KINDS[task.kind](
+        app, task.payload, on_step=task.on_step, owner=task.owner, device=device
+    )
+    return made.id if isinstance(made, EditRecord) else made
 
 
 def edit(
@@ -54,14 +54,13 @@ def edit(
     device: str = "",
     fresh: bool = False,
 ) -> EditRecord:
-    """One edit on the app's runtime, cache and history; see `pipeline.run_edit`."""
-    runtime = app.runtime(request.model.name, device=device, on_step=on_step)
-    sparing = app.settings.low_memory or not app.need(request, str(runtime.device)).fits
+    """One edit on the app's model, cache and history; see `workbench.edit.run_edit`."""
+    from workbench.edit import run_edit
+
+    engine, sparing = _engine(app, request, on_step, device)
     return run_edit(
         request,
-        runtime=runtime,
-        cache=app.cache,
-        store=app.store,
+        engine,
         on_step=on_step,
         owner=owner,
         fresh=fresh,
@@ -69,14 +68,23 @@ def edit(
     )
 
 
-def _train(app: App, task: TrainTask, on_step: OnStep, _owner: str, device: str) -> dict[str, Any]:
-    runtime = app.runtime(task.request.model.name, device=device, on_step=on_step)
-    sparing = app.settings.low_memory or not app.need(task.request, str(runtime.device)).fits
+def _engine(app: App, request: EditRequest, on_step: OnStep, device: str) -> tuple[Engine, bool]:
+    """The loaded model with cache and history; and whether the low-memory mode is needed."""
+    from workbench.editing.prepare import Engine
+
+    runtime = app.runtime(request.model.name, device=device, on_step=on_step)
+    sparing = app.settings.low_memory or not app.need(request, str(runtime.device)).fits
+    return Engine(runtime, app.cache, app.store), sparing
+
+
+def train(app: App, task: TrainTask, *, on_step: OnStep, owner: str, device: str) -> dict[str, Any]:
+    """Train and invert a picture; with a name, keep the LoRA in the library."""
+    from workbench.edit import prepare
+
+    engine, sparing = _engine(app, task.request, on_step, device)
     made = prepare(
         task,
-        runtime=runtime,
-        cache=app.cache,
-        store=app.store,
+        engine,
         on_step=on_step,
         low_memory=sparing,
     )
@@ -90,16 +98,22 @@ def _train(app: App, task: TrainTask, on_step: OnStep, _owner: str, device: str)
     return made
 
 
-def _generate(
-    app: App, task: GenerateTask, on_step: OnStep, _owner: str, device: str
+def generate(
+    app: App, task: GenerateTask, *, on_step: OnStep, owner: str, device: str
 ) -> dict[str, Any]:
+    """Make pictures from a prompt."""
+    from workbench.editing import text_to_image
+
     runtime = app.runtime(task.model.name, device=device, on_step=on_step)
-    return generate(task, runtime=runtime, cache=app.cache, store=app.store, on_step=on_step)
+    return text_to_image.generate(
+        task, runtime=runtime, cache=app.cache, store=app.store, on_step=on_step
+    )
 
 
-def _download(
-    app: App, payload: dict[str, Any], on_step: OnStep, _owner: str, _device: str
+def download(
+    app: App, payload: dict[str, Any], *, on_step: OnStep, owner: str, device: str
 ) -> dict[str, Any]:
+    """Fetch a hub model."""
     from workbench.diffusion.registry.download import download, plan
 
     spec = app.registry.resolve(str(payload["model"]))
@@ -107,16 +121,10 @@ def _download(
     return {"model": spec.name, "folder": str(download(chosen, on_step)), "bytes": chosen.bytes}
 
 
-def _replay(
-    app: App, payload: dict[str, Any], on_step: OnStep, owner: str, device: str
-) -> dict[str, Any]:
-    return replay(app, str(payload["edit"]), on_step=on_step, owner=owner, device=device)
-
-
 def replay(
-    app: App, edit_id: str, *, on_step: OnStep, owner: str = "", device: str = ""
+    app: App, payload: dict[str, Any], *, on_step: OnStep, owner: str = "", device: str = ""
 ) -> dict[str, Any]:
-    """Recompute an edit from its record and compare the pictures.
+    """Recompute the edit `payload["edit"]` from its record and compare the pictures.
 
     The new edit is a record of its own. Returns `edit`, `replayed` (ids), `identical`, `max` and
     `mean` absolute difference (0..255), `expected` (the largest mean difference that these two
@@ -127,6 +135,9 @@ def replay(
         BadInput: when there is no such edit, or it has no result.
         ModelError: when its model is not here.
     """
+    from workbench.editing.oom_retry import expected_difference
+
+    edit_id = str(payload["edit"])
     record = app.store.record(edit_id)
     if record.result is None or record.status is not JobState.DONE:
         raise BadInput(f"The edit {edit_id} is {record.status.value}; only a finished one can be "
@@ -176,6 +187,8 @@ def _adopt_lora(app: App, edit_id: str, request: EditRequest) -> None:
     key = app.stage_names(request).adapter
     if not name or key is None or request.lora_file is not None or app.cache.has(key):
         return
+    from workbench.diffusion.lora_files import read
+
     raw = app.store.blob(name)
     try:
         card = read(raw, "The imported LoRA").card
@@ -188,10 +201,10 @@ def _adopt_lora(app: App, edit_id: str, request: EditRequest) -> None:
         app.cache.put(key, raw, kind="lora", label=request.image.name)
 
 
-_KINDS: dict[str, Callable[[Any, Any, OnStep, str, str], Any]] = {
-    "edit": _edit,
-    "train": _train,
-    "generate": _generate,
-    "download": _download,
-    "replay": _replay,
+_KINDS: dict[str, Callable[..., Any]] = {
+    "edit": edit,
+    "train": train,
+    "generate": generate,
+    "download": download,
+    "replay": replay,
 }

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.core.record import EditRecord, JobState, Stop
+from workbench.core.record import EditRecord, JobState, StopReason
 from workbench.core.request import EditRequest
 from workbench.sweeps.plan import (
     Cell,
@@ -114,7 +114,7 @@ def verdict(record: EditRecord) -> str:
         return record.error or record.status.value
     result = record.result
     steps = f"{result.iterations} step{'' if result.iterations == 1 else 's'}"
-    if result.stop == Stop.REACHED.name:
+    if result.stop == StopReason.REACHED.name:
         return f"arrived, {steps}"
     if not result.distances:
         return steps

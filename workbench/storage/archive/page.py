@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from workbench.core.config import DragConfig, InversionConfig, LoraConfig, method_label
 from workbench.core.options import options_of
-from workbench.core.record import EditRecord, Stop
+from workbench.core.record import EditRecord, StopReason
 
 if TYPE_CHECKING:
     from workbench.storage.archive.write import Item
@@ -145,7 +145,7 @@ def _outcome(record: EditRecord) -> Iterator[str]:
     result = record.result
     if result is None:
         return
-    yield Stop[result.stop].value if result.stop in Stop.__members__ else result.stop
+    yield StopReason[result.stop].value if result.stop in StopReason.__members__ else result.stop
     if result.distances:
         left = ", ".join(f"{d:.1f}" for d in result.distances)
         yield f"Left to go: {left} px after {result.iterations} steps."

@@ -22,7 +22,7 @@ from workbench.core.record import (
     EditRecord,
     EditResult,
     JobState,
-    Stop,
+    StopReason,
     convergence,
 )
 from workbench.core.request import EditRequest, Point
@@ -170,10 +170,10 @@ class EditView:
 
     def outcome(self) -> str:
         """Why the drag ended, as a sentence that agrees with what is said of the arrows."""
-        if self.result.stop == Stop.REACHED.name and not all(map(reached, self.arrivals())):
+        if self.result.stop == StopReason.REACHED.name and not all(map(reached, self.arrivals())):
             return say("results.the_points_stopped_close_to")
         try:
-            return Stop[self.result.stop].value
+            return StopReason[self.result.stop].value
         except KeyError:
             return plain(self.result.stop, 200)
 
@@ -181,7 +181,7 @@ class EditView:
         """What to try next, from what was measured."""
         tips = []
         late = [a for a in self.arrivals() if not reached(a)]
-        if late and self.result.stop == Stop.STEP_LIMIT.name:
+        if late and self.result.stop == StopReason.STEP_LIMIT.name:
             other = (
                 say("results.or_the_method_auto")
                 if self.request.drag.method == "dragdiffusion"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from workbench.core.errors import BadInput
-from workbench.core.record import EditRecord, JobState, Stop, stage_label
+from workbench.core.record import EditRecord, JobState, StopReason, stage_label
 from workbench.ui import components
 from workbench.ui.compare import page
 from workbench.ui.history.detail import replay_panel, start_replay
@@ -207,7 +207,9 @@ def _onwards(backend: Backend, space: Workspace, view: EditView) -> None:
             help=say("common.edit_this_result_help"),
         ):
             _continue(backend, view)
-        there = view.result.stop == Stop.REACHED.name  # more steps would end at the same place
+        there = (
+            view.result.stop == StopReason.REACHED.name
+        )  # more steps would end at the same place
         if view.request.drag.method != "warp" and st.button(
             say("results.run_more_steps"),
             icon=":material/fast_forward:",

@@ -14,13 +14,13 @@ from workbench.core.request import (
     Point,
     PointPair,
 )
-from workbench.editing.working_image import Workpiece
+from workbench.editing.working_image import WorkingImage
 from workbench.imaging.color import unflatten
 from workbench.imaging.crop import whole
 from workbench.imaging.decode import image_id
 
 
-def piece(alpha: str | None) -> Workpiece:
+def piece(alpha: str | None) -> WorkingImage:
     """White with a red square, all of it open to change."""
     rgb = np.full((64, 64, 3), 255, np.uint8)
     rgb[20:40, 20:40] = (200, 30, 30)
@@ -29,7 +29,7 @@ def piece(alpha: str | None) -> Workpiece:
         image=dataclasses.replace(asset, alpha=alpha), mask=None, prompt="a red square",
         pairs=(PointPair(Point(30, 30), Point(34, 30)),), model=ModelRef(name="storybook"),
     )  # fmt: skip
-    return Workpiece(
+    return WorkingImage(
         request=request, source=rgb, mask=None, crop=whole(64, 64, 64), rgb=rgb,
         working_mask=None, id=asset.id,
     )  # fmt: skip
