@@ -10,6 +10,7 @@ the recorded gradient and the recorded latent take the place of its own, which a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from unittest import mock
@@ -20,7 +21,7 @@ from golden import Case, Micro, worst
 from workbench.core.record import StepInfo
 from workbench.drag import methods
 from workbench.drag.optimizer import LatentOptimiser
-from workbench.drag.problem import DragOutcome
+from workbench.drag.problem import DragOutcome, Reference
 from workbench.drag.tracking import patches
 
 Tensor = torch.Tensor
@@ -72,9 +73,12 @@ class _Enough(BaseException):
     """The drag is over, and its denoising is not wanted."""
 
 
-def forced(case: Case, micro: Micro, updates: int | None = None) -> Forced:
+def forced(
+    case: Case, micro: Micro, updates: int | None = None, reference: Reference | None = None
+) -> Forced:
     """Run the case's method, led along; with `updates`, only that many, and no denoising."""
     changes = {} if updates is None else {"steps": updates}
+    problem = dataclasses.replace(case.problem(micro, **changes), reference=reference)
 
     with led(case) as seen, contextlib.suppress(_Enough):
 
@@ -84,7 +88,7 @@ def forced(case: Case, micro: Micro, updates: int | None = None) -> Forced:
             if step.stage == "drag" and step.points is not None:
                 seen.points[step.step] = torch.tensor([[p.y, p.x] for p in step.points])
 
-        seen.outcome = methods.run(case.problem(micro, **changes), heard)
+        seen.outcome = methods.run(problem, heard)
     return seen
 
 
