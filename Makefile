@@ -23,8 +23,8 @@ help:
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 was found. Install one, or name it: make app PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks the venv module; on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
-	@echo "Making a Python environment in $(VENV), some seconds ..."
-	@$(PYTHON) -m venv $(VENV)
+	@echo "Making a Python environment in $(VENV) ..."
+	@$(PYTHON) -m venv --without-pip $(VENV)
 
 $(VENV)/.app: $(BIN)/python requirements.txt
 	@$(BIN)/python tools/install.py requirements.txt

@@ -14,6 +14,7 @@ whose hash is not in there is refused.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -65,6 +66,9 @@ class Told:
         elif word[:2] == ["Installing", "collected"]:
             self.now = f"unpacking {len(line.split(','))} packages"
             self.say(f"  {self.now}")
+        elif word[:1] == ["Processing"]:
+            self.now = f"taking {Path(word[1]).name}, which is on this machine"
+            self.say(f"  {self.now}")
         elif word[:1] == ["Building"]:
             self.now = line.strip()
 
@@ -80,11 +84,16 @@ class Told:
 
 
 def pip(told: Told, *arguments: str) -> tuple[int, list[str]]:
-    """Run pip; its exit code and everything it printed."""
-    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
+    """Run pip's install; its exit code and everything it printed."""
+    quiet = ("--disable-pip-version-check", "--progress-bar", "off")
+    return module(told, "pip", "install", *quiet, *arguments)
+
+
+def module(told: Told, *command: str) -> tuple[int, list[str]]:
+    """Run `python -m command`; its exit code and everything it printed."""
     lines: list[str] = []
     with subprocess.Popen(  # noqa: S603
-        [*command, "--progress-bar", "off", *arguments],
+        [sys.executable, "-m", *command],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -154,6 +163,14 @@ def main(arguments: Sequence[str]) -> int:
     """Install each of the given requirements files; the exit code."""
     told = Told()
     told.say(f"Installing into {sys.prefix} (once; later starts skip this).")
+    if (
+        importlib.util.find_spec("pip") is None
+    ):  # the Makefile leaves it out, since it is silent and slow
+        told.say("- pip")
+        told.now = "unpacking pip"
+        code, lines = module(told, "ensurepip", "--default-pip")
+        if code:
+            return failed(lines)
     for name in arguments:
         path = Path(name)
         torch = pinned(path, "torch")
