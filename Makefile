@@ -6,9 +6,11 @@
 # make attack  hostile files, hosts, kills and full disks against this checkout, on loopback: ten minutes
 # make house  the layout against its limits: modules, lengths, parameters, cycles, unused code
 # make screenshots  photograph every page into docs/screenshots (makes its edits first: minutes)
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	&& { echo $$p; break; }; done)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8501
@@ -21,9 +23,9 @@ help:
 	@sed -n '1,8p' Makefile
 
 $(BIN)/python:
+	@echo "Making a Python environment in $(VENV) ..."
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 was found. Install one, or name it: make app PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks the venv module; on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
-	@echo "Making a Python environment in $(VENV) ..."
 	@$(PYTHON) -m venv --without-pip $(VENV)
 
 $(VENV)/.app: $(BIN)/python requirements.txt

@@ -281,16 +281,15 @@ def verdict(found: Mapping[str, Any]) -> str:
     """What replaying an edit found (see `run_job.replay`), as a sentence."""
     if found["identical"]:
         return say("history.reproduced_the_picture_is")
+    most, mean = found["max"], found["mean"]
     expected = found.get("expected")  # missing in jobs of before version 2
-    end = "" if expected is None else "_unexpectedly"
-    if expected and found["as_expected"]:
-        end = "_elsewhere"
-    elif expected:
-        end = "_too_much"
-    return say(
-        f"history.reproduced_the_pictures_differ_by{end}",
-        max=found["max"], mean=found["mean"], expected=expected,
-    )  # fmt: skip
+    if expected is None:
+        return say("history.reproduced_the_pictures_differ_by", max=most, mean=mean)
+    if expected == 0:
+        return say("history.reproduced_unexpectedly", max=most, mean=mean)
+    if found["as_expected"]:
+        return say("history.reproduced_elsewhere", max=most, mean=mean, expected=expected)
+    return say("history.reproduced_too_far_off", max=most, mean=mean, expected=expected)
 
 
 # --- words and figures --------------------------------------------------------------------------------
