@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from patience import HANG, until
 
 from workbench import app as composition
 from workbench.app import App, close_app, get_app
@@ -59,7 +59,7 @@ def request(app: App, **more: Any) -> EditRequest:
 
 
 def ended(app: App, job: str, state: JobState = JobState.DONE) -> Job:
-    found = app.executor.wait(job, 120)
+    found = app.executor.wait(job, HANG)
     assert found.state is state, (found.state, found.error)
     return found
 
@@ -144,12 +144,7 @@ def test_failures_are_sentences(app: App) -> None:
 
 def test_fault_36_cancel_through_the_queue(app: App) -> None:
     job = app.submit_edit(request(app, lora=LoraConfig(steps=2000, rank=2, batch_size=1)))
-    deadline = time.monotonic() + 60
-    while app.executor.snapshot(job).progress is None or (
-        app.executor.snapshot(job).progress.stage != "lora"  # type: ignore[union-attr]
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: getattr(app.executor.snapshot(job).progress, "stage", "") == "lora")
     app.executor.cancel(job)
     ended(app, job, JobState.CANCELLED)
     assert app.store.records()[0].status is JobState.CANCELLED

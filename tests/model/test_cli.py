@@ -102,7 +102,7 @@ def test_a_clean_environment_and_progress_on_stderr(
     done = subprocess.run(
         [sys.executable, "-m", "workbench", "edit", str(picture), *PAIR, "--whole", "--model",
          str(model), *SMALL, "--drag-steps", "2", "-o", str(tmp_path / "o.png"), "--json"],
-        cwd=REPO, capture_output=True, text=True, timeout=120,
+        cwd=REPO, capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "done"

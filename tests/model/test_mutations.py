@@ -21,17 +21,16 @@ import torch
 from forced import forced
 from golden import Case, Micro, load_case, load_micro
 
-from workbench import drag as methods
 from workbench.diffusion import ddim, lora
 from workbench.diffusion import unet as denoiser
 from workbench.diffusion.attention import MutualSelfAttention, shared_layers
 from workbench.diffusion.ddim import CLEAN, Schedule
 from workbench.diffusion.unet import Denoiser
-from workbench.drag import Reference
 from workbench.drag import denoise as finish
 from workbench.drag import loop as drag
 from workbench.drag import tracking as features
 from workbench.drag.optimizer import LatentOptimiser
+from workbench.drag.problem import Reference
 from workbench.imaging.coords import mask_levels
 
 Tensor = torch.Tensor
@@ -56,7 +55,7 @@ def reference(case: Callable[[str], Case], micro: Micro) -> Callable[[str], Refe
     @cache
     def made(name: str) -> Reference:
         with lora.merged(micro.unet, case(name).adapter):
-            return methods.reference_of(case(name).problem(micro))
+            return finish.reference_of(case(name).problem(micro))
 
     return made
 

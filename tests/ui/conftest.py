@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANG
 from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 
@@ -50,7 +51,7 @@ def visit() -> Callable[..., AppTest]:
     """`visit(project=...)`: the first page of that address, run once."""
 
     def go(**query: str) -> AppTest:
-        page = AppTest.from_file(str(REPO / "streamlit_app.py"), default_timeout=60)
+        page = AppTest.from_file(str(REPO / "streamlit_app.py"), default_timeout=HANG)
         for name, value in query.items():
             page.query_params[name] = value
         page.run()

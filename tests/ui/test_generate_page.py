@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from patience import HANG
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
@@ -73,7 +74,7 @@ def test_a_candidate_is_taken_and_dragged_without_inversion(
     page.number_input(key="gen_count").set_value(2)
     page.button(key="generate").click().run()
     job = page.query_params["job"]
-    assert app.executor.wait(job, 60).state is JobState.DONE
+    assert app.executor.wait(job, HANG).state is JobState.DONE
     page = visit(job=job)  # found again by its address, in a new session
     assert page.segmented_control(key="way").value == say("upload.generate")
     assert page.text_area(key="gen_prompt").value == "a robot"

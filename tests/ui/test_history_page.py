@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from edit_samples import add_edit, pixels
+from patience import HANG
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
@@ -330,7 +331,7 @@ def test_replay_says_that_the_picture_is_the_same(app: App, visit_history: Visit
     page = visit_history(edit=edit)
     page.button(key="replay").click().run()
     (job,) = [j for j in app.executor.recent() if j.kind == "replay"]
-    assert app.executor.wait(job.id, 120).state is JobState.DONE
+    assert app.executor.wait(job.id, HANG).state is JobState.DONE
     page.run()
     assert not page.exception
     assert any(inert(say("history.reproduced_the_picture_is")) == m.value for m in page.markdown)

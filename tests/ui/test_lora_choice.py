@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import HANG
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
@@ -45,7 +46,7 @@ def trained(backend: Backend, space: Workspace) -> Workspace:
     """The picture learnt, by the button's own way."""
     job = backend.submit_train(space)
     space.set(train_job=job)
-    assert backend.app.executor.wait(job, 60).state is JobState.DONE
+    assert backend.app.executor.wait(job, HANG).state is JobState.DONE
     return space
 
 
@@ -57,7 +58,7 @@ def test_train_further_is_what_edits_then_use(
     page.button(key="train_further").click().run()
     assert not page.exception
     job = page.query_params["job"]
-    assert backend.app.executor.wait(job, 60).state is JobState.DONE
+    assert backend.app.executor.wait(job, HANG).state is JobState.DONE
     page = visit(project=space.id)
     assert any("Trained further, +2 steps" in s.value.replace("\\", "") for s in page.success)
     again = Workspace.open(backend.store, space.id)
@@ -90,7 +91,7 @@ def test_a_named_lora_takes_the_place_of_training(
     again = Workspace.open(backend.store, space.id)
     assert again.request((), None).lora_file.weight == 0.5  # type: ignore[union-attr]
     page.button(key="check_lora").click().run()
-    assert backend.app.executor.wait(page.query_params["job"], 60).state is JobState.DONE
+    assert backend.app.executor.wait(page.query_params["job"], HANG).state is JobState.DONE
     again = Workspace.open(backend.store, space.id)
     assert backend.reconstruction(again) is not None
     assert again.lora_file is not None

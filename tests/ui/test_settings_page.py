@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from edit_samples import pixels
+from patience import HANG, until
 from refusals import refusal
 from safetensors.torch import save
 from streamlit.testing.v1 import AppTest
@@ -155,13 +156,11 @@ def test_a_running_download_shows_how_far_it_is(
 
     monkeypatch.setitem(run_job._KINDS, "download", slow)
     job = app.submit_download("sd15")
-    end = time.monotonic() + 20
-    while app.executor.snapshot(job).progress is None and time.monotonic() < end:
-        time.sleep(0.02)
+    until(lambda: app.executor.snapshot(job).progress is not None)
     page = open_part("Models")
     assert "30 of 120" in said(page)
     app.executor.cancel(job)
-    assert app.executor.wait(job, 20).state is JobState.CANCELLED
+    assert app.executor.wait(job, HANG).state is JobState.CANCELLED
 
 
 def test_a_folder_is_added_chosen_and_taken_off(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import shutil
 import time
 import types
 
@@ -21,30 +22,36 @@ from workbench.core.errors import BadInput, ModelError
 MINUTES = 0.02
 
 
-@pytest.fixture(autouse=True)
-def own_time(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def patch():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_time(patch):
     """A clock that goes on by a twentieth of a second whenever it is read: some steps, on any machine."""
     ticks = itertools.count(1000.0, 0.05)
     clock = types.SimpleNamespace(**{**vars(time), "monotonic": lambda: next(ticks)})
     for module in ("bank", "classifier", "evaluate", "loop", "train", "vae_train"):
-        monkeypatch.setattr(f"training.{module}.time", clock)
+        patch.setattr(f"training.{module}.time", clock)
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    monkeypatch.setitem(config.VAE, "block_out_channels", (4, 4, 8, 8))
-    monkeypatch.setitem(config.VAE, "norm_num_groups", 4)
-    monkeypatch.setitem(config.UNET, "block_out_channels", (8, 8, 16, 16))
-    monkeypatch.setitem(config.UNET, "norm_num_groups", 4)
-    monkeypatch.setitem(config.UNET, "attention_head_dim", 2)
-    monkeypatch.setitem(config.UNET, "cross_attention_dim", 16)
+@pytest.fixture(scope="module", autouse=True)
+def tiny(patch):
+    patch.setitem(config.VAE, "block_out_channels", (4, 4, 8, 8))
+    patch.setitem(config.VAE, "norm_num_groups", 4)
+    patch.setitem(config.UNET, "block_out_channels", (8, 8, 16, 16))
+    patch.setitem(config.UNET, "norm_num_groups", 4)
+    patch.setitem(config.UNET, "attention_head_dim", 2)
+    patch.setitem(config.UNET, "cross_attention_dim", 16)
     for name in ("hidden_size", "intermediate_size", "projection_dim"):
-        monkeypatch.setitem(config.TEXT, name, 16)
-    monkeypatch.setattr("training.vae_train.MEASURED_SCENES", 4)
-    monkeypatch.setattr("training.unet_train.JUDGED_ON_CPU", 4)
-    monkeypatch.setattr("training.bank.CAPTION_SCENES", 50)
-    monkeypatch.setattr("training.samples.SHEET_SCENES", 1)
-    monkeypatch.setattr("training.samples.SHEET_STEPS", 2)
+        patch.setitem(config.TEXT, name, 16)
+    patch.setattr("training.vae_train.MEASURED_SCENES", 4)
+    patch.setattr("training.unet_train.JUDGED_ON_CPU", 4)
+    patch.setattr("training.bank.CAPTION_SCENES", 50)
+    patch.setattr("training.samples.SHEET_SCENES", 1)
+    patch.setattr("training.samples.SHEET_STEPS", 2)
 
 
 def options(tmp_path, **changes):
@@ -64,17 +71,32 @@ def options(tmp_path, **changes):
     return TrainOptions(**{**base, **changes})
 
 
-def test_stages_one_after_the_other_resumed_and_continued(tmp_path, caplog):
-    from diffusers import StableDiffusionPipeline
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """All stages run once: (folder with `weights` and `work`, what was reported)."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, train(options(folder))
 
-    caplog.set_level(logging.INFO)
+
+@pytest.fixture
+def trained(made, tmp_path):
+    """A copy of that in `tmp_path`; what was reported."""
+    shutil.copytree(made[0], tmp_path, dirs_exist_ok=True)
+    return made[1]
+
+
+def test_stages_need_the_ones_before(tmp_path):
     with pytest.raises(BadInput, match="run the stage 'vae' first"):
         train(options(tmp_path, stages=("bank",)))
     with pytest.raises(BadInput, match="run the stage 'unet' first"):
         train(options(tmp_path, stages=("export",)))
 
-    first = train(options(tmp_path))
-    folder = tmp_path / "weights"
+
+def test_stages_one_after_the_other_resumed_and_continued(tmp_path, trained, caplog):
+    from diffusers import StableDiffusionPipeline
+
+    caplog.set_level(logging.INFO)
+    first, folder = trained, tmp_path / "weights"
     assert not (tmp_path / "weights.partial").exists()
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -128,9 +150,8 @@ def test_stages_one_after_the_other_resumed_and_continued(tmp_path, caplog):
     assert 0 <= figures["prompt_adherence"]["both"] <= figures["prompt_adherence"]["kind"] <= 1
 
 
-def test_an_export_that_is_too_large_leaves_the_old_model(tmp_path, monkeypatch):
+def test_an_export_that_is_too_large_leaves_the_old_model(tmp_path, trained, monkeypatch):
     run = options(tmp_path)
-    train(run)
     before = card.weight_files(run.out)
     monkeypatch.setattr(config, "WEIGHT_LIMIT", 1_000)
     with pytest.raises(BadInput, match="make the model smaller"):
