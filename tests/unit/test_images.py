@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, ImageFilter, PngImagePlugin
+from refusals import refusal
 
 from workbench.core.errors import BadInput
 from workbench.imaging import decode
@@ -289,8 +290,86 @@ def test_masks_of_every_kind() -> None:
     assert not clear.any()
 
 
+def blob(width: int = 256, height: int = 256) -> np.ndarray:
+    """A painted disc, bool [H,W]."""
+    y, x = np.mgrid[:height, :width]
+    return (x - width // 2) ** 2 + (y - height // 2) ** 2 < (width // 5) ** 2
+
+
+def noisy(height: int = 256, width: int = 256) -> np.ndarray:
+    """A photograph: soft shading and grain, uint8 [H,W,3]."""
+    rng = np.random.default_rng(4)
+    y, x = np.mgrid[:height, :width]
+    base = np.stack([x / width, y / height, (x + y) / (width + height)], axis=-1) * 200
+    return np.clip(base + rng.normal(0, 12, base.shape), 0, 255).astype(np.uint8)
+
+
+def mask_files() -> dict[str, bytes]:
+    """The same painted disc as the common tools write it."""
+    mask = blob()
+    grey = np.where(mask, 255, 0).astype(np.uint8)
+    rng = np.random.default_rng(5)
+    rgba = np.dstack([noisy(), np.where(mask, 0, 255).astype(np.uint8)])
+    cut = np.dstack([noisy(), grey])
+    clean = cut.copy()
+    clean[~mask] = 0
+    strokes = np.zeros((256, 256, 4), np.uint8)
+    strokes[mask] = (255, 0, 0, 128)
+    row = np.dstack([grey, grey, grey, np.full_like(grey, 255)])
+    row[0, :, 3] = 0
+    speckled = grey.copy()
+    at = rng.integers(0, 256, (40, 2))
+    speckled[at[:, 0], at[:, 1]] = 180
+    soft = np.asarray(Image.fromarray(grey).resize((64, 64)).resize((256, 256)))
+    return {
+        "white on black": save(Image.fromarray(grey)),
+        "dark grey ground": save(Image.fromarray(np.where(mask, 255, 30).astype(np.uint8))),
+        "video range": save(Image.fromarray(np.where(mask, 235, 16).astype(np.uint8))),
+        "labels": save(Image.fromarray(mask.astype(np.uint8))),
+        "lossy WebP": save(Image.fromarray(np.dstack([grey] * 3)), "WEBP", quality=60),
+        "JPEG": save(Image.fromarray(grey), "JPEG", quality=60),
+        "JPEG saved as PNG": save(Image.open(io.BytesIO(save(Image.fromarray(grey), "JPEG")))),
+        "soft edges": save(Image.fromarray(soft)),
+        "specks": save(Image.fromarray(np.maximum(speckled, rng.integers(0, 9, grey.shape,
+                                                                         dtype=np.uint8)))),
+        "ComfyUI's hole": save(Image.fromarray(rgba)),
+        "a cut-out that keeps its ground": save(Image.fromarray(cut)),
+        "a cut-out": save(Image.fromarray(clean)),
+        "red strokes": save(Image.fromarray(strokes)),
+        "one transparent row": save(Image.fromarray(row)),
+        "16 bits": save(Image.fromarray(grey.astype(np.uint16) * 257)),
+        "float": save(Image.fromarray(mask.astype(np.float32)), "TIFF"),
+        "a palette": save(Image.fromarray(grey).convert("P")),
+        "one bit": save(Image.fromarray(grey).convert("1")),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", mask_files())
+def test_what_is_painted_is_decided_from_the_pixels(name: str) -> None:
+    got = decode.decode_mask(mask_files()[name], 256, 256, name)
+    inner, outer = blob(), blob()
+    wrong = (got != blob()).mean()
+    assert wrong < 0.004, wrong
+    away = ~np.asarray(Image.fromarray(outer).filter(ImageFilter.MaxFilter(9)))
+    assert not got[away].any()  # not a speck
+    assert got[np.asarray(Image.fromarray(inner).filter(ImageFilter.MinFilter(9)))].all()
+
+
+def test_a_photograph_is_no_mask() -> None:
+    with refusal("not-a-mask", "mask"):
+        decode.decode_mask(save(Image.fromarray(noisy())), 256, 256)
+
+
+def test_masks_of_one_value() -> None:
+    for value, painted in ((0, 0.0), (16, 0.0), (255, 1.0)):
+        assert decode.decode_mask(save(flat("L", value, (40, 30))), 40, 30).mean() == painted
+    noise = np.random.default_rng(1).integers(0, 30, (60, 60), dtype=np.uint8)
+    assert not decode.decode_mask(save(Image.fromarray(noise)), 60, 60).any()
+    assert decode.decode_mask(save(Image.fromarray(255 - noise)), 60, 60).all()
+
+
 def test_fault_20_mask_of_another_size_names_both_sizes() -> None:
-    with pytest.raises(BadInput, match=r"20x18.*40x30"):
+    with refusal("mask-size", "mask"):
         decode.decode_mask(save(flat("L", 255)), 40, 30)
 
 

@@ -30,6 +30,7 @@ from workbench.cli.requests import (
 from workbench.core.errors import BadInput
 from workbench.core.record import EditRecord, StopReason, left_of
 from workbench.core.request import EditRequest, PointPair
+from workbench.imaging.headers import FORMATS
 from workbench.storage.archive.png_metadata import result_png
 
 
@@ -70,7 +71,7 @@ def add_parsers(subparsers: Any) -> None:
 def add_picture_and_points(parser: argparse.ArgumentParser) -> None:
     """Add what says which drag: picture, arrows, and where it may change."""
     parser.add_argument(
-        "picture", type=Path, metavar="PICTURE", help="PNG, JPEG, WebP, GIF, TIFF or BMP"
+        "picture", type=Path, metavar="PICTURE", help=f"{FORMATS}; HEIC with pillow-heif"
     )
     parser.add_argument(
         "--pair",

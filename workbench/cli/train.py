@@ -27,6 +27,7 @@ from workbench.cli.requests import (
 from workbench.core.errors import BadInput
 from workbench.core.request import TrainTask
 from workbench.imaging import decode
+from workbench.imaging.headers import FORMATS
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -39,9 +40,7 @@ def add_parsers(subparsers: Any) -> None:
         description="Train a LoRA on one picture and invert the picture. What was computed is kept in "
         "the cache, and the same picture, prompt and options find it there.",
     )
-    parser.add_argument(
-        "picture", type=Path, metavar="PICTURE", help="PNG, JPEG, WebP, GIF, TIFF or BMP"
-    )
+    parser.add_argument("picture", type=Path, metavar="PICTURE", help=FORMATS)
     parser.add_argument(
         "--mask", type=Path, metavar="FILE", help="decides the crop of a big picture"
     )

@@ -18,19 +18,13 @@ _SPACE = {"RGB": "RGB ", "CMYK": "CMYK", "L": "GRAY", "LAB": "Lab "}
 _BAND_ROWS = 512  # arithmetic on whole 64 MP pictures goes in bands, to keep temporaries small
 
 
-def flatten(
-    im: Image.Image, notices: list[str], *, convert: bool = True
-) -> tuple[Image.Image, Image.Image | None]:
-    """Return (RGB on white, L alpha or None when opaque) of a loaded picture of any mode.
-
-    `convert=False` reads a mask: no colour profile, and every positive 16-bit or float value
-    counts as white.
-    """
+def flatten(im: Image.Image, notices: list[str]) -> tuple[Image.Image, Image.Image | None]:
+    """Return (RGB on white, L alpha or None when opaque) of a loaded picture of any mode."""
     alpha: Image.Image | None = None
-    profile = im.info.get("icc_profile") if convert else None
+    profile = im.info.get("icc_profile")
     if im.mode[0] in "IF":
         values = np.asarray(im)
-        grey, hint = _scaled(values) if convert else (_positive(values), None)
+        grey, hint = _scaled(values)
         if hint:
             notices.append(hint)
         key = im.info.get("transparency")
@@ -49,14 +43,13 @@ def flatten(
     rgb = _to_srgb(base, profile, notices)
     if alpha is not None and alpha.getextrema() == (255, 255):
         alpha = None
-    if alpha is not None and convert and alpha.getextrema() == (0, 0):
+    if alpha is not None and alpha.getextrema() == (0, 0):
         # some programs write 32-bit BMP and TIFF with the alpha channel left empty
         notices.append("The picture is fully transparent; its colours are shown without that.")
         alpha = None
     if alpha is not None:
         rgb = Image.fromarray(_on_white(np.asarray(rgb), np.asarray(alpha)))
-        if convert:
-            notices.append("Transparent parts are shown on white; the result keeps its alpha.")
+        notices.append("Transparent parts are shown on white; the result keeps its alpha.")
     return rgb, alpha
 
 
@@ -114,10 +107,6 @@ def _linear(values: npt.NDArray[np.generic], low: float, high: float) -> U8:
         share = np.clip((band - low) / (high - low), 0.0, 1.0)
         out[rows] = np.floor(share * 255.0 + 0.5)
     return out
-
-
-def _positive(values: npt.NDArray[np.generic]) -> U8:
-    return np.where(np.nan_to_num(values.astype(np.float32)) > 0, 255, 0).astype(np.uint8)
 
 
 def _to_srgb(base: Image.Image, profile: bytes | None, notices: list[str]) -> Image.Image:

@@ -10,55 +10,28 @@ from __future__ import annotations
 import io
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageFile, PngImagePlugin
 
 from workbench.core import keys
 from workbench.core.errors import BadInput
+from workbench.imaging import masks, sandbox
 from workbench.imaging.color import flatten, unflatten
-from workbench.imaging.headers import (
-    FORMATS,
-    check_pieces,
-    check_size,
-    kind_of,
-    webp_size,
-)
 from workbench.imaging.headers import MAX_PIXELS as MAX_PIXELS  # the store's own check
+from workbench.imaging.opening import MAX_BYTES as MAX_BYTES
+from workbench.imaging.opening import completed, is_cheap, opened, reading
 
 U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-MAX_BYTES = 64 * 1024 * 1024
 EDIT_CHUNK = "workbench-edit"
 MAX_EDIT = 256 * 1024
 MAX_NAME = 80
-
-# The plugins' classes, not Image.open: that one warns instead of refusing from 89 MP on, and its
-# warning filter is global to all threads. The base JPEG class, since MPO (a JPEG followed by
-# depth maps and previews, from phones) begins with the picture itself.
-_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
-    "PNG": PngImagePlugin.PngImageFile,
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "WebP": WebPImagePlugin.WebPImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-}
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -113,41 +86,81 @@ def decode(raw: bytes, name: str = "picture") -> Decoded:
     a multi-page file the first picture taken; `notices` says what is worth knowing.
 
     Raises:
-        BadInput: when the bytes are no picture of a known format, are damaged, or exceed a limit.
+        BadInput: when the bytes are no picture of a known format, cannot be read, or exceed a limit;
+            `code` says which.
     """
     label = clean_name(name)
-    im, kind = _open(raw, label)
+    if not is_cheap(raw, label):
+        found: Decoded = sandbox.run("decode", raw, label)
+        return found
+    return decode_here(raw, label)
+
+
+def decode_here(raw: bytes, label: str) -> Decoded:
+    """As `decode`, in this process."""
+    im, kind = opened(raw, label)
     notices: list[str] = []
-    with _reading(label, kind), im:
+    if kind == "JPEG" and not raw.rstrip(b"\0").endswith(b"\xff\xd9"):
+        im = completed(raw, im, label, notices)
+    with reading(label, kind), im:
         rgb, alpha = _pixels(im, kind, notices)
         edit = _edit_of(im, notices) if kind == "PNG" else None
     return Decoded(rgb, alpha, label, tuple(notices), edit)
 
 
 def decode_mask(raw: bytes, width: int, height: int, name: str = "mask") -> Mask:
-    """Read a mask of the picture's size; True = painted = may change.
-
-    A picture with any transparency is painted where it is not fully transparent; an opaque one
-    where it is not black. JPEG leaves faint noise around edges, so there "not black" means the
-    brighter half.
+    """Read a mask of the picture's size; True = painted = may change (see `masks.painted`).
 
     Raises:
-        BadInput: as `decode`, and when the size is not width x height.
+        BadInput: as `decode`, and when the size is not width x height, or it is no mask.
     """
+    return read_mask(raw, width, height, name)[0]
+
+
+def read_mask(
+    raw: bytes, width: int, height: int, name: str = "mask"
+) -> tuple[Mask, tuple[str, ...]]:
+    """As `decode_mask`, with what had to be decided, in sentences for the user."""
     label = clean_name(name, "mask")
-    im, kind = _open(raw, label)
-    with _reading(label, kind), im:
-        rgb, alpha = _pixels(im, kind, [], keep_colour=True)
-    if rgb.shape[:2] != (height, width):
+    colours, alpha = (
+        stored_here(raw, label) if is_cheap(raw, label) else sandbox.run("stored", raw, label)
+    )
+    if colours.shape[:2] != (height, width):
         raise BadInput(
-            f'The mask "{label}" is {rgb.shape[1]}x{rgb.shape[0]} px but the picture is '
-            f"{width}x{height} px; they must have the same size."
+            f'The mask "{label}" is {colours.shape[1]}x{colours.shape[0]} px but the picture is '
+            f"{width}x{height} px; they must have the same size.",
+            code="mask-size",
+            field="mask",
         )
-    if alpha is not None:
-        return alpha > 0
-    floor = 127 if kind == "JPEG" else 0
-    painted: Mask = rgb.max(axis=2) > floor
-    return painted
+    mask, notices = masks.painted(colours, alpha, label)
+    return mask, tuple(notices)
+
+
+def stored_here(raw: bytes, label: str) -> tuple[U8, U8 | None]:
+    """Upright colours as stored [H,W,3] and alpha [H,W]; greys of any depth stretched to 0..255."""
+    im, kind = opened(raw, label)
+    with reading(label, kind), im:
+        return _stored(im)
+
+
+def _stored(im: ImageFile.ImageFile) -> tuple[U8, U8 | None]:
+    stored = _orientation(im, [])
+    im.load()
+    alpha: Image.Image | None = None
+    if im.mode[0] in "IF":
+        values = np.nan_to_num(np.asarray(im).astype(np.float64))
+        top = float(values.max()) or 1.0
+        grey = Image.fromarray(np.clip(values / top * 255, 0, 255).round().astype(np.uint8))
+        base = grey.convert("RGB")
+    elif im.has_transparency_data:
+        rgba = im.convert("RGBA")
+        alpha, base = rgba.getchannel("A"), rgba.convert("RGB")
+    else:
+        base = im.convert("RGB")
+    turn = _UPRIGHT.get(_orientation(im, []) if stored != 1 else 1)
+    if turn is not None:
+        base, alpha = base.transpose(turn), alpha.transpose(turn) if alpha is not None else None
+    return np.array(base), np.array(alpha) if alpha is not None else None
 
 
 def encode_png(
@@ -262,65 +275,16 @@ def clean_name(name: object, default: str = "picture") -> str:
     return " ".join(text.split())[:MAX_NAME].strip() or default
 
 
-def _open(raw: bytes, label: str) -> tuple[ImageFile.ImageFile, str]:
-    """Open by content, not by name, and check the header; no pixel is decoded yet."""
-    size = len(raw)
-    if size == 0:
-        raise BadInput(f'"{label}" is empty; choose a picture ({FORMATS}).')
-    if size > MAX_BYTES:
-        raise BadInput(
-            f'"{label}" has {size / 2**20:.0f} MB; the limit is {MAX_BYTES // 2**20} MB, '
-            "so save it smaller."
-        )
-    kind = kind_of(raw)
-    if kind is None:
-        raise BadInput(f'"{label}" is no picture that can be read; use {FORMATS}.')
-    if kind in ("PNG", "JPEG"):
-        check_pieces(raw, kind, label)
-    elif kind == "WebP":
-        check_size(*webp_size(raw), label)
-    with _reading(label, kind):
-        im = _PLUGINS[kind](io.BytesIO(raw))
-    check_size(*im.size, label)
-    return im, kind
-
-
-@contextmanager
-def _reading(label: str, kind: str) -> Iterator[None]:
-    """Map everything that Pillow and zlib may raise on hostile bytes to one sentence."""
-    try:
-        yield
-    except BadInput:
-        raise
-    except MemoryError as exc:
-        raise BadInput(f'"{label}" needs more memory than there is; scale it down first.') from exc
-    # Seen from Pillow on mutated files: OSError, SyntaxError, ValueError, struct.error, zlib.error,
-    # KeyError, IndexError, TypeError, OverflowError, EOFError, AttributeError, RuntimeError,
-    # DecompressionBombError, and warnings where these are errors.
-    except Exception as exc:
-        if "MAX_TEXT" in str(exc):
-            raise BadInput(
-                f'"{label}" carries more text than is allowed (64 MB, or 1 MB in one piece); '
-                "save it again without metadata."
-            ) from exc
-        raise BadInput(
-            f'"{label}" is damaged or cut off and cannot be read as {kind}; '
-            "open and save it again with another program."
-        ) from exc
-
-
-def _pixels(
-    im: ImageFile.ImageFile, kind: str, notices: list[str], *, keep_colour: bool = False
-) -> tuple[U8, U8 | None]:
-    """Decode: first frame, upright, sRGB, flattened on white; `keep_colour` for masks."""
+def _pixels(im: ImageFile.ImageFile, kind: str, notices: list[str]) -> tuple[U8, U8 | None]:
+    """Decode: first frame, upright, sRGB, flattened on white."""
     stored = _orientation(im, [])  # Pillow sets a TIFF upright by itself, when it loads it
     im.load()
     turn = _UPRIGHT.get(_orientation(im, notices))
-    rgb, alpha = flatten(im, notices, convert=not keep_colour)
+    rgb, alpha = flatten(im, notices)
     if turn is not None:
         rgb = rgb.transpose(turn)
         alpha = alpha.transpose(turn) if alpha is not None else None
-    if stored in _UPRIGHT and not keep_colour:
+    if stored in _UPRIGHT:
         notices.append("The file is stored turned or mirrored (EXIF); it was set upright.")
     if _has_more(im, kind):
         what = "pages" if kind == "TIFF" else "frames"
@@ -340,7 +304,7 @@ def _orientation(im: Image.Image, notices: list[str]) -> int:
 
 def _has_more(im: ImageFile.ImageFile, kind: str) -> bool:
     """Whether a second frame or page exists; looks no further than that one."""
-    if kind in ("PNG", "WebP"):
+    if kind in ("PNG", "WebP", "AVIF"):
         return int(getattr(im, "n_frames", 1)) > 1
     if kind not in ("GIF", "TIFF"):
         return False

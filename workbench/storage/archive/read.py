@@ -18,6 +18,7 @@ from workbench.core.errors import BadInput, StoreError
 from workbench.core.keys import TAG, digest
 from workbench.core.record import EditRecord
 from workbench.imaging.decode import clean_name, image_id, mask_id
+from workbench.imaging.headers import check_structure, kind_of
 from workbench.storage.archive import layout
 from workbench.storage.archive.check import (
     Checked,
@@ -201,6 +202,7 @@ def _size_of(what: str, record: EditRecord) -> tuple[int, int] | None:
 
 def _check_file(file: _File, raw: bytes) -> None:
     try:
+        check_structure(raw, kind_of(raw) or "", file.name)
         if file.kind == "blobs":
             found = digest(raw)
             _check_kind(file.name.rsplit(".", 1)[1], raw)
@@ -209,7 +211,7 @@ def _check_file(file: _File, raw: bytes) -> None:
             found = image_id(pixels) if file.kind == "images" else mask_id(pixels > 127)
             if file.size is not None and pixels.shape[1::-1] != file.size:
                 raise StoreError(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels")
-    except (StoreError, *UNDECODABLE, SafetensorError) as exc:
+    except (StoreError, BadInput, *UNDECODABLE, SafetensorError) as exc:
         raise refuse(f"{file.name} is not what its name says ({exc})") from exc
     if found != file.id:
         raise refuse(f"the content of {file.name} does not match its name")

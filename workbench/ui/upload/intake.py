@@ -27,7 +27,7 @@ from workbench.ui.upload import auto_train, generating, working
 
 _EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 MOST_RECENT = 9
-TYPES = ["png", "jpg", "jpeg", "webp", "gif", "tif", "tiff", "bmp"]
+TYPES = ["png", "jpg", "jpeg", "webp", "gif", "tif", "tiff", "bmp", "avif", "jp2", "heic", "heif"]
 
 
 @cache

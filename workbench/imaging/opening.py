@@ -1,0 +1,190 @@
+"""Open untrusted picture bytes: size, kind and structure first, then the decoder's own header.
+
+Whatever is wrong with a file comes out as one `BadInput`; Pillow raises dozens of kinds of error,
+and none of them gets past `reading`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from workbench.core.errors import BadInput, Notice
+from workbench.imaging.headers import (
+    FORMATS,
+    MAX_SLOW_PIXELS,
+    check_size,
+    check_structure,
+    kind_of,
+    other_kind,
+    webp_size,
+)
+
+MAX_BYTES = 64 * 1024 * 1024
+_CHEAP_BYTES = 4 * 2**20
+_CHEAP_PIXELS = 4_000_000
+_CHEAP = ("PNG", "JPEG", "GIF", "WebP", "BMP")  # decoders that do what their header says
+
+# The plugins' classes, not Image.open: that one warns instead of refusing from 89 MP on, and its
+# warning filter is global to all threads. The base JPEG class, since MPO (a JPEG followed by
+# depth maps and previews, from phones) begins with the picture itself.
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+}
+
+
+def is_cheap(raw: bytes, label: str) -> bool:
+    """Whether a file costs so little that it is decoded here and not in the `sandbox`.
+
+    Raises:
+        BadInput: as `check_file`.
+    """
+    kind = check_file(raw, label)
+    if kind not in _CHEAP or len(raw) > _CHEAP_BYTES:
+        return False
+    im, _kind = opened(raw, label)
+    with im:
+        return im.width * im.height <= _CHEAP_PIXELS
+
+
+def check_file(raw: bytes, label: str) -> str:
+    """Check size, kind and structure of a picture's bytes; nothing is decoded. Returns the kind.
+
+    Raises:
+        BadInput: with a code: "empty", "too-large", "heic", "other-kind", "no-picture", "exhausting".
+    """
+    size = len(raw)
+    if size == 0:
+        raise BadInput(f'"{label}" is empty; choose a picture ({FORMATS}).', code="empty")
+    if size > MAX_BYTES:
+        raise BadInput(
+            f'"{label}" has {size / 2**20:.0f} MB; the limit is {MAX_BYTES // 2**20} MB, '
+            "so save it smaller.",
+            code="too-large",
+        )
+    kind = kind_of(raw)
+    if kind is None:
+        other = other_kind(raw)
+        if other:
+            text = f'"{label}" is {other}, which is not read; save it as one of {FORMATS}.'
+            raise BadInput(text, code="other-kind")
+        text = f'"{label}" could not be recognised as a picture; use {FORMATS}.'
+        raise BadInput(text, code="no-picture")
+    check_structure(raw, kind, label)
+    if kind == "WebP":
+        check_size(*webp_size(raw), label)
+    return kind
+
+
+def opened(raw: bytes, label: str) -> tuple[ImageFile.ImageFile, str]:
+    """Open by content, not by name, and check the header; no pixel is decoded yet."""
+    kind = check_file(raw, label)
+    plugin = _heif(label) if kind == "HEIC" else _PLUGINS[kind]
+    with reading(label, kind):
+        im = plugin(io.BytesIO(raw))
+    slow = kind in ("AVIF", "HEIC", "JPEG 2000")
+    check_size(*im.size, label, *((MAX_SLOW_PIXELS,) if slow else ()))
+    return im, kind
+
+
+def _heif(label: str) -> type[ImageFile.ImageFile]:
+    """pillow-heif's reader, where it is installed.
+
+    Raises:
+        BadInput: code "heic", saying how to go on without.
+    """
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as exc:
+        raise BadInput(
+            f"\"{label}\" is a HEIC photo; install its reader with 'pip install pillow-heif', or convert "
+            "it to JPEG (on an iPhone: Settings, Camera, Formats, Most Compatible).",
+            code="heic",
+        ) from exc
+    found: type[ImageFile.ImageFile] = HeifImageFile
+    return found
+
+
+def completed(
+    raw: bytes, im: ImageFile.ImageFile, label: str, notices: list[str]
+) -> ImageFile.ImageFile:
+    """A JPEG without its end mark, as viewers show it: with what was lost found by trying.
+
+    The missing bits are given once as zeros and once as ones: where both give the same pixels,
+    nothing is missing.
+
+    Raises:
+        BadInput: code "cut-off" when more than 1% of the picture is missing.
+    """
+    ends = (b"\xff\xd9", b"\xff\x00" * 4096 + b"\xff\xd9")
+    with reading(label, "JPEG"):
+        try:
+            im.load()
+            return _PLUGINS["JPEG"](io.BytesIO(raw))  # bytes behind the end mark, nothing lacks
+        except OSError:
+            first, second = (_PLUGINS["JPEG"](io.BytesIO(raw + end)) for end in ends)
+            differ = (np.asarray(first) != np.asarray(second)).any(
+                axis=-1 if first.mode != "L" else ()
+            )
+            rows = np.nonzero(differ.reshape(first.height, -1).any(axis=1))[0]
+    lost = (first.height - rows[0]) / first.height if len(rows) else 0.0
+    if lost > 0.01 and differ.mean() > 0.01:
+        raise BadInput(
+            f'"{label}" is cut off: its lower {lost:.0%} is missing; fetch it again.',
+            code="cut-off",
+        )
+    whole = "the picture is complete" if not len(rows) else "its last pixels may differ"
+    notices.append(Notice(f"The file lacks its last bytes; {whole}.", code="no-end"))
+    return _PLUGINS["JPEG"](io.BytesIO(raw + ends[0]))
+
+
+@contextmanager
+def reading(label: str, kind: str) -> Iterator[None]:
+    """Map everything that Pillow and zlib may raise on hostile bytes to one sentence."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except MemoryError as exc:
+        text = f'"{label}" needs more memory to decode than is allowed; scale it down first.'
+        raise BadInput(text, code="memory") from exc
+    # Seen from Pillow on mutated files: OSError, SyntaxError, ValueError, struct.error, zlib.error,
+    # KeyError, IndexError, TypeError, OverflowError, EOFError, AttributeError, RuntimeError,
+    # DecompressionBombError, and warnings where these are errors.
+    except Exception as exc:
+        said = " ".join(str(exc).split())
+        if "MAX_TEXT" in said:
+            raise BadInput(
+                f'"{label}" carries more text than is allowed (64 MB, or 1 MB in one piece); '
+                "save it again without metadata.",
+                code="exhausting",
+            ) from exc
+        if isinstance(exc, OSError) and "truncated" in said:
+            text = f'"{label}" is cut off before its last pixel; fetch or save it again.'
+            raise BadInput(text, code="cut-off") from exc
+        raise BadInput(
+            f'"{label}" is a {kind} that cannot be read ({said[:80] or type(exc).__name__}): a rare form, '
+            "or changed on its way; save it again as PNG with another program.",
+            code="unreadable",
+        ) from exc
