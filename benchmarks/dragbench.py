@@ -15,7 +15,8 @@ from workbench.core.config import METHODS, InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
 
 PSEUDO = ("nothing", "moved")
-ALL = PSEUDO + METHODS
+BENCHED = (*METHODS, "refined")  # "refined": auto with its option `refine`
+ALL = PSEUDO + BENCHED
 
 
 def add_parser(subparsers: Any) -> None:
@@ -34,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     add("--out", type=Path, metavar="FILE.jsonl", help="write every measurement as a line of JSON")
     add("--method", type=_methods, default=["nothing", "dragdiffusion", "gooddrag", "auto"],
         metavar="NAME,NAME",
-        help=f"any of {', '.join(METHODS)}, and for comparison {', '.join(PSEUDO)} "
+        help=f"any of {', '.join(BENCHED)}, and for comparison {', '.join(PSEUDO)} "
         "[default nothing,dragdiffusion,gooddrag,auto]")  # fmt: skip
     add("--limit", type=int, default=0, metavar="N",
         help="only the first N drags, by name; 0: all [default 0]")  # fmt: skip

@@ -73,6 +73,7 @@ _ORDER = (
     "gooddrag",
     "warp",
     "auto",
+    "refined",
 )
 
 

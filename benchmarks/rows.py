@@ -9,6 +9,7 @@ What follows a setup was made by that run. Of several rows of one drag and metho
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -25,6 +26,7 @@ SAME = (
     "benchmark", "set", "set_version", "scenes_version", "model", "lora", "inversion", "seed",
     "locator",
 )  # fmt: skip
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"refined": ("auto", {"refine": True})}
 
 
 class ResultLog:
@@ -157,4 +159,13 @@ def requests_by_method(base: EditRequest, methods: Sequence[str]) -> dict[str, E
 
     None for rows that no method makes ("nothing", "truth", ...).
     """
-    return {m: base.with_method(m) if m in METHODS else None for m in methods}
+    made: dict[str, EditRequest | None] = {}
+    for name in methods:
+        method, options = VARIANTS.get(name, (name, {}))
+        request = base.with_method(method) if method in METHODS else None
+        if request is not None and options:
+            request = dataclasses.replace(
+                request, drag=dataclasses.replace(request.drag, **options)
+            )
+        made[name] = request
+    return made

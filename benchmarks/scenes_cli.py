@@ -17,7 +17,8 @@ from workbench.core.config import METHODS, InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
 
 PSEUDO = ("nothing", "truth", "roundtrip", "moved")
-ALL = PSEUDO + METHODS
+BENCHED = (*METHODS, "refined")  # "refined": auto with its option `refine`
+ALL = PSEUDO + BENCHED
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -33,7 +34,7 @@ def add_parsers(subparsers: Any) -> None:
     )
     add = parser.add_argument
     add("--method", type=_methods, default=list(ALL), metavar="NAME,NAME",
-        help=f"any of {', '.join(METHODS)}, and the rows of sanity {', '.join(PSEUDO)} "
+        help=f"any of {', '.join(BENCHED)}, and the rows of sanity {', '.join(PSEUDO)} "
         "[default all]")  # fmt: skip
     add(
         "--drags",

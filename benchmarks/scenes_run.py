@@ -90,7 +90,9 @@ class Scenes:
         if not wanted:
             return
         judge = Judge(drag, pictures, self.runtime)
-        inversions = {r.inversion: r for r in wanted.values() if r is not None}
+        inversions = {
+            r.inversion: r for r in wanted.values() if r is not None and not r.drag.drafts
+        }
         if inversions:
             self._prepare(drag, list(inversions.values()), book)
         for method, request in wanted.items():
@@ -168,7 +170,7 @@ class Scenes:
             "stop": found.stop, "seconds": dict(found.seconds), "cached": list(found.cached),
             "own_left": [round(v, 2) for v in found.distances],
             "last_loss": found.losses[-1] if found.losses else None,
-            "notices": list(found.notices),
+            "notices": list(found.notices), "choice": dict(found.choice), "knows": dict(found.knows),
         }  # fmt: skip
         return self.store.image(found.image)
 

@@ -131,7 +131,7 @@ def _edit(
         recorder = PreviewRecorder(image, runtime, on_step, previews=previews)
         failure: ModelError | None = None
         own = SPECS[request.drag.method].keeps_pixels
-        drafting = own and not request.drag.refine
+        drafting = request.drag.drafts
         with edit.with_style_lora():
             known = look(edit) if own else None
             moved = moved_of(image, known.trusted(image)) if known is not None else None

@@ -362,6 +362,11 @@ class DragConfig:
         """Check all ranges."""
         check(self)
 
+    @property
+    def drafts(self) -> bool:
+        """True when the drag needs neither LoRA nor inversion: `auto` without `refine`."""
+        return SPECS[self.method].keeps_pixels and not self.refine
+
     @classmethod
     def preset(cls, method: str = "dragdiffusion", strength: str = "normal") -> DragConfig:
         """The method's own defaults; `strength` is gentle, normal or strong.

@@ -55,7 +55,7 @@ def run(problem: DragProblem, on_step: OnStep = ignore_steps) -> DragOutcome:
     """
     if not SPECS[problem.config.method].optimises:
         return warp.run(problem, on_step)
-    if SPECS[problem.config.method].keeps_pixels and not problem.config.refine:
+    if problem.config.drafts:
         return auto.draft(problem, on_step)
     denoiser, rules, timesteps = problem.denoiser(), supervision(problem), problem.timesteps
     with frozen(problem.unet):
