@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks import metrics
 from benchmarks.locate import FeatureMap, Features, seed_of
-from benchmarks.scenes import Drag, Pictures
+from benchmarks.scenes import AnyDrag, Pictures
 from workbench.drag.template import Found, Template
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ LOCATORS = ("features", "template")
 class Judge:
     """Measures the results of one drag; the source's features are computed once."""
 
-    def __init__(self, drag: Drag, pictures: Pictures, runtime: Runtime) -> None:
+    def __init__(self, drag: AnyDrag, pictures: Pictures, runtime: Runtime) -> None:
         """Nothing is computed yet."""
         self.drag, self.pictures, self._runtime = drag, pictures, runtime
         self._features, self._template = Features(runtime), Template()
@@ -63,7 +63,7 @@ class Judge:
 
     def _found(self, result: U8) -> dict[str, list[Found]]:
         drag, p = self.drag, self.pictures
-        prompt, seed = drag.before.caption, seed_of(drag.key)
+        prompt, seed = drag.caption, seed_of(drag.key)
         with self._runtime.job():
             if self._before is None:
                 self._before = self._features.view(p.source, prompt, seed)

@@ -278,14 +278,20 @@ def preparation(records: Sequence[Record]) -> list[str]:
     ]
 
 
+def _versions(setup: Record) -> str:
+    """Versions of a drawn set; photographs have none."""
+    if "set_version" not in setup:
+        return ""
+    return f" (set version {setup['set_version']}, scenes version {setup['scenes_version']})"
+
+
 def _head(setups: Sequence[Record], rows: Sequence[Record]) -> str:
     s = setups[0]
     env = s["environment"]
     gits = sorted({str(x["git"])[:10] + ("+" if x.get("changed") else "") for x in setups})
     drags = len({r["drag"] for r in rows})
     return (
-        f"{drags} drags of set {s['set']} (set version {s['set_version']}, scenes version "
-        f"{s['scenes_version']}), model {s['model_name']} ({s['model'][:16]}), torch {env['torch']}, "
-        f"{env['device']} {env['dtype']}, {env['threads']} threads, {s['machine']}; code "
+        f"{drags} drags of set {s['set']}{_versions(s)}, model {s['model_name']} "
+        f"({s['model'][:16]}), torch {env['torch']}, {env['device']} {env['dtype']}, {env['threads']} threads, {s['machine']}; code "
         f"{', '.join(gits)}. Locator by features: {s['locators']['features']}."
     )

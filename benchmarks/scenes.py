@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,26 @@ MOST_PAIRS = 4
 _GROW, _CLOSE, _PEN = 5, 7, 18.0  # px: how a person paints around what moves
 
 
+class AnyDrag(Protocol):
+    """What a drag with a known truth tells of itself, drawn or photographed."""
+
+    @property
+    def index(self) -> int: ...  # noqa: D102
+    @property
+    def key(self) -> str: ...  # noqa: D102
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+    @property
+    def pairs(self) -> tuple[PointPair, ...]: ...  # noqa: D102
+    @property
+    def caption(self) -> str: ...  # noqa: D102
+    @property
+    def length(self) -> float: ...  # noqa: D102
+    @property
+    def bucket_name(self) -> str: ...  # noqa: D102
+    def pictures(self) -> Pictures: ...  # noqa: D102
+
+
 @dataclass(frozen=True, slots=True)
 class Drag:
     """One drag of the benchmark; `index` is its place in the set."""
@@ -54,6 +75,11 @@ class Drag:
     def kind(self) -> str:
         """Kind of the scene."""
         return self.before.kind
+
+    @property
+    def caption(self) -> str:
+        """The prompt."""
+        return self.before.caption
 
     @property
     def key(self) -> str:

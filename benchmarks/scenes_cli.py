@@ -10,11 +10,15 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.core.config import METHODS, InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from benchmarks.scenes import AnyDrag
 
 PSEUDO = ("nothing", "truth", "roundtrip", "moved")
 BENCHED = (*METHODS, "refined")  # "refined": auto with its option `refine`
@@ -32,6 +36,25 @@ def add_parsers(subparsers: Any) -> None:
         "true one relative to doing nothing, what changed outside the mask, and how long it took. "
         "A run that was stopped goes on where it stood when it is started again.",
     )
+    add_run_options(parser)
+    parser.set_defaults(run=run_scenes)
+
+    parser = subparsers.add_parser(
+        "compare",
+        help="which differences between two methods or two runs are beyond the intervals",
+        description="Pairs the drags that A and B have both measured and says, figure by figure, "
+        "whether the 95 %% bootstrap interval of their differences leaves out 0. A and B are result "
+        "files (all methods that both hold are compared), FILE:METHOD, or with --in two methods.",
+    )
+    parser.add_argument("a", metavar="A", help="FILE.jsonl, FILE.jsonl:METHOD, or METHOD with --in")
+    parser.add_argument("b", metavar="B", help="likewise")
+    parser.add_argument("--in", dest="files", type=Path, nargs="+", metavar="FILE.jsonl",
+        help="where the methods A and B are found (the shards of a run)")  # fmt: skip
+    parser.set_defaults(run=run_compare)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a quality benchmark with a known truth."""
     add = parser.add_argument
     add("--method", type=_methods, default=list(ALL), metavar="NAME,NAME",
         help=f"any of {', '.join(BENCHED)}, and the rows of sanity {', '.join(PSEUDO)} "
@@ -70,20 +93,6 @@ def add_parsers(subparsers: Any) -> None:
         help=f"LoRA training steps [default {LoraConfig().steps}]")  # fmt: skip
     add("--inversion-steps", type=int, default=InversionConfig().steps, metavar="N",
         help=f"DDIM steps [default {InversionConfig().steps}]")  # fmt: skip
-    parser.set_defaults(run=run_scenes)
-
-    parser = subparsers.add_parser(
-        "compare",
-        help="which differences between two methods or two runs are beyond the intervals",
-        description="Pairs the drags that A and B have both measured and says, figure by figure, "
-        "whether the 95 %% bootstrap interval of their differences leaves out 0. A and B are result "
-        "files (all methods that both hold are compared), FILE:METHOD, or with --in two methods.",
-    )
-    parser.add_argument("a", metavar="A", help="FILE.jsonl, FILE.jsonl:METHOD, or METHOD with --in")
-    parser.add_argument("b", metavar="B", help="likewise")
-    parser.add_argument("--in", dest="files", type=Path, nargs="+", metavar="FILE.jsonl",
-        help="where the methods A and B are found (the shards of a run)")  # fmt: skip
-    parser.set_defaults(run=run_compare)
 
 
 def _methods(text: str) -> list[str]:
@@ -122,19 +131,24 @@ def run_scenes(args: argparse.Namespace) -> int:
     if args.report:
         say(tables(read_records(args.report), common=args.common))
         return 0
-    if not 0 <= args.threads <= 1024:
-        raise BadInput(f"--threads is {args.threads}; give 0 to 1024.")
-    from benchmarks.scenes import drag_set
+    from benchmarks.scenes import drag_set, facts
 
     args.lora = LoraConfig(steps=args.lora_steps)
     args.inversion = InversionConfig(steps=args.inversion_steps)
     drags = drag_set(args.drags, args.seed)  # refuses a bad count or seed before a model is loaded
+    return measure(args, drags, {"benchmark": "scenes", **facts(args.seed)})
+
+
+def measure(args: argparse.Namespace, drags: Sequence[AnyDrag], head: Mapping[str, Any]) -> int:
+    """Run the methods on drags, and print the tables; `head` names the set in the result file.
+
+    Raises:
+        BadInput: for options out of range.
+    """
+    if not 0 <= args.threads <= 1024:
+        raise BadInput(f"--threads is {args.threads}; give 0 to 1024.")
     if args.shard[1] > len(drags):
         raise BadInput(f"{len(drags)} drags cannot be shared by {args.shard[1]} processes.")
-    return _measure(args)
-
-
-def _measure(args: argparse.Namespace) -> int:
     import tempfile
 
     from benchmarks.report import tables
@@ -146,7 +160,7 @@ def _measure(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="bench-scenes-") as folder:
         book = ResultLog(args.out or Path(folder) / "rows.jsonl", resume=args.resume)
         with opened_app(args) as app, steps(quiet=True) as (on_step, _), book:
-            scenes = Scenes(app, args, on_step, say)
+            scenes = Scenes(app, args, drags, head, on_step, say)
             try:
                 scenes.run(book)
                 if args.strips is not None:

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,7 @@ from numpy.typing import NDArray
 
 from benchmarks.judge import Judge
 from benchmarks.rows import ResultLog, requests_by_method
-from benchmarks.scenes import (
-    Drag,
-    Pictures,
-    drag_set,
-    facts,
-)
+from benchmarks.scenes import AnyDrag, Pictures
 from workbench.app import App
 from workbench.core import keys
 from workbench.core.config import SPECS
@@ -50,9 +45,17 @@ SEED = 0  # of every edit: LoRA's noise
 
 
 class Scenes:
-    """One run over a part of a set of drags."""
+    """One run over a part of a set of drags; `head` names the set in the result file."""
 
-    def __init__(self, app: App, args: argparse.Namespace, on_step: OnStep, say: Say) -> None:
+    def __init__(
+        self,
+        app: App,
+        args: argparse.Namespace,
+        drags: Sequence[AnyDrag],
+        head: Mapping[str, Any],
+        on_step: OnStep,
+        say: Say,
+    ) -> None:
         """Load the model; the edits go into a history of the benchmark's own."""
         self.args, self.app, self.on_step, self.say = args, app, on_step, say
         self.runtime: Runtime = app.runtime(args.model or "", on_step=on_step)
@@ -60,7 +63,8 @@ class Scenes:
             torch.set_num_threads(args.threads)
         self.store = Store(app.settings.folder / "bench" / "history")
         shard, shards = args.shard
-        self.drags = [d for d in drag_set(args.drags, args.seed) if d.index % shards == shard - 1]
+        self.drags = [d for d in drags if d.index % shards == shard - 1]
+        self.head = head
         self.methods: Sequence[str] = args.method
 
     def close(self) -> None:
@@ -79,7 +83,7 @@ class Scenes:
         for drag in self.drags:
             self._drag(drag, book)
 
-    def _drag(self, drag: Drag, book: ResultLog) -> None:
+    def _drag(self, drag: AnyDrag, book: ResultLog) -> None:
         pictures = drag.pictures()
         base = self._request(drag, pictures)
         wanted: dict[str, EditRequest | None] = {}
@@ -116,19 +120,19 @@ class Scenes:
 
     # --- the parts of a drag --------------------------------------------------------------------------
 
-    def _request(self, drag: Drag, pictures: Pictures) -> EditRequest:
+    def _request(self, drag: AnyDrag, pictures: Pictures) -> EditRequest:
         return EditRequest(
             image=self.store.put_image(pictures.source, drag.key),
             mask=self.store.put_mask(pictures.mask),
             pairs=drag.pairs,
-            prompt=drag.before.caption,
+            prompt=drag.caption,
             model=self.runtime.ref,
             lora=self.args.lora,
             inversion=self.args.inversion,
             seed=SEED,
         )
 
-    def _prepare(self, drag: Drag, requests: Sequence[EditRequest], book: ResultLog) -> None:
+    def _prepare(self, drag: AnyDrag, requests: Sequence[EditRequest], book: ResultLog) -> None:
         """LoRA, inversions and the original's passes, so that no method pays for them.
 
         `requests` has one request per inversion; the row tells the first one's figures and the time
@@ -174,7 +178,7 @@ class Scenes:
         }  # fmt: skip
         return self.store.image(found.image)
 
-    def _pseudo(self, method: str, drag: Drag, pictures: Pictures, row: dict[str, Any]) -> U8:
+    def _pseudo(self, method: str, drag: AnyDrag, pictures: Pictures, row: dict[str, Any]) -> U8:
         """What stands in a row of sanity: pictures that no method made."""
         wall, cpu = time.perf_counter(), time.process_time()
         row["edit_key"] = None
@@ -205,7 +209,7 @@ class Scenes:
         shard, shards = self.args.shard
         judge = Judge(self.drags[0], self.drags[0].pictures(), self.runtime)
         return {
-            "benchmark": "scenes", **facts(self.args.seed),
+            **self.head,
             "drags": self.args.drags, "shard": [shard, shards], "seed": SEED,
             "model": self.runtime.fingerprint, "model_name": self.runtime.name,
             "lora": dataclasses.asdict(self.args.lora),
@@ -221,7 +225,7 @@ class Scenes:
         }  # fmt: skip
 
 
-def about(drag: Drag) -> dict[str, Any]:
+def about(drag: AnyDrag) -> dict[str, Any]:
     """What names a drag in a row."""
     return {
         "drag": drag.key, "index": drag.index, "scene": drag.kind, "size": drag.bucket_name,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.scenes import Drag
+from benchmarks.scenes import AnyDrag
 from workbench.canvas.overlay import overlay
 from workbench.canvas.sheets import sheet
 from workbench.core.errors import BadInput
@@ -22,7 +22,7 @@ LEFT_OUT = ("nothing", "truth")  # they stand in every strip anyway
 
 def write_strips(
     folder: Path,
-    drags: Sequence[Drag],
+    drags: Sequence[AnyDrag],
     rows: Mapping[tuple[str, str], Row],
     methods: Sequence[str],
     store: Store,
@@ -47,7 +47,7 @@ def write_strips(
 
 
 def strip_of(
-    drag: Drag,
+    drag: AnyDrag,
     rows: Mapping[tuple[str, str], Row],
     methods: Sequence[str],
     store: Store,
