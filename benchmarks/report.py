@@ -292,6 +292,7 @@ def _head(setups: Sequence[Record], rows: Sequence[Record]) -> str:
     drags = len({r["drag"] for r in rows})
     return (
         f"{drags} drags of set {s['set']}{_versions(s)}, model {s['model_name']} "
-        f"({s['model'][:16]}), torch {env['torch']}, {env['device']} {env['dtype']}, {env['threads']} threads, "
-        f"{s['machine']}; code {', '.join(gits)}. Locator by features: {s['locators']['features']}."
+        f"({s['model'][:16]}), torch {env['torch']}, {env['device']} {env['dtype']}, "
+        f"{env['threads']} threads, {s['machine']}; code {', '.join(gits)}. "
+        f"Locator by features: {s['locators']['features']}."
     )
