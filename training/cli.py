@@ -129,6 +129,7 @@ def _add_evaluate(subparsers: Any) -> None:
     add("--classifier-seconds", type=float, help="default 60 on a GPU, 300 on a CPU")
     add("--seed", type=int, default=0, help="of the samples")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    add("--photos", type=Path, metavar="FOLDER", help="also measure its held-out pictures")
     add("--sheet", type=Path, help="PNG of 48 samples; another one of reconstructions beside it")
     parser.set_defaults(run=run_evaluate)
 
@@ -241,6 +242,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         classifier_seconds=arguments.classifier_seconds,
         seed=arguments.seed,
         sheet=arguments.sheet,
+        photos=arguments.photos,
     )
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
     return 0

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from training.bank import held_out_bank
+from training.bank import held_out_bank, held_out_photo_bank
 from training.card import hardware, read_card, write_card
 from training.classifier import adherence, train_classifier
 from training.config import HELD_OUT_SEED
 from training.device import pick_device
+from training.photos import decode, read_photos
 from training.pictures import held_out_scenes
 from training.samples import contact_sheet, draw_samples
 from training.unet_train import denoising_losses
-from training.vae_train import psnr, reconstruct
+from training.vae_train import Judged, psnr, reconstruct
 from workbench.core.errors import BadInput
 from workbench.diffusion.registry.loading import quiet_libraries
 
@@ -52,6 +53,7 @@ def evaluate(
     classifier_seconds: float | None = None,
     seed: int = 0,
     sheet: Path | None = None,
+    photos: Path | None = None,
 ) -> dict[str, Any]:
     """Measure the model in `folder` and write the figures into its card.
 
@@ -65,6 +67,7 @@ def evaluate(
         classifier_seconds: training time of the judging classifier; None: 60 on a GPU, else 300.
         seed: of the samples' noise and of the classifier.
         sheet: where to write a PNG of the first 48 samples and one of reconstructions.
+        photos: a folder of pictures whose held-out ones are measured, too.
 
     Returns:
         The card's `evaluation` part.
@@ -112,7 +115,22 @@ def evaluate(
         pairs = torch.stack([true[:24], made[:24]], 1).flatten(0, 1)
         contact_sheet(pairs).save(sheet.with_name(sheet.stem + "-reconstructed.png"))
 
+    of_photos: dict[str, Any] = {}
+    if photos is not None:
+        held_out = read_photos(photos)[1]
+        if not held_out:
+            raise BadInput(f"No picture of {photos} is held out; mark some with 'held_out'.")
+        measured = Judged({"photos": (decode(held_out).float() / 255).to(where)}).measure(vae)
+        losses_of = held_out_photo_bank(held_out, vae, pipeline.tokenizer, where)
+        of_photos = {
+            "pictures": len(held_out),
+            **measured["photos"],
+            "denoising_loss": denoising_losses(pipeline.unet, pipeline.text_encoder, losses_of),
+        }
+        log.info("photographs: %s", of_photos)
+
     figures = {
+        "photos": of_photos,
         "scenes_version": scenes.SCENES_VERSION,
         "hardware": hardware(str(where)),
         "psnr_db": {

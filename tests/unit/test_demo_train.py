@@ -252,3 +252,10 @@ def test_photos_command_trains_on_a_folder_of_pictures(tmp_path, capsys):
         {"source": "", "licence": "CC0", "pictures": 3}
     ]
     assert (tmp_path / "work" / "sheets" / "last.png").exists()
+
+    figures = evaluate(
+        tmp_path / "out", device="cpu", scenes_count=2, samples=1, steps=1, classifier_seconds=0.1,
+        photos=folder,
+    )  # fmt: skip
+    assert figures["photos"]["pictures"] == 1
+    assert figures["photos"]["psnr_db"] > 0

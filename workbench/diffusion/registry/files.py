@@ -152,8 +152,8 @@ def _missing(spec: ModelSpec) -> str:
     if spec.builtin:
         return (
             f"The model {spec.name!r} should ship with the workbench but its folder "
-            "workbench/weights/storybook is missing; check it out again, or train it with "
-            "'python -m workbench demo train'."
+            f"workbench/weights/{Path(spec.path).name} is missing; check it out again, or train "
+            "one with 'python -m workbench demo train'."
         )
     return f"The model {spec.name!r} points to {spec.path}, which does not exist; correct the path."
 

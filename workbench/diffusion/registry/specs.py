@@ -100,6 +100,15 @@ BUILTIN: tuple[ModelSpec, ...] = (
         builtin=True,
     ),
     ModelSpec(
+        name="album",
+        title="Album (ships with the workbench)",
+        path=str(WEIGHTS.with_name("album")),
+        native_size=256,
+        licence="Apache-2.0",
+        note="Small: knows photographs and drawings, runs on a CPU.",
+        builtin=True,
+    ),
+    ModelSpec(
         name="sd15",
         title="Stable Diffusion 1.5",
         hub="stable-diffusion-v1-5/stable-diffusion-v1-5",
