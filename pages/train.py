@@ -25,4 +25,9 @@ def body(backend: Backend, space: Workspace | None) -> None:
     training.reconstruction(backend, space)
 
 
-page(say("common.upload_train"), say("pages.open_a_picture_describe_it"), body)
+page(
+    say("common.upload_train"),
+    say("pages.promise"),
+    body,
+    start=say("shell.product"),
+)

@@ -33,7 +33,7 @@ def test_make_choose_and_drag(server: Server, bench: Bench) -> None:
     page.get_by_role("radio", name=say("upload.generate")).click()
     bench.settle()
     ask(bench, "a <b>red</b> robot", steps=4, count=2)
-    take = page.get_by_role("button", name=re.compile("^Drag this one"))
+    take = page.get_by_role("button", name=re.compile("^Edit this one"))
     expect(take).to_have_count(2)  # the first job also waits for torch
     expect(page.get_by_text("2 candidates for “a <b>red</b> robot”")).to_be_visible()
     first = bench.query("job")
@@ -52,7 +52,9 @@ def test_make_choose_and_drag(server: Server, bench: Bench) -> None:
     )
     take.last.click()
     bench.settle(1.0)
-    expect(page.get_by_text("This picture was made here")).to_be_visible()
+    expect(page.get_by_role("heading", level=1)).to_have_text(say("common.mask_points"))
+    bench.goto_page("Upload & train")
+    expect(page.get_by_text(say("upload.generated_here_ready_to_drag"))).to_be_visible()
     expect(page.get_by_role("button", name="Train", exact=True)).to_have_count(0)
     name = bench.query("project")
     assert name

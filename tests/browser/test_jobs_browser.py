@@ -70,7 +70,7 @@ def test_the_page_can_be_left_and_more_can_be_queued(server: Server, bench: Benc
         bench.page.get_by_text("Dragging · step")
     ).to_be_visible()  # the one that runs is told on
     bench.goto_page("Upload & train")
-    expect(bench.page.get_by_text("2 jobs under way")).to_be_visible()
+    expect(bench.page.get_by_role("button", name="2 jobs running")).to_be_visible()
     bench.goto_page("Mask & points")
     assert bench.query("job")
     expect(bench.page.get_by_text("Next in the queue")).to_be_visible()
@@ -78,7 +78,7 @@ def test_the_page_can_be_left_and_more_can_be_queued(server: Server, bench: Benc
     expect(bench.page.get_by_text("Cancelled", exact=True)).to_be_visible()
     bench.page.get_by_role("button", name="Cancel", exact=True).last.click()
     bench.settle()
-    expect(bench.page.get_by_text("under way")).to_have_count(0)
+    expect(bench.page.get_by_text("jobs running")).to_have_count(0)
 
 
 def test_an_unknown_job_or_project_in_the_address_is_said_so(server: Server, bench: Bench) -> None:

@@ -39,12 +39,13 @@ def make_quick(server: Server, bench: Bench) -> str:
 
 def test_from_upload_to_download(server: Server, bench: Bench) -> None:
     bench.open("/")
-    expect(bench.page.get_by_role("heading", level=1)).to_have_text("Upload & train")
+    expect(bench.page.get_by_role("heading", level=1)).to_have_text(say("shell.product"))
     raw = picture(*SIZE, seed=77)
     bench.upload(raw, name="my <b>picture</b>.png")
+    heading = bench.page.get_by_role("heading", level=1)
+    expect(heading).to_have_text(say("common.mask_points"))  # straight to the canvas
     name = make_quick(server, bench)
-    bench.page.reload()
-    bench.settle(1.0)
+    bench.open("/", project=name)
     bench.page.get_by_role("textbox", name=say("upload.describe_the_picture")).fill(
         "two discs on waves"
     )
@@ -88,7 +89,7 @@ def test_from_upload_to_download(server: Server, bench: Bench) -> None:
         Image.open(io.BytesIO(download(bench, say("results.before_after_image")))).width
         > 2 * SIZE[0]
     )
-    with Image.open(io.BytesIO(download(bench, "Animation"))) as film:
+    with Image.open(io.BytesIO(download(bench, say("results.animation_gif")))) as film:
         assert getattr(film, "n_frames", 1) > 1
     with zipfile.ZipFile(
         io.BytesIO(download(bench, say("results.complete_project_zip")))
@@ -98,8 +99,10 @@ def test_from_upload_to_download(server: Server, bench: Bench) -> None:
     # the picture brings its edit along when it is dropped on the first page
     bench.goto_page("Upload & train")
     bench.page.get_by_role("button", name=say("shell.open_another_picture")).click()
-    bench.settle()
+    expect(heading).to_have_text(say("shell.product"))
     bench.upload(png, name="result.png")
+    bench.page.get_by_role("button", name=say("upload.restore_the_edit")).click()
+    expect(heading).to_have_text(say("common.mask_points"))
     restored = bench.query("project")
     assert restored
     assert restored != name
@@ -154,9 +157,21 @@ def test_the_slider_by_mouse_keyboard_and_zoom(server: Server, bench: Bench) -> 
     expect(see).to_be_visible(timeout=JOB)
     see.click()
     bench.settle(1.0)
+    stage = bench.page.locator("[class*=st-key-result_0]")
+    before, after = (stage.get_by_role("img", name=say(f"common.{n}")) for n in ("before", "after"))
+    expect(after).to_be_visible()
+    expect(before).to_be_hidden()
+    tall: Any = stage.bounding_box()
+    hold = bench.page.get_by_role("button", name=say("results.hold_to_see_the_original"))
+    hold.dispatch_event("pointerdown", {"pointerId": 1})
+    expect(before).to_be_visible()
+    hold.dispatch_event("pointerup", {"pointerId": 1})
+    expect(before).to_be_hidden()
+    bench.page.get_by_role("radio", name=say("results.before_after")).click()
     divider = bench.page.get_by_role("slider", name=re.compile("^Divider"))
-    expect(divider).to_have_attribute("aria-valuenow", "50")
-    pane = bench.page.locator(".st-key-result_slider .pane")
+    expect(divider).to_be_visible()
+    bench.settle()
+    pane = stage.locator(".pane")
     box: Any = pane.bounding_box()
     bench.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
     bench.page.mouse.down()
@@ -168,11 +183,13 @@ def test_the_slider_by_mouse_keyboard_and_zoom(server: Server, bench: Bench) -> 
     divider.press("End")
     expect(divider).to_have_attribute("aria-valuenow", "100")
     bench.page.get_by_role("button", name="Zoom in").click()
-    expect(bench.page.locator(".st-key-result_slider .percent")).to_have_text("150 %")
+    expect(stage.locator(".percent")).to_have_text("150 %")
     for view in ("Side by side", "Flicker", say("common.difference"), "Paths", "Animation"):
         bench.page.get_by_role("radio", name=view).click()
         bench.settle()
         bench.check()
+        now: Any = stage.bounding_box()
+        assert abs(now["height"] - tall["height"]) <= 1, "the stage changed its size"
     film = bench.page.get_by_role("img", name=say("results.animation_of_the_drag"))
     expect(film).to_be_visible()
 
@@ -184,10 +201,14 @@ def test_an_example_and_its_own_drag(server: Server, bench: Bench) -> None:
     name = bench.query("project")
     assert name
     assert "robot" in server.store.projects.load(name).prompt
-    bench.goto_page("Mask & points")
-    bench.page.get_by_role("button", name="Show me").click()
-    bench.settle()
+    expect(bench.page.get_by_role("heading", level=1)).to_have_text(say("common.mask_points"))
     drawing = server.drawn(name, lambda d: len(d.arrows) == 3)
     assert len(drawing.arrows) == 3
     expect(bench.page.get_by_role("button", name="Run", exact=True)).to_be_enabled()
     assert drawing.has_mask
+    bench.goto_page("Results")
+    expect(bench.page.get_by_text(say("results.what_this_example_gives"))).to_be_visible()
+    bench.open("/")
+    bench.page.get_by_role("button", name="Robot with a laser", exact=True).last.click()
+    bench.settle(1.0)
+    assert bench.query("project") == name  # the same work again, not a second one

@@ -54,7 +54,7 @@ def encoded(rgb: NDArray[np.uint8], kind: str = "PNG", **options: Any) -> bytes:
 
 
 def opened(backend: Backend, raw: bytes, drawing: Drawing, name: str = "a.png") -> Workspace:
-    space = intake.take(backend, raw, name)
+    space = intake.take(backend, backend.decode(raw, name))
     space.set(**QUICK)
     space.change(drawing=drawing.to_json(), prompt="a ball")
     return space

@@ -80,6 +80,8 @@ def test_a_candidate_is_taken_and_dragged_without_inversion(
     assert page.text_area(key="gen_prompt").value == "a robot"
     page.button(key=f"take_{job}_1").click().run()
     assert not page.exception
+    assert page.title[0].value == say("common.mask_points")  # straight to the canvas
+    page = visit(project=page.query_params["project"])
     assert any(s.value == say("upload.generated_here_ready_to_drag") for s in page.success)
     assert not [b for b in page.button if b.key == "train"]
     space = Workspace.open(app.store, page.query_params["project"])

@@ -36,7 +36,7 @@ def space(backend: Backend) -> Workspace:
     rng = np.random.default_rng(1)
     raw = io.BytesIO()
     Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(raw, "PNG")
-    opened = intake.take(backend, raw.getvalue(), "noise.png")
+    opened = intake.take(backend, backend.decode(raw.getvalue(), "noise.png"))
     opened.change(prompt="noise")
     opened.set(**QUICK)
     return opened

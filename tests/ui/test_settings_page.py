@@ -33,11 +33,11 @@ from workbench.storage.settings import Settings
 from workbench.ui.settings import models
 from workbench.ui.settings.loras import take
 from workbench.ui.shell import colors
-from workbench.ui.shell.backend import get_backend
+from workbench.ui.shell.backend import Backend, get_backend
 from workbench.ui.shell.text import inert
 from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
-from workbench.ui.upload import auto_train, intake
+from workbench.ui.upload import intake
 from workbench.ui.upload.lora_cards import card_of
 
 Open = Callable[[str], AppTest]
@@ -112,7 +112,9 @@ def test_nothing_is_fetched_before_size_and_licence_were_shown(
 
     monkeypatch.setattr(models, "plan", plan)
     monkeypatch.setattr(
-        app, "submit_download", lambda name, *, full=False: taken.append((name, full)) or "none"
+        app,
+        "submit_download",
+        lambda name, _owner, *, full=False: taken.append((name, full)) or "none",
     )
     page = open_part("Models")
     assert asked == []
@@ -359,13 +361,13 @@ def test_new_pictures_begin_with_the_defaults(app: App, open_part: Open) -> None
     page = open_part("Defaults & colours")
     page.selectbox(key="setting_method").set_value("gooddrag").run()
     page.selectbox(key="setting_preset").set_value("gentle").run()
-    page.toggle(key="setting_train").set_value(True).run()
+    page.selectbox(key="setting_train").set_value(intake.WHEN_OPENED).run()
     assert not page.exception
     kept = Settings.load({"WORKBENCH_CACHE": str(app.settings.folder)})
     assert (kept.method, kept.preset, kept.ui) == (
-        "gooddrag", "gentle", {auto_train.TRAIN_ON_UPLOAD: True},
+        "gooddrag", "gentle", {intake.TRAIN_ON_UPLOAD: intake.WHEN_OPENED},
     )  # fmt: skip
-    space = intake.take(get_backend(), _png(), "picture.png")
+    space = opened(get_backend())
     assert space.drag == DragConfig.preset("gooddrag", "gentle")
     assert space.model.name == "micro"
 
@@ -375,19 +377,29 @@ def test_training_begins_by_itself_only_where_wished(
 ) -> None:
     backend = get_backend()
     monkeypatch.setattr(backend, "submit_train", lambda _space: "01JOB")
-    space = intake.take(backend, _png(), "picture.png")
-    assert auto_train.train_if_wished(backend, space) is None
-    app.change(ui={auto_train.TRAIN_ON_UPLOAD: True})
-    assert auto_train.train_if_wished(backend, space) == "01JOB"
-    assert (space.get("train_job"), space.jobs) == ("01JOB", ["01JOB"])
-    large = intake.take(backend, _png(200), "large.png")  # the micro model knows 64 px
-    assert auto_train.train_if_wished(backend, large) is None
+    begin, kind = intake.train_if_wished, intake.TRAIN_ON_UPLOAD
+    space = opened(backend)
+    monkeypatch.setattr(backend, "has_gpu", lambda: False)
+    assert begin(backend, space) is None  # on a CPU, a run trains when it needs to
+    for wanted in (intake.WHEN_OPENED, True):  # True: as version 1 kept it
+        app.change(ui={kind: wanted})
+        assert begin(backend, space) == "01JOB"
+        assert (space.get("train_job"), space.jobs) == ("01JOB", ["01JOB"])
+    assert begin(backend, opened(backend, 200)) is None  # the micro model knows 64 px
+    monkeypatch.setattr(backend, "has_gpu", lambda: True)
+    for wanted in (intake.WHEN_RUN, False):
+        app.change(ui={kind: wanted})
+        assert begin(backend, space) is None
+    app.change(ui={})
+    assert begin(backend, space) == "01JOB"
 
 
-def _png(width: int = 48) -> bytes:
+def opened(backend: Backend, width: int = 48) -> Workspace:
+    """The project of an uploaded picture."""
     from workbench.imaging.decode import encode_png, resize
 
-    return encode_png(resize(pixels(3), (width, width * 3 // 4)))
+    raw = encode_png(resize(pixels(3), (width, width * 3 // 4)))
+    return intake.take(backend, backend.decode(raw, "picture.png"))
 
 
 def test_canvas_takes_the_chosen_colours(app: App, open_part: Open) -> None:

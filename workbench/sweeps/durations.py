@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from statistics import median
 
 from workbench.core.config import SPECS
@@ -17,6 +17,7 @@ def estimate(
     records: Sequence[EditRecord],
     *,
     prepared: Callable[[EditRequest], tuple[bool, bool]],
+    stages: Collection[str] | None = None,
 ) -> float | None:
     """Seconds that the requests will take together, at most (a drag may arrive early).
 
@@ -24,6 +25,7 @@ def estimate(
         requests: runs, one after the other on one device.
         records: earlier edits, newest first; those with the same model are looked at.
         prepared: whether a request's LoRA and inversion are in the cache already.
+        stages: only these count; None for the whole edit.
 
     Returns:
         None while no finished edit with this model says how fast this machine is.
@@ -43,19 +45,22 @@ def estimate(
         has_lora, has_latent = prepared(request)
         lora = (request.image.id, request.prompt, request.lora, request.seed, request.lora_file)
         latent = (*lora, request.inversion)
+        own = [k for k in known if k[0].drag.method == request.drag.method] or known
+        work: dict[str, tuple[_Known, _Work]] = {}
         if not has_lora and lora not in trained:
-            total += _rate(known, "lora", _lora_work, request)
+            work["lora"] = known, _lora_work
         if latent not in inverted:
             if not has_latent:
-                total += _rate(known, "invert", _depth, request)
-            # the original's pass is only kept in memory, so it is made anew for each sweep
-            total += _rate(known, "reference", _depth, request)
+                work["invert"] = known, _depth
+            # the original's pass is only kept in memory, so it is made again for each sweep
+            work["reference"] = known, _depth
+        work |= {"drag": (own, _drag_work), "denoise": (own, _depth)}
+        work |= {"decode": (known, _once), "save": (known, _once)}
         trained.add(lora)
         inverted.add(latent)
-        own = [k for k in known if k[0].drag.method == request.drag.method]
-        total += _rate(own or known, "drag", _drag_work, request)
-        total += _rate(own or known, "denoise", _depth, request)
-        total += _rate(known, "decode", _once, request) + _rate(known, "save", _once, request)
+        for stage, (among, how_much) in work.items():
+            if stages is None or stage in stages:
+                total += _rate(among, stage, how_much, request)
     return total
 
 

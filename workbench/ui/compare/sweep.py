@@ -92,7 +92,7 @@ def _leave() -> None:
 def _shown(backend: Backend, space: Workspace | None, plan: Plan) -> None:
     """One sweep: how far it is, the sheet, what can be taken away."""
     at_entry = sweep_state.standing(backend, plan)
-    left = sweep_state.guess(backend, at_entry.left) if at_entry.live else None
+    left = backend.seconds(at_entry.left) if at_entry.live else None
 
     def part() -> None:
         with guard():

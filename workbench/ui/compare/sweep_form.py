@@ -204,7 +204,7 @@ def _words(backend: Backend, plan: Plan, missing: list[EditRequest]) -> str:
     if len(missing) < runs:
         parts.append(say("compare.runs_already_done", runs=runs - len(missing)))
     if missing:
-        took = sweep_state.guess(backend, missing)
+        took = backend.seconds(missing)
         time = (
             say("compare.about_time", time=seconds(took))
             if took is not None

@@ -8,11 +8,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench.core.errors import BadInput, StoreError, WorkbenchError
+from workbench.core.errors import BadInput, StoreError
 from workbench.core.record import EditRecord, JobState
 from workbench.core.request import EditRequest, SweepTask
 from workbench.jobs.job import Job
-from workbench.sweeps.durations import estimate
 from workbench.sweeps.plan import Plan, key_of
 from workbench.sweeps.results import Outcome, outcomes
 from workbench.sweeps.sheet import sheet_of
@@ -150,23 +149,6 @@ def _waiting(job: Job | None, records: Sequence[EditRecord]) -> list[EditRequest
         key_of(r.request) for r in records if r.status is JobState.FAILED and r.started >= since
     }
     return [r for r in _requests(job) if key_of(r) not in failed]
-
-
-def guess(backend: Backend, requests: Sequence[EditRequest]) -> float | None:
-    """Seconds that runs will take at most, from earlier edits; None when nothing is known."""
-    known: dict[object, tuple[bool, bool]] = {}
-
-    def prepared(request: EditRequest) -> tuple[bool, bool]:
-        of = (request.lora, request.inversion)
-        if of not in known:
-            facts = backend.facts.of(request.model.name)
-            try:  # without a fingerprint a big file would have to be read first
-                known[of] = backend.app.prepared(request) if facts.fingerprint else (False, False)
-            except WorkbenchError:
-                known[of] = (False, False)
-        return known[of]
-
-    return estimate(requests, backend.store.records(), prepared=prepared)
 
 
 # --- to take away ---------------------------------------------------------------------------------------

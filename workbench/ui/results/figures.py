@@ -86,7 +86,7 @@ def soft_mask(mask: NDArray[np.bool_], width: int, height: int) -> NDArray[np.fl
     """A mask bool [H,W] at another size as weights [h,w] in 0..1, its edge two pixels wide."""
     grey = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
     small = grey.resize((width, height), Image.Resampling.BOX).filter(ImageFilter.BoxBlur(1))
-    return np.asarray(small, np.float32) / 255
+    return np.asarray(small, np.float32) / np.float32(255)
 
 
 def composite(outside: U8, inside: U8, weight: NDArray[np.float32]) -> U8:

@@ -52,6 +52,7 @@ def body(backend: Backend, space: Workspace) -> None:
     records = backend.store.records(image=space.image.id)
     if not records:
         st.info(say("results.no_edits_of_this_picture"))
+        _finished_example(backend, space)
         router.link("drag", say("common.mask_points"), icon=":material/arrow_forward:")
         return
     record = _chosen(backend, records)
@@ -72,6 +73,18 @@ def body(backend: Backend, space: Workspace) -> None:
             replay_panel(backend, [r.id for r in records], record)
         _downloads(view)
     _details(view)
+
+
+def _finished_example(backend: Backend, space: Workspace) -> None:
+    """What an example's own drag gives, to look at before the first run."""
+    after = str(space.get("example_after") or "")
+    if after and backend.store.has(after):
+        st.caption(say("results.what_this_example_gives"))
+        shown = [
+            (say("common.before"), backend.shown(space.image.id)),
+            (say("common.after"), backend.shown(after)),
+        ]
+        components.viewer(shown, mode="slider", key="example_result", max_height=480)
 
 
 def _chosen(backend: Backend, records: list[EditRecord]) -> EditRecord:

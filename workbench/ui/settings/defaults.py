@@ -18,7 +18,7 @@ from workbench.ui.shell import colors
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.words import say
-from workbench.ui.upload.auto_train import TRAIN_ON_UPLOAD
+from workbench.ui.upload.intake import TRAIN_ON_UPLOAD, WHEN_GPU, WHEN_OPENED, WHEN_RUN
 
 _SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "robot-784.png"
 
@@ -47,12 +47,21 @@ def _defaults(backend: Backend) -> None:
         backend, "preset", say("settings.preset"), presets, {p: p.capitalize() for p in presets}
     )
     overruled(("model", "method"))
-    st.toggle(
-        say("settings.start_training_when_a_picture"),
-        value=bool(settings.ui.get(TRAIN_ON_UPLOAD)),
+    words = {
+        WHEN_GPU: say("settings.training_on_a_gpu"),
+        WHEN_OPENED: say("settings.training_when_opened"),
+        WHEN_RUN: say("settings.training_when_run"),
+    }
+    now = settings.ui.get(TRAIN_ON_UPLOAD, WHEN_GPU)
+    now = {True: WHEN_OPENED, False: WHEN_RUN}.get(now, now)  # a switch in version 1
+    st.selectbox(
+        say("settings.start_training"),
+        list(words),
+        index=list(words).index(now) if now in words else 0,
         key="setting_train",
-        on_change=lambda: _keep(backend, TRAIN_ON_UPLOAD, bool(st.session_state["setting_train"])),
-        help=say("settings.start_training_when_a_picture_help"),
+        format_func=words.__getitem__,
+        on_change=lambda: _keep(backend, TRAIN_ON_UPLOAD, st.session_state["setting_train"]),
+        help=say("settings.start_training_help"),
     )
     st.caption(say("settings.existing_projects_keep_their"))
 

@@ -11,10 +11,13 @@ import copy
 import dataclasses
 import io
 import itertools
+import platform
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +28,7 @@ from workbench.app import App, get_app
 from workbench.canvas.drawing import Arrow, Drawing, History
 from workbench.canvas.overlay import canvas_background
 from workbench.core.config import LoraRef, method_spec
-from workbench.core.errors import BadInput
+from workbench.core.errors import BadInput, WorkbenchError
 from workbench.core.record import JobState
 from workbench.core.request import EditRequest, GenerateTask, MaskAsset, SweepTask, TrainTask
 from workbench.diffusion.registry import ModelSpec
@@ -35,6 +38,7 @@ from workbench.imaging.crop import Crop
 from workbench.jobs.job import Job
 from workbench.storage.archive import png_metadata
 from workbench.storage.history import Store
+from workbench.sweeps.durations import estimate
 from workbench.ui.draw import trace
 from workbench.ui.draw.area import Areas
 from workbench.ui.results import figures
@@ -192,6 +196,11 @@ class Backend:
         name = router.current("project")
         return Workspace.open(self.store, name) if name else None
 
+    def project_with(self, job_id: str) -> str | None:
+        """The id of the project that a job belongs to, or None."""
+        found = (p.id for p in self.store.projects.recent() if job_id in p.settings.get("jobs", ()))
+        return next(found, None)
+
     # --- models -----------------------------------------------------------------------------------
 
     def models(self) -> list[ModelSpec]:
@@ -248,15 +257,51 @@ class Backend:
         return self.knows(job_id) and not self.job(job_id).state.ended
 
     def is_trained(self, space: Workspace) -> bool:
-        """Whether the picture's LoRA with the present settings is in the cache."""
-        request = space.request((), None)
-        known = self._known(space)
+        """Whether the LoRA that a run of the present drawing would train is there already."""
         if space.lora_file is not None:
             return True
-        key = known.get("lora")
-        if not key and self.piece(space).is_whole(space.image.width, space.image.height):
-            key = prepared.lora_key(request, self.model_facts(space))
-        return bool(key) and self.app.cache.has(str(key))
+        key = self._known(space).get("lora")
+        if key:
+            return self.app.cache.has(str(key))
+        return self.prepared(self._drawn_or_not(space))[0]
+
+    def prepared(self, request: EditRequest) -> tuple[bool, bool]:
+        """Whether a request's LoRA and inversion are in the cache; no, where it cannot be said quickly.
+
+        Without a fingerprint a big model file would have to be read first.
+        """
+        with contextlib.suppress(WorkbenchError):
+            if self.facts.of(request.model.name).fingerprint:
+                return self.app.prepared(request)
+        return False, False
+
+    def seconds(self, requests: Sequence[EditRequest], *, train: bool = False) -> float | None:
+        """Seconds that runs will take at most, from earlier ones; None where nothing is known.
+
+        `train`: only their training and inversion.
+        """
+        stages = ("lora", "invert") if train else None
+        known: dict[object, tuple[bool, bool]] = {}  # of a sweep, many runs share their preparation
+
+        def prepared(request: EditRequest) -> tuple[bool, bool]:
+            of = (request.image.id, request.prompt, request.lora, request.inversion)
+            if of not in known:
+                known[of] = self.prepared(request)
+            return known[of]
+
+        return estimate(requests, self.app.store.records(), prepared=prepared, stages=stages)
+
+    def training_seconds(self, space: Workspace) -> float | None:
+        """Seconds that training a project's picture will take; None where nothing is known."""
+        return self.seconds([self._drawn_or_not(space)], train=True)
+
+    def has_gpu(self) -> bool:
+        """Whether the settings mean a GPU on this machine; torch is not asked, which may be half loaded."""
+        device = self.app.settings.device
+        if device != "auto":
+            return device != "cpu"
+        apple = sys.platform == "darwin" and platform.machine() == "arm64"
+        return apple or any(Path("/proc/driver/nvidia/gpus").glob("*"))
 
     def reconstruction(self, space: Workspace) -> dict[str, Any] | None:
         """What the training of the present settings found out, or None before it was trained.
@@ -361,6 +406,13 @@ class Backend:
     def _training(self, space: Workspace) -> EditRequest:
         drawing = self._drawing(space)
         return space.request(drawing.pairs, self.mask_asset(space, drawing))
+
+    def _drawn_or_not(self, space: Workspace) -> EditRequest:
+        """The request of the present drawing; without it where the drawing cannot be run."""
+        try:
+            return self._training(space)
+        except BadInput:
+            return space.request((), None)
 
     def _drawing(self, space: Workspace) -> Drawing:
         return Drawing.from_json(space.project.drawing) if space.project.drawing else Drawing()

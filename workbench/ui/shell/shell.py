@@ -12,10 +12,12 @@ from pathlib import Path
 import streamlit as st
 
 from workbench.core.errors import Cancelled, WorkbenchError
+from workbench.core.record import JobState
+from workbench.jobs.job import Job
 from workbench.ui.shell import router, workspace
 from workbench.ui.shell.backend import Backend, get_backend
 from workbench.ui.shell.gate import OWNER
-from workbench.ui.shell.text import count, field_label, inert
+from workbench.ui.shell.text import about, count, field_label, inert, plain
 from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
@@ -42,12 +44,15 @@ workspace.tell_collision = _collided
 Body = Callable[[Backend, Workspace | None], None]
 
 
-def page(title: str, intro: str, body: Body, *, needs_picture: bool = False) -> None:
+def page(
+    title: str, intro: str, body: Body, *, needs_picture: bool = False, start: str = ""
+) -> None:
     """Show a whole page: frame and heading here, the rest in `body(backend, space)`.
 
     Leaves legacy mode, restores project and job, and turns errors into one sentence each. Our own
     errors are that sentence; of any other the reader gets a reference under which the log has the
-    whole story. `needs_picture`: without an open picture the page only says how to open one.
+    whole story. `needs_picture`: without an open picture the page only says how to open one. `start`:
+    the title while no picture is open.
     """
     router.ensure_router()
     router.restore()
@@ -57,7 +62,9 @@ def page(title: str, intro: str, body: Body, *, needs_picture: bool = False) -> 
     with guard():
         backend = get_backend(_owner())
         space = _open(backend)
-        _head(backend, title, intro, space)
+        if space is not None:
+            _attach(backend, space)
+        _head(backend, (space is None and start) or title, intro, space)
         if space is None and needs_picture:
             need_picture()
         else:
@@ -82,6 +89,16 @@ def _open(backend: Backend) -> Workspace | None:
         return None
 
 
+def _attach(backend: Backend, space: Workspace) -> None:
+    """Have the address name a job of the project at hand: the one that runs, if it names another's."""
+    now = router.current("job")
+    if now is not None and (now in space.jobs or not backend.is_live(now)):
+        return
+    mine = [job.id for job in backend.queue() if job.id in space.jobs]
+    if mine or now is not None:
+        router.remember("job", mine[-1] if mine else None)
+
+
 def _head(backend: Backend, title: str, intro: str, space: Workspace | None) -> None:
     """The page's name, which picture one works on, and what else goes on."""
     with st.container(key="wb_head", horizontal=True, vertical_alignment="center", gap="medium"):
@@ -95,6 +112,9 @@ def _head(backend: Backend, title: str, intro: str, space: Workspace | None) -> 
                 if space and image
                 else intro
             )
+            if space is not None:
+                with guard():
+                    _readiness(backend, space)
         st.space("stretch")
         with st.container(key="wb_under_way", width="content"):
             _under_way(backend)
@@ -109,18 +129,75 @@ def _head(backend: Backend, title: str, intro: str, space: Workspace | None) -> 
             )
 
 
+def _readiness(backend: Backend, space: Workspace) -> None:
+    """Whether a run can start at once, what it waits for, and for how long; one line."""
+    job_id = str(space.get("train_job") or "")
+
+    def line() -> None:
+        with guard():
+            live = backend.is_live(job_id)
+            if began_live and not live:
+                st.rerun()  # once, as a whole: what was trained can be used
+            icon, words = _state_words(backend, space, backend.job(job_id) if live else None)
+            st.caption(f":material/{icon}: {inert(words)}")
+
+    began_live = backend.is_live(job_id)
+    st.fragment(line, run_every=1.0 if began_live else None)()
+
+
+def _state_words(backend: Backend, space: Workspace, job: Job | None) -> tuple[str, str]:
+    """Icon and text of the line."""
+    if space.generation is not None:
+        return "check_circle", say("shell.ready_no_training")
+    if space.lora_file is not None:
+        return "check_circle", say("shell.ready_lora", name=plain(space.lora_file.name, 40))
+    if job is not None and job.state is JobState.QUEUED:
+        return "hourglass_top", say("shell.training_waits")
+    if job is not None:
+        guess = backend.training_seconds(space) if job.eta is None else job.eta
+        if guess is None:
+            return "hourglass_top", say("shell.training_now")
+        return "hourglass_top", say("shell.ready_soon", time=about(guess))
+    if backend.is_trained(space):
+        return "check_circle", say("shell.ready")
+    guess = backend.training_seconds(space)
+    if guess is None:
+        return "schedule", say("shell.trains_on_run_unknown")
+    return "schedule", say("shell.trains_on_run", time=about(guess))
+
+
 def _under_way(backend: Backend) -> None:
-    """How many jobs run or wait, whoever started them; looked at again while there are some."""
+    """How many jobs run or wait, with a menu to go to one or cancel it; looked at again meanwhile."""
 
-    def badge() -> None:
-        waiting = len(backend.queue())
-        if waiting:
-            st.badge(
-                say("shell.jobs_running", jobs=count(waiting, "job")),
-                icon=":material/hourglass_top:",
-            )
+    def menu() -> None:
+        jobs = backend.queue()
+        if not jobs:
+            return
+        label = say("shell.jobs_running", jobs=count(len(jobs), "job"))
+        with st.popover(label, icon=":material/hourglass_top:", type="tertiary", key="jobs_menu"):
+            for job in jobs:
+                _one_job(backend, job)
 
-    st.fragment(badge, run_every=2.0 if backend.queue() else None)()
+    st.fragment(menu, run_every=2.0 if backend.queue() else None)()
+
+
+def _one_job(backend: Backend, job: Job) -> None:
+    name = job.label or job.kind
+    with st.container(horizontal=True, vertical_alignment="center", key=f"runbar_menu_{job.id}"):
+        st.markdown(inert(name, 40))
+        st.space("stretch")
+        project = backend.project_with(job.id)
+        if project is not None and st.button(say("shell.open_job"), key=f"open_{job.id}"):
+            router.remember("project", project)
+            router.remember("job", job.id)
+            router.go("drag" if job.kind in ("edit", "train") else "train")
+        if st.button(
+            say("shell.cancel_job", label=inert(name, 30)),
+            key=f"cancel_menu_{job.id}",
+            disabled=job.cancelling,
+        ):
+            backend.cancel(job.id)
+            st.rerun(scope="fragment")
 
 
 def leave() -> None:

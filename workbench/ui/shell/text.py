@@ -37,6 +37,15 @@ def seconds(value: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def about(value: float) -> str:
+    """A duration that is a guess, with as many digits as one has: '5 s', '40 s', '2 min', '1 h'."""
+    for unit, name in ((3600, "h"), (60, "min")):
+        if value >= 0.9 * unit:
+            return f"{max(1, round(value / unit))} {name}"
+    step = 1 if value < 10 else 5
+    return f"{max(1, round(value / step)) * step} s"
+
+
 def size(count: float) -> str:
     """Bytes: '820 bytes', '1.4 MB'."""
     if count < 1000:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import streamlit as st
 
@@ -397,7 +397,7 @@ def take(
     )
 
 
-def _enter(space: Workspace) -> None:
+def _enter(space: Workspace) -> NoReturn:
     for name, value in (("project", space.id), ("job", None), ("edit", None)):
         router.remember(name, value)
-    st.rerun(scope="app")
+    router.go("drag")

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Mapping
 from functools import cache
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import streamlit as st
 
+from workbench.canvas.drawing import Drawing
+from workbench.canvas.overlay import overlay
+from workbench.core.record import JobState
+from workbench.imaging.decode import Decoded
 from workbench.ui import components
 from workbench.ui.results import figures
 from workbench.ui.shell import router
@@ -23,10 +30,13 @@ from workbench.ui.shell.text import (
 )
 from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
-from workbench.ui.upload import auto_train, generating, working
+from workbench.ui.upload import generating, working
 
 _EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 MOST_RECENT = 9
+# in Settings.ui: one of the three below; True is the "always" of version 1
+TRAIN_ON_UPLOAD = "train_on_upload"
+WHEN_GPU, WHEN_OPENED, WHEN_RUN = "gpu", "always", "run"
 TYPES = ["png", "jpg", "jpeg", "webp", "gif", "tif", "tiff", "bmp", "avif", "jp2", "heic", "heif"]
 
 
@@ -42,6 +52,7 @@ def examples() -> list[dict[str, Any]]:
 
 def choose(backend: Backend) -> None:
     """The first page while no picture is open."""
+    _steps()
     ways = (say("upload.open_a_picture"), say("upload.generate"))
     job = router.current("job")
     making = bool(job) and backend.knows(str(job)) and backend.job(str(job)).kind == "generate"
@@ -68,6 +79,36 @@ def choose(backend: Backend) -> None:
         _examples(backend)
 
 
+def _steps() -> None:
+    """How it goes: three steps, and the first example before and after, in a loop."""
+    found = examples()
+    before, after = _loop() if found else ("", "")
+    steps = "".join(
+        f"<li>{escape(step)}</li>"
+        for step in (say("upload.step_open"), say("upload.step_drag"), say("upload.step_run"))
+    )
+    pictures = (
+        f'<div class="wb-loop"><img src="{before}" alt="{escape(say("upload.before_alt"))}">'
+        f'<img src="{after}" alt="{escape(say("upload.after_alt"))}"></div>'
+    )
+    st.html(f'<div class="wb-promise"><ol>{steps}</ol>{pictures if found else ""}</div>')
+
+
+@cache
+def _loop() -> tuple[str, str]:
+    """The first example with its arrows, and what became of it, as data URLs."""
+    entry = examples()[0]
+    before = figures.decode((_EXAMPLES / entry["file"]).read_bytes())
+    pairs = Drawing.from_json(entry["drawing"]).pairs
+    marked = figures.encode(overlay(before, None, pairs))
+    return components.data_url(marked), components.data_url(_after(entry))
+
+
+def _after(entry: Mapping[str, Any]) -> bytes:
+    """The finished result of an example, WebP bytes."""
+    return _EXAMPLES.joinpath(str(entry["after"])).read_bytes()
+
+
 def _upload(backend: Backend) -> None:
     nonce = st.session_state.get("upload_nonce", 0)
     key = f"upload_{nonce}"
@@ -80,40 +121,57 @@ def _upload(backend: Backend) -> None:
     st.caption(say("upload.your_pictures_stay_on_this"))
     with st.container(key="quiet_paste"):
         components.paste(key, key="paste")
-    if file is not None:
-        with guard():
-            opened = take(backend, file.getvalue(), file.name)
-            st.session_state["upload_nonce"] = nonce + 1
-            auto_train.train_if_wished(backend, opened)
-            enter(opened)
+    if file is None:
+        return
+    with guard():
+        decoded = backend.decode(file.getvalue(), file.name)
+        restore = _restore_or_edit() if decoded.edit is not None else False
+        if restore is None:
+            return
+        opened = take(backend, decoded, restore=restore)
+        st.session_state["upload_nonce"] = nonce + 1
+        enter(backend, opened)
 
 
-def take(backend: Backend, raw: bytes, name: str) -> Workspace:
-    """Read an uploaded file into a new project; a result of ours brings its edit along.
+def _restore_or_edit() -> bool | None:
+    """For a result of ours: whether to restore its edit, or to edit it as a picture; None: not chosen."""
+    st.markdown(say("upload.this_picture_was_saved_by"))
+    with st.container(horizontal=True):
+        if st.button(say("common.edit_this_result"), key="upload_edit", type="primary"):
+            return False
+        if st.button(
+            say("upload.restore_the_edit"),
+            key="upload_restore",
+            help=say("upload.restore_the_edit_help"),
+        ):
+            return True
+    return None
+
+
+def take(backend: Backend, decoded: Decoded, *, restore: bool = True) -> Workspace:
+    """Make a project of a picture that was read; `restore`: a result of ours brings its edit along.
 
     Raises:
-        BadInput: in one sentence, when it is no picture that can be worked on.
+        BadInput: when the edit that it carries cannot be read.
     """
-    decoded = backend.decode(raw, name)
-    restored = backend.restored(decoded)
+    restored = backend.restored(decoded) if restore else None
     if restored is not None:
         return restored
     asset = backend.store.put_image(decoded.rgb, decoded.name)
     alpha = backend.alpha_blob(decoded.alpha)
     asset = dataclasses.replace(asset, alpha=alpha) if alpha else asset
-    space = Workspace.create(
-        backend.store, asset, title=plain(Path(name).stem, 60) or say("common.picture")
-    )
+    title = plain(re.sub(r"\.\w{3,4}$", "", decoded.name), 60) or say("common.picture")
+    space = Workspace.create(backend.store, asset, title=title)
     space.set(notices=list(decoded.notices), **backend.defaults())
     return space
 
 
-def enter(space: Workspace) -> None:
-    """Make a project the one at hand and show the page anew."""
+def enter(backend: Backend, space: Workspace) -> NoReturn:
+    """Make a project the one at hand, start its training where that is wished, and show the canvas."""
     router.remember("project", space.id)
-    router.remember("job", None)
+    router.remember("job", train_if_wished(backend, space))
     router.remember("edit", None)
-    st.rerun()
+    router.go("drag")
 
 
 def _examples(backend: Backend) -> None:
@@ -125,15 +183,37 @@ def _examples(backend: Backend) -> None:
     for n, entry in enumerate(found):
         with columns[n % len(columns)], st.container(key=f"tile_example_{n}", gap="small"):
             raw = (_EXAMPLES / entry["file"]).read_bytes()
-            st.image(raw, width="stretch", alt=entry["prompt"])
+            st.html(
+                f'<div class="wb-scrub"><img src="{components.data_url(raw)}" '
+                f'alt="{escape(entry["prompt"])}"><img src="{components.data_url(_after(entry))}" '
+                f'alt=""></div>'
+            )
             if st.button(entry["title"], key=f"example_{n}", width="stretch", help=entry["hint"]):
-                asset = backend.store.put_image(figures.decode(raw), entry["title"])
-                space = Workspace.create(
-                    backend.store, asset, title=entry["title"], prompt=entry["prompt"]
-                )
-                space.set(**backend.defaults(), hint=entry["hint"], example=entry["drawing"])
-                auto_train.train_if_wished(backend, space)
-                enter(space)
+                enter(backend, open_example(backend, entry))
+
+
+def open_example(backend: Backend, entry: Mapping[str, Any]) -> Workspace:
+    """The project of an example with its prompt, mask and arrows: the one there is, else a new one."""
+    for project in backend.store.projects.recent():
+        if project.settings.get("example_file") == entry["file"]:
+            return Workspace(backend.store, project)
+    raw = (_EXAMPLES / entry["file"]).read_bytes()
+    space = Workspace.create(
+        backend.store,
+        backend.store.put_image(figures.decode(raw), entry["title"]),
+        title=entry["title"],
+        prompt=entry["prompt"],
+        drawing=entry["drawing"],
+    )
+    after = backend.store.put_image(figures.decode(_after(entry)), entry["title"])
+    space.set(
+        **backend.defaults(),
+        hint=entry["hint"],
+        example=entry["drawing"],
+        example_file=entry["file"],
+        example_after=after.id,
+    )
+    return space
 
 
 def _recent(backend: Backend) -> None:
@@ -141,17 +221,52 @@ def _recent(backend: Backend) -> None:
     if not projects:
         return
     st.subheader(say("upload.recent"), anchor=False)
+    newest = _newest_results(backend)
     columns = st.columns(3, gap="small")
     for n, project in enumerate(projects):
         space = Workspace(backend.store, project)
         with columns[n % 3], st.container(key=f"tile_recent_{n}", gap="small"), guard():
-            raw = backend.store.thumbnail(project.image, 320)
+            raw = backend.store.thumbnail(newest.get(project.image, project.image), 320)
             st.image(raw, width="stretch", alt=plain(space.title, 60))
-            label = inert(space.title, 24)
             size = f"{space.image.width} × {space.image.height} px"
-            tip = f"{when(project.updated)}, {size}"
-            if st.button(label, key=f"recent_{project.id}", width="stretch", help=tip):
-                enter(space)
+            if st.button(
+                f"{inert(space.title, 24)}  \n:small[{when(project.updated)}]",
+                key=f"recent_{project.id}",
+                width="stretch",
+                help=size,
+            ):
+                enter(backend, space)
+
+
+def _newest_results(backend: Backend) -> dict[str, str]:
+    """Picture -> the picture of its newest finished edit."""
+    found: dict[str, str] = {}
+    for record in backend.store.records():
+        if record.result is not None and record.status is JobState.DONE:
+            found.setdefault(record.request.image.id, record.result.image)
+    return found
+
+
+# --- training by itself -------------------------------------------------------------------------------
+
+
+def train_if_wished(backend: Backend, space: Workspace) -> str | None:
+    """Start training a picture that was just opened, where the settings say so; the job's id, or None.
+
+    Not for a picture larger than the model's own size without a mask: only the part around the mask
+    is trained. Not for one that is trained already, or that needs no training.
+    """
+    wanted = backend.app.settings.ui.get(TRAIN_ON_UPLOAD, WHEN_GPU)
+    if wanted in (WHEN_RUN, False) or (wanted == WHEN_GPU and not backend.has_gpu()):
+        return None
+    facts = backend.model_facts(space)
+    fits = max(space.image.width, space.image.height) <= facts.native or space.project.drawing
+    if facts.problem or not fits or space.generation is not None or backend.is_trained(space):
+        return None
+    job = backend.submit_train(space)
+    space.set(train_job=job)
+    space.add_job(job)
+    return job
 
 
 def what_was_read(backend: Backend, space: Workspace) -> None:

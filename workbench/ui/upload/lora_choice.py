@@ -88,6 +88,14 @@ def _one(
         )  # fmt: skip
 
 
+def begin(space: Workspace, job: str) -> None:
+    """Make a training that was queued the project's, and show it."""
+    space.set(train_job=job)
+    space.add_job(job)
+    router.remember("job", job)
+    st.rerun(scope="app")
+
+
 def train_further(backend: Backend, space: Workspace, *, running: bool) -> None:
     """The button that goes on with a trained LoRA for as many steps as the options say."""
     steps = space.lora.steps
@@ -100,11 +108,7 @@ def train_further(backend: Backend, space: Workspace, *, running: bool) -> None:
     )
     if pressed:
         with guard():
-            job = backend.submit_further(space)
-            space.set(train_job=job)
-            space.add_job(job)
-            router.remember("job", job)
-            st.rerun(scope="app")
+            begin(space, backend.submit_further(space))
 
 
 def in_use(backend: Backend, space: Workspace, *, running: bool) -> None:
@@ -116,18 +120,14 @@ def in_use(backend: Backend, space: Workspace, *, running: bool) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if backend.reconstruction(space) is None:
             pressed = st.button(
-                say("upload.check_reconstruction"),
+                say("common.check_reconstruction"),
                 key="check_lora",
                 icon=":material/compare:",
                 disabled=running,
-                help=say("upload.check_reconstruction_help"),
+                help=say("common.check_reconstruction_help"),
             )
             if pressed:
-                job = backend.submit_train(space)
-                space.set(train_job=job)
-                space.add_job(job)
-                router.remember("job", job)
-                st.rerun(scope="app")
+                begin(space, backend.submit_train(space))
         train_further(backend, space, running=running)
         st.button(
             say("upload.use_the_one_trained_here"),

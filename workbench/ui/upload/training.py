@@ -16,10 +16,11 @@ from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.options_form import option_grid
 from workbench.ui.shell.shell import guard
-from workbench.ui.shell.text import inert
+from workbench.ui.shell.text import about, inert
 from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace, preset_of
 from workbench.ui.upload import generating, ideas, lora_choice
+from workbench.ui.upload.lora_choice import begin
 
 
 def prompt_and_lora(backend: Backend, space: Workspace) -> None:
@@ -166,26 +167,18 @@ def _start(backend: Backend, space: Workspace) -> None:
             disabled=running,
             help=say("upload.fine_tunes_the_model_on"),
         )
-        st.caption(training_words(space.lora))
+        st.caption(training_words(space.lora, backend.training_seconds(space)))
     if pressed:
-        job = backend.submit_train(space)
-        space.set(train_job=job)
-        space.add_job(job)
-        router.remember("job", job)
-        st.rerun(scope="app")
+        begin(space, backend.submit_train(space))
 
 
-def training_words(config: LoraConfig) -> str:
-    """What the training will be, in one line."""
+def training_words(config: LoraConfig, took: float | None) -> str:
+    """How long the training will take, in one line; `took`: seconds, None where nothing is known."""
     if config.steps == 0:
         return say("upload.no_training_the_picture_will")
-    return say(
-        "upload.steps_steps_batch_size_batch",
-        steps=config.steps,
-        batch_size=config.batch_size,
-        rank=config.rank,
-        learning_rate=config.learning_rate,
-    )
+    if took is None:
+        return say("upload.training_steps", steps=config.steps)
+    return say("upload.training_about", time=about(took), steps=config.steps)
 
 
 def progress(backend: Backend, space: Workspace) -> None:
@@ -204,6 +197,8 @@ def reconstruction(backend: Backend, space: Workspace) -> None:
     """How well the model knows the picture: inverted and denoised again, beside the original."""
     found = backend.reconstruction(space)
     if found is None:
+        if space.generation is None and space.lora_file is None and backend.is_trained(space):
+            _reconstruct(backend, space)
         return
     st.subheader(say("upload.reconstruction"), anchor=False)
     psnr = found.get("psnr")
@@ -217,3 +212,17 @@ def reconstruction(backend: Backend, space: Workspace) -> None:
         key="reconstruction",
         max_height=440,
     )
+
+
+def _reconstruct(backend: Backend, space: Workspace) -> None:
+    """After a training that was part of a run: make the reconstruction, at once on a GPU."""
+    running = backend.is_live(str(space.get("train_job") or ""))
+    asked = st.button(
+        say("common.check_reconstruction"),
+        key="check_reconstruction",
+        icon=":material/compare:",
+        disabled=running,
+        help=say("common.check_reconstruction_help"),
+    )
+    if asked or (backend.has_gpu() and not running):
+        begin(space, backend.submit_train(space))
