@@ -28,6 +28,7 @@ from workbench.diffusion.registry import (
     fingerprint,
     native_size,
 )
+from workbench.diffusion.registry.specs import BY_PICTURE, suited
 from workbench.editing import crop_plan
 from workbench.editing.crop_plan import StageNames
 from workbench.editing.lora_library import LoraLibrary
@@ -40,6 +41,9 @@ from workbench.storage.history import Store
 from workbench.storage.settings import Settings
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from workbench.diffusion.model import Runtime
     from workbench.editing.memory_estimate import Need
     from workbench.jobs.remote import Host
@@ -102,6 +106,13 @@ class App:
     def models(self) -> list[ModelSpec]:
         """All registered models."""
         return self.registry.specs()
+
+    def model_for(self, rgb: NDArray[np.uint8] | None, name: str = "") -> str:
+        """The model's name for a picture [H,W,3]: `name`, the settings' one, or the one that suits it."""
+        wanted = name or self.settings.model
+        if wanted != BY_PICTURE:
+            return wanted
+        return suited(rgb) if rgb is not None else self.registry.resolve(wanted).name
 
     def model_ref(self, name: str = "") -> ModelRef:
         """A model with its fingerprint; reads weight files the first time (no torch).

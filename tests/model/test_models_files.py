@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from refusals import refusal
@@ -22,7 +23,10 @@ from workbench.diffusion.registry import (
     fingerprint,
 )
 from workbench.diffusion.registry.loading import load_parts
+from workbench.diffusion.registry.specs import suited
+from workbench.imaging import decode
 
+REPO = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -315,3 +319,14 @@ def test_another_autoencoder(copy: Path, micro_sd: Path, tmp_path: Path) -> None
     assert fingerprint(files) != fingerprint(find_files(spec_of(micro_sd)))
     with pytest.raises(ModelError, match="names the autoencoder"):
         find_files(spec_of(copy, vae=str(tmp_path / "nowhere")))
+
+
+def test_the_picture_decides_between_the_shipped_models() -> None:
+    rng = np.random.default_rng(0)
+    grain = rng.integers(90, 160, (300, 400, 3), dtype=np.uint8)
+    flat = np.zeros((300, 400, 3), np.uint8)
+    flat[:, 200:] = (200, 120, 40)
+    assert suited(grain) == "album"
+    assert suited(flat) == "storybook"
+    for example in sorted((REPO / "workbench" / "ui" / "examples").glob("*.png")):
+        assert suited(decode.decode(example.read_bytes()).rgb) == "storybook", example.name

@@ -15,7 +15,7 @@ def env(folder: Path, **more: str) -> dict[str, str]:
 
 def test_defaults_file_environment(tmp_path: Path) -> None:
     first = Settings.load(env(tmp_path))
-    assert (first.device, first.model, first.folder) == ("auto", "storybook", tmp_path)
+    assert (first.device, first.model, first.folder) == ("auto", "auto", tmp_path)
     dataclasses.replace(first, model="sd15", threads=2, ui={"brush": 12}).save()
     second = Settings.load(env(tmp_path))
     assert (second.model, second.threads, second.ui) == ("sd15", 2, {"brush": 12})

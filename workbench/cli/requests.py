@@ -89,7 +89,7 @@ def read_generation(
         return {}, ""  # the settings are damaged or newer; the picture is fine
     if made.generation is None or made.image.id != picture.asset.id:
         return {}, ""
-    model = app.model_ref(args.model or app.settings.model)
+    model = app.model_ref(app.model_for(picture.rgb, args.model or ""))
     if made.model.fingerprint != model.fingerprint:
         return {}, f"The picture was made by {made.model.name}, not {model.name}: it is inverted."
     if args.prompt and args.prompt != made.prompt:
@@ -177,7 +177,7 @@ def make_request(
         image=image,
         mask=mask,
         pairs=tuple(pairs),
-        model=ModelRef(name=args.model or app.settings.model),
+        model=ModelRef(name=app.model_for(app.store.image(image.id), args.model or "")),
         lora=lora,
         inversion=inversion,
         drag=drag,

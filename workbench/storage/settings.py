@@ -70,7 +70,9 @@ class Settings:
     low_memory: bool = option(
         False, "Always run in the low-memory mode (slower, needs less memory)."
     )
-    model: str = option("storybook", "Model that is chosen at first.")
+    model: str = option(
+        "auto", "Model for new pictures; auto takes the shipped one that suits the picture."
+    )
     method: str = option("auto", "Drag method that is chosen at first.", choices=METHODS)
     preset: str = option("normal", "Drag preset that is chosen at first.", choices=tuple(STRENGTHS))
     kept_models: int = option(1, "Loaded models that stay in memory per device.", low=1, high=8)

@@ -11,6 +11,7 @@ import streamlit as st
 from workbench.canvas.overlay import overlay
 from workbench.core.config import METHODS, STRENGTHS
 from workbench.core.request import Point, PointPair
+from workbench.diffusion.registry.specs import BY_PICTURE
 from workbench.ui.draw.drag_form import method_line
 from workbench.ui.results import figures
 from workbench.ui.settings.device import overruled
@@ -37,7 +38,8 @@ def show(backend: Backend) -> None:
 
 def _defaults(backend: Backend) -> None:
     settings = backend.app.settings
-    models = {m.name: m.shown for m in backend.models()}
+    models = {BY_PICTURE: say("settings.model_by_picture")}
+    models |= {m.name: m.shown for m in backend.models()}
     names = list(dict.fromkeys([*models, settings.model]))
     _choice(backend, "model", say("common.model"), names, {**{n: n for n in names}, **models})
     methods = {name: method_line(name) for name in METHODS}

@@ -209,14 +209,14 @@ class Backend:
 
     def default_model(self) -> str:
         """The model that a new project takes."""
-        return self.app.settings.model
+        return self.app.model_for(None)
 
-    def defaults(self) -> dict[str, Any]:
-        """The settings with which a new project begins: model, method and preset."""
+    def defaults(self, rgb: NDArray[np.uint8] | None = None) -> dict[str, Any]:
+        """The settings with which a project of a picture [H,W,3] begins: model, method and preset."""
         wanted = self.app.settings
         spec = method_spec(wanted.method)
         return {
-            "model": wanted.model,
+            "model": self.app.model_for(rgb),
             "drag": dataclasses.asdict(spec.drag_config(wanted.preset)),
             "inversion": dataclasses.asdict(spec.inversion_config()),
         }

@@ -162,7 +162,7 @@ def take(backend: Backend, decoded: Decoded, *, restore: bool = True) -> Workspa
     asset = dataclasses.replace(asset, alpha=alpha) if alpha else asset
     title = plain(re.sub(r"\.\w{3,4}$", "", decoded.name), 60) or say("common.picture")
     space = Workspace.create(backend.store, asset, title=title)
-    space.set(notices=list(decoded.notices), **backend.defaults())
+    space.set(notices=list(decoded.notices), **backend.defaults(decoded.rgb))
     return space
 
 
