@@ -366,6 +366,11 @@ def test_a_sweep_under_way_can_be_cancelled(
         say("compare.done_of_runs_done", done=1, runs="3 runs")
     )
     page.button(key="cancel_sweep").click().run()
+    assert not cancelled  # it has worked for long: first it asks
+    page.button(key="cancel_sweep_keep").click().run()
+    assert page.button(key="cancel_sweep").label == say("compare.cancel_all")
+    page.button(key="cancel_sweep").click().run()
+    page.button(key="cancel_sweep").click().run()
     assert cancelled == [job.id]
     assert begun in {p.id for p in app.store.pending()}
 

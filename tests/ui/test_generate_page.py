@@ -85,6 +85,7 @@ def test_a_candidate_is_taken_and_dragged_without_inversion(
     assert any(s.value == say("upload.generated_here_ready_to_drag") for s in page.success)
     assert not [b for b in page.button if b.key == "train"]
     space = Workspace.open(app.store, page.query_params["project"])
+    space.set(drag={"method": "dragdiffusion", "steps": 2})
     request = space.request((PointPair(Point(20, 30), Point(40, 30)),), None)
     assert request.generation is not None
     assert request.generation.seed == 1

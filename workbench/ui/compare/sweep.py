@@ -15,7 +15,7 @@ from workbench.ui.compare.sweep_state import Standing
 from workbench.ui.draw import run_panel
 from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
-from workbench.ui.shell.shell import guard
+from workbench.ui.shell.shell import cancel_button, guard
 from workbench.ui.shell.text import count, inert, seconds
 from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
@@ -114,10 +114,7 @@ def _head(backend: Backend, space: Workspace | None, now: Standing, guess: float
         st.subheader(inert(plan.title), anchor=False)
         st.space("stretch")
         if now.live and job is not None:
-            label = say("compare.stopping") if job.cancelling else say("compare.cancel_all")
-            if st.button(label, key="cancel_sweep", disabled=job.cancelling, shortcut="Esc"):
-                backend.cancel(job.id)
-                st.rerun(scope="fragment")
+            cancel_button(backend, job, say("compare.cancel_all"), key="cancel_sweep")
         elif now.left:
             label = say("compare.run_the_missing_ones_number", number=len(now.left))
             if st.button(label, key="sweep_rest", icon=":material/play_arrow:"):

@@ -9,6 +9,7 @@ import streamlit as st
 
 from workbench.core.errors import BadInput
 from workbench.core.record import EditRecord, JobState, StopReason, stage_label
+from workbench.core.request import EditRequest
 from workbench.ui import components
 from workbench.ui.compare import page
 from workbench.ui.history.detail import replay_panel, start_replay
@@ -27,6 +28,7 @@ from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.facts import facts_list
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import (
+    about,
     count,
     inert,
     seconds,
@@ -45,6 +47,8 @@ VIEWS = {
     say("results.animation"): "gif",
 }
 MOST_SHOWN = 12
+MOST_STEPS = 2000
+WORTH_SAYING = 2.0  # s: what takes longer is said before the click
 
 
 def body(backend: Backend, space: Workspace) -> None:
@@ -253,6 +257,21 @@ def _onwards(backend: Backend, space: Workspace, view: EditView) -> None:
             on_click=start_replay,
             args=(backend, view.record.id),
         )
+    _costs(backend, view)
+
+
+def _costs(backend: Backend, view: EditView) -> None:
+    """How long the two buttons that compute will take, where earlier runs tell."""
+    more, again = backend.seconds([_longer(view)]), backend.seconds([view.request], fresh=True)
+    if more is not None and again is not None and max(more, again) > WORTH_SAYING:
+        st.caption(say("results.run_more_steps_about", more=about(more), again=about(again)))
+
+
+def _longer(view: EditView) -> EditRequest:
+    """The same drag with as many steps again, at least 20 more."""
+    drag = view.request.drag
+    steps = min(MOST_STEPS, drag.steps + max(drag.steps, 20))
+    return dataclasses.replace(view.request, drag=dataclasses.replace(drag, steps=steps))
 
 
 def _continue(backend: Backend, view: EditView) -> None:
@@ -261,14 +280,11 @@ def _continue(backend: Backend, view: EditView) -> None:
 
 
 def _run_on(backend: Backend, space: Workspace, view: EditView) -> None:
-    request = view.request
-    most = 2000
-    steps = min(most, request.drag.steps + max(request.drag.steps, 20))
-    if steps <= request.drag.steps:
+    longer = _longer(view)
+    if longer == view.request:
         raise BadInput(
-            say("results.this_edit_already_has_steps", steps=request.drag.steps, most=most)
+            say("results.this_edit_already_has_steps", steps=MOST_STEPS, most=MOST_STEPS)
         )
-    longer = dataclasses.replace(request, drag=dataclasses.replace(request.drag, steps=steps))
     job = backend.submit_edit(longer)
     space.add_job(job)
     router.remember("job", job)

@@ -275,10 +275,12 @@ class Backend:
                 return self.app.prepared(request)
         return False, False
 
-    def seconds(self, requests: Sequence[EditRequest], *, train: bool = False) -> float | None:
+    def seconds(
+        self, requests: Sequence[EditRequest], *, train: bool = False, fresh: bool = False
+    ) -> float | None:
         """Seconds that runs will take at most, from earlier ones; None where nothing is known.
 
-        `train`: only their training and inversion.
+        `train`: only their training and inversion. `fresh`: nothing is taken from the cache.
         """
         stages = ("lora", "invert") if train else None
         known: dict[object, tuple[bool, bool]] = {}  # of a sweep, many runs share their preparation
@@ -286,10 +288,20 @@ class Backend:
         def prepared(request: EditRequest) -> tuple[bool, bool]:
             of = (request.image.id, request.prompt, request.lora, request.inversion)
             if of not in known:
-                known[of] = self.prepared(request)
+                known[of] = (False, False) if fresh else self.prepared(request)
             return known[of]
 
         return estimate(requests, self.app.store.records(), prepared=prepared, stages=stages)
+
+    def generating_seconds(self, task: GenerateTask) -> float | None:
+        """Seconds that making pictures will take, from the last time with the same model, or None."""
+        for job in self.app.executor.recent():
+            made = job.payload
+            took = (job.finished or 0.0) - (job.started or 0.0)
+            done = isinstance(made, GenerateTask) and job.state is JobState.DONE and took > 0
+            if done and made.model.name == task.model.name:
+                return took * _passes(task) / _passes(made)
+        return None
 
     def training_seconds(self, space: Workspace) -> float | None:
         """Seconds that training a project's picture will take; None where nothing is known."""
@@ -416,6 +428,12 @@ class Backend:
 
     def _drawing(self, space: Workspace) -> Drawing:
         return Drawing.from_json(space.project.drawing) if space.project.drawing else Drawing()
+
+
+def _passes(task: GenerateTask) -> float:
+    """How much work a generation is, in passes over the picture."""
+    area = (task.config.width or 1) * (task.config.height or 1)
+    return float(task.count * task.config.steps * area)
 
 
 OWNERS = 256  # whose undo steps are kept in memory

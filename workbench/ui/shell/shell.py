@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 log = logging.getLogger(__name__)
+ASKS_AFTER = 30.0  # s of work that are not dropped without asking
 _HERE = Path(__file__).parent
 
 
@@ -191,13 +193,41 @@ def _one_job(backend: Backend, job: Job) -> None:
             router.remember("project", project)
             router.remember("job", job.id)
             router.go("drag" if job.kind in ("edit", "train") else "train")
-        if st.button(
-            say("shell.cancel_job", label=inert(name, 30)),
-            key=f"cancel_menu_{job.id}",
-            disabled=job.cancelling,
-        ):
+        label = say("shell.cancel_job", label=inert(name, 30))
+        cancel_button(backend, job, label, key=f"cancel_menu_{job.id}")
+
+
+def cancel_button(backend: Backend, job: Job, label: str, *, key: str) -> None:
+    """Cancel a job; what has taken longer than `ASKS_AFTER` is dropped only after a question.
+
+    Acts in callbacks: they run before the page does, so that nothing has to be run again, which in a
+    fragment that is part of a run of the whole page would not be allowed.
+    """
+    asked = f"asked_{job.id}"
+    worked = time.time() - job.started if job.started else 0.0
+
+    def ask() -> None:
+        if worked > ASKS_AFTER:
+            st.session_state[asked] = True
+        else:
             backend.cancel(job.id)
-            st.rerun(scope="fragment")
+
+    def stop() -> None:
+        st.session_state.pop(asked, None)
+        backend.cancel(job.id)
+
+    if job.cancelling:
+        st.button(say("shell.stopping"), key=key, disabled=True)
+    elif st.session_state.get(asked):
+        st.markdown(say("shell.stop_this_work", time=about(worked)))
+        st.button(say("shell.stop"), key=key, type="primary", on_click=stop)
+        st.button(
+            say("shell.keep_running"),
+            key=f"{key}_keep",
+            on_click=lambda: st.session_state.pop(asked, None),
+        )
+    else:
+        st.button(label, key=key, on_click=ask)
 
 
 def leave() -> None:

@@ -19,7 +19,7 @@ from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.options_form import option_grid, option_widget
 from workbench.ui.shell.shell import guard
-from workbench.ui.shell.text import count, inert, plain
+from workbench.ui.shell.text import about, count, inert, plain
 from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace, made_as
 from workbench.ui.upload import ideas
@@ -134,6 +134,11 @@ def _form(backend: Backend, draft: dict[str, Any], *, running: bool) -> None:
         icon=":material/auto_awesome:",
         disabled=running or bool(words),
     )
+    if not words:
+        with guard():
+            took = backend.generating_seconds(_task(draft))
+            if took is not None:
+                st.caption(say("upload.about_time", time=about(took)))
     if pressed:
         with guard():
             _start(backend, draft)
@@ -276,16 +281,19 @@ def _start(backend: Backend, draft: Mapping[str, Any]) -> None:
     # not a disabled button: the click itself is what sends the text that was just typed
     if not draft["prompt"].strip():
         raise BadInput(say("upload.describe_the_picture_in_the"))
-    task = GenerateTask(
-        prompt=draft["prompt"].strip(),
+    job = backend.submit_generate(_task(draft))
+    st.session_state[_JOB] = job
+    router.remember("job", job)
+    st.rerun(scope="app")
+
+
+def _task(draft: Mapping[str, Any]) -> GenerateTask:
+    return GenerateTask(
+        prompt=draft["prompt"].strip() or "…",
         config=GenerationConfig(**draft["config"]),
         model=ModelRef(name=draft["model"]),
         count=int(draft["count"]),
     )
-    job = backend.submit_generate(task)
-    st.session_state[_JOB] = job
-    router.remember("job", job)
-    st.rerun(scope="app")
 
 
 # --- progress and candidates --------------------------------------------------------------------------
