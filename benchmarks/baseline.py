@@ -1,6 +1,6 @@
 """The reference's computation, step for step, as the yardstick of the speed benchmark.
 
-DragDiffusion's public program as ALGORITHM 2.1 to 2.10 describes it, its waste included, because that is
+DragDiffusion's public program as docs/algorithm.md 1 to 3 describes it, its waste included, because that is
 what a user of it waits for: the model is read from disk for every training and every run, each training
 step sends the picture through the VAE encoder again, the drag computes gradients of all U-Net weights and
 throws them away, feature maps are upsampled to half the image, losses are read back one by one, and both

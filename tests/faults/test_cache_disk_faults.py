@@ -1,4 +1,7 @@
-"""FAULTS 28 and 29: garbage database, full disk, no rights, no folder: the work goes on without a cache."""
+"""Garbage database, full disk, no rights, no folder: the work goes on without a cache.
+
+docs/faults.md 28 and 29.
+"""
 
 from __future__ import annotations
 

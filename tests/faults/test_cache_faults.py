@@ -1,4 +1,7 @@
-"""FAULTS 25 and 27: whatever lies in the cache's folder, nothing of it runs and no damage is served."""
+"""Whatever lies in the cache's folder, nothing of it runs and no damage is served.
+
+docs/faults.md 25 and 27.
+"""
 
 from __future__ import annotations
 

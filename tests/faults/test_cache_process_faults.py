@@ -1,4 +1,7 @@
-"""FAULTS 31 and 32: two processes on one cache, a holder that is killed, eviction while a job runs."""
+"""Two processes on one cache, a holder that is killed, eviction while a job runs.
+
+docs/faults.md 31 and 32.
+"""
 
 from __future__ import annotations
 

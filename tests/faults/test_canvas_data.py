@@ -1,4 +1,4 @@
-"""Drawings of FAULTS rows 13, 14, 17, 19 and 20: hostile canvas data gives BadInput, bounded work."""
+"""Drawings of docs/faults.md rows 13, 14, 17, 19 and 20: hostile canvas data gives BadInput, bounded work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FAULTS 30 and 42: kill -9 anywhere; nothing acknowledged is lost, nothing half-written is shown."""
+"""docs/faults.md 30 and 42: kill -9 anywhere; nothing acknowledged is lost, nothing half-written is shown."""
 
 from __future__ import annotations
 

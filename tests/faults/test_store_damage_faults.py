@@ -1,4 +1,4 @@
-"""FAULTS 34 and 35: no damage spreads, and nothing is shown as whole that is not."""
+"""docs/faults.md 34 and 35: no damage spreads, and nothing is shown as whole that is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FAULTS 29 and 30: no write is half done; what a dead process left is recorded."""
+"""docs/faults.md 29 and 30: no write is half done; what a dead process left is recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploads of FAULTS rows 1 to 12 and 20: one sentence each, nothing else escapes, memory bounded."""
+"""Uploads of docs/faults.md rows 1 to 12 and 20: one sentence each, nothing else escapes, memory bounded."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def test_keys_and_values_are_the_originals_projections(unet: Any) -> None:
 
 @pytest.mark.parametrize("error", [None, Cancelled, ValueError])
 def test_processors_are_put_back(unet: Any, error: type[Exception] | None) -> None:
-    """FAULTS 37: success, cancel, failure."""
+    """docs/faults.md 37: success, cancel, failure."""
     before = {n: id(p) for n, p in unet.attn_processors.items()}
 
     def work() -> None:

@@ -94,7 +94,7 @@ def test_points_add_up_and_arrived_ones_count_nothing() -> None:
 def test_handles_on_the_border_give_finite_losses(
     where: tuple[float, float], anchored: bool
 ) -> None:
-    """FAULTS 15, 16: last row or column, patches and shifts that reach outside."""
+    """docs/faults.md 15, 16: last row or column, patches and shifts that reach outside."""
     feature = normal(1, 5, 8, 8).requires_grad_()
     handle = points(where)
     anchors = anchor_patches(feature.detach(), LATTICE, handle, 4) if anchored else None
@@ -120,7 +120,7 @@ def test_a_clipped_patch_averages_over_what_is_left() -> None:
 
 
 def test_no_way_to_go_is_no_gradient() -> None:
-    """FAULTS 17: handle equal to target."""
+    """docs/faults.md 17: handle equal to target."""
     feature = normal(1, 5, 8, 8).requires_grad_()
     at = points((10.0, 10.0))
     loss = motion_loss(feature, LATTICE, at, at, radius=1, max_shift=1.0, active=torch.ones(1))
@@ -314,7 +314,7 @@ def test_a_run_in_two_parts_equals_one(unet: Any) -> None:
 
 
 def test_points_that_are_there_stop_it_at_once(unet: Any) -> None:
-    """FAULTS 17: an arrow shorter than the stop distance moves nothing; nor does none at all."""
+    """docs/faults.md 17: an arrow shorter than the stop distance moves nothing; nor does none at all."""
     for targets in (points((15.0, 11.0), (20.0, 20.0)), points()):
         handles = points((15.0, 10.0), (20.0, 20.0))[: len(targets)]
         done = run(unet, handles=handles, targets=targets)
@@ -346,7 +346,7 @@ def test_the_mask_holds_the_rest(unet: Any) -> None:
 def test_infinite_numbers_stop_it_with_the_last_good_latent(
     unet: Any, bad_forward: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FAULTS 22."""
+    """docs/faults.md 22."""
     calls = 0
     broken = denoiser(unet)
     plain = broken.feature

@@ -117,7 +117,7 @@ def test_fault_39_whatever_the_work_raises_the_next_job_succeeds(
 
 
 def test_the_payload_is_frozen_when_it_is_submitted(jobs: ThreadExecutor) -> None:
-    """FAULTS 43: what the page changes afterwards does not reach a waiting or running job."""
+    """docs/faults.md 43: what the page changes afterwards does not reach a waiting or running job."""
     payload = {"do": "steps", "value": "before"}
     blocker = started(jobs)
     waiting = jobs.submit("edit", payload)

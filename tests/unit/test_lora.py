@@ -119,7 +119,7 @@ def test_keys_shapes_and_size(unet: Any) -> None:
 
 
 def test_the_initial_adapters_are_the_recipes() -> None:
-    """A ~ N(0, 1/r^2), B = 0 (ALGORITHM 2.10)."""
+    """A ~ N(0, 1/r^2), B = 0 (docs/algorithm.md 1.2)."""
     state = initial_state(small_unet(), 16, 0)
     down = torch.cat([v.flatten() for k, v in state.items() if ".lora_A." in k])
     assert down.std().item() == pytest.approx(1 / 16, rel=0.03)
@@ -129,7 +129,7 @@ def test_the_initial_adapters_are_the_recipes() -> None:
 
 @pytest.mark.parametrize("error", [None, Cancelled, ModelError])
 def test_the_model_comes_back_untouched(unet: Any, error: type[Exception] | None) -> None:
-    """FAULTS 37: modules, weights, hooks, switches, adapters; success, cancel, NaN."""
+    """docs/faults.md 37: modules, weights, hooks, switches, adapters; success, cancel, NaN."""
     before, picture = snapshot(unet), output(unet)
 
     def hook(step: int, _total: int, _loss: float | None) -> None:

@@ -1,4 +1,4 @@
-"""The data: JSON there and back, ranges, and words for what is wrong (FAULTS 12, 17, 20, 21, 23)."""
+"""The data: JSON there and back, ranges, and words for what is wrong (docs/faults.md 12, 17, 20, 21, 23)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Mutual self-attention: the edited picture reads the original's keys and values.
 
-MasaCtrl (Cao et al. 2023, arXiv 2304.08465) as DragDiffusion uses it while denoising (ALGORITHM
-2.8). A wrapper round each self-attention's processor hands it the original's hidden states as the
-source of keys and values; which attention kernel runs inside does not matter. Either the original
-is a row of the same batch, or its hidden states were recorded once per picture and are replayed,
-which gives the same numbers for half the work.
+MasaCtrl (Cao et al. 2023, arXiv 2304.08465) as DragDiffusion uses it while denoising
+(docs/algorithm.md 3.1). A wrapper round each self-attention's processor hands it the original's hidden
+states as the source of keys and values; which attention kernel runs inside does not matter. Either the
+original is a row of the same batch, or its hidden states were recorded once per picture and are
+replayed, which gives the same numbers for half the work.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def _alphas(config: Mapping[str, Any]) -> tuple[float, ...]:
 def invert(
     denoise: Denoise, z: Tensor, schedule: Schedule, n: int, on_step: Tick = no_tick
 ) -> Tensor:
-    """Run DDIM backwards for the n least noisy timesteps (ALGORITHM 2.3).
+    """Run DDIM backwards for the n least noisy timesteps (docs/algorithm.md 1.3).
 
     For each visited tau, from low to high, with s the level below: eps is asked at the *later* level
     tau on the earlier latent (z_s is close to z_tau), x0 follows from eps at s, and

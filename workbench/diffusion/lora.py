@@ -1,6 +1,6 @@
 """Training a LoRA on one picture, and merging one into a U-Net's weights (Hu et al. 2021).
 
-The recipe is DragDiffusion's (ALGORITHM 2.10): adapters on q, k, v and out of every attention,
+The recipe is DragDiffusion's (docs/algorithm.md 1.2): adapters on q, k, v and out of every attention,
 noise prediction on the picture's own latents at random timesteps, AdamW at a constant rate. What
 is not repeated: the picture's latent distribution is computed once and only sampled per step.
 """

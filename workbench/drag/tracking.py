@@ -123,7 +123,7 @@ def track(
     *,
     parity: bool = False,
 ) -> Tracked:
-    """Nearest neighbour of each template in a window round its point (paper Eq. 6, ALGORITHM 2.7).
+    """Nearest neighbour of each template in a window round its point (paper Eq. 6, docs/algorithm.md 2).
 
     Distance is the L1 norm over channels. The window has side 2 radius + 1 and is clipped at the
     border. Equal distances (flat features) go to the candidate nearest to the current point, so that

@@ -42,7 +42,7 @@ def crop_of(request: EditRequest, mask: Mask | None, native: int) -> Crop:
 
 
 def _reference_size(width: int, height: int, longest: int, native: int) -> Crop:
-    """The whole picture as the reference scales it: `native` wide, any height (ALGORITHM 2.1).
+    """The whole picture as the reference scales it: `native` wide, any height (docs/algorithm.md 1.1).
 
     A chosen working size is the longest side instead. Sides need not be multiples of 8: the
     autoencoder rounds down, and the result is stretched back.

@@ -2,7 +2,7 @@
 
 DDIM or DPM-Solver++ (2M, optionally with Karras' noise levels), classifier-free guidance, FreeU by
 diffusers' own switch. A drag of such a picture needs no inversion: the sampler's own latents are
-the exact path (ALGORITHM 2.9).
+the exact path (docs/algorithm.md 1.6).
 """
 
 from __future__ import annotations

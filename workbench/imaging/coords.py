@@ -199,7 +199,7 @@ def to_lattice(
 ) -> F64:
     """Points of a picture of `size` (width, height) to (row, col) on a lattice of (rows, cols).
 
-    parity: the reference's rule (ALGORITHM 2.4), round-half-even of y / H * rows and x / W * cols.
+    parity: the reference's rule (docs/algorithm.md 1.5), round-half-even of y / H * rows and x / W * cols.
     It depends on y / H only, so image and working pixels give the same. This is what the
     `dragdiffusion` method uses: its tracker compares features at whole lattice positions.
     Otherwise the area mapping (y + 0.5) * rows / H - 0.5, not rounded, which is where the
@@ -245,7 +245,7 @@ def shrink_mask(mask: Mask, size: tuple[int, int]) -> Mask:
 
 
 def mask_levels(mask: Mask) -> tuple[Mask, Mask]:
-    """A working-size mask on the lattice and, from there, on the latent (ALGORITHM 2.4)."""
+    """A working-size mask on the lattice and, from there, on the latent (docs/algorithm.md 1.5)."""
     height, width = mask.shape
     lattice = shrink_mask(mask, lattice_size(width, height))
     return lattice, shrink_mask(lattice, latent_size(width, height))

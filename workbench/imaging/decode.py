@@ -215,7 +215,7 @@ def resize(
 ) -> U8:
     """Resample [H, W, 3] or [H, W] uint8 to `size` = (width, height); antialiased downwards.
 
-    "bilinear" is what the reference uses (ALGORITHM 2.1).
+    "bilinear" is what the reference uses (docs/algorithm.md 1.1).
     """
     if (rgb.shape[1], rgb.shape[0]) == size:
         return rgb.copy()
