@@ -33,7 +33,7 @@ U8 = NDArray[np.uint8]
 Tensor = torch.Tensor
 
 DIFT_TIMESTEP = 261
-DIFT_BLOCK = 2  # up_blocks[1] of four, as `numerics.denoiser.block_of` counts
+DIFT_BLOCK = 2  # up_blocks[1] of four, as `diffusion.unet.block_of` counts
 DIFT_ENSEMBLE = 8
 DIFT_MODELS = ("sd21", "stable-diffusion-2-1")
 

@@ -136,7 +136,7 @@ class App:
         return dataclasses.replace(request, model=model)
 
     def prepared(self, request: EditRequest) -> tuple[bool, bool]:
-        """Whether a request's LoRA and inversion are there already (a LoRA of 0 steps is).
+        """Two flags: the request's LoRA and its inversion are in the cache (a LoRA of 0 steps counts).
 
         Raises:
             BadInput, ModelError: when the model is unknown or not here.
@@ -158,7 +158,7 @@ class App:
         return self.cache.get(names.adapter) if names.adapter is not None else None
 
     def need(self, request: EditRequest, device: str = "") -> Need:
-        """How much memory an edit needs, what is free, and which smaller setting would fit.
+        """Memory that an edit needs, memory that is free, and a smaller setting that would fit.
 
         Imports torch (a second or more the first time): ask after `warm_up` or in a worker.
 
@@ -202,7 +202,7 @@ class App:
         """The loaded model; kept for the next job, at most `kept_models` of them per device.
 
         Raises:
-            BadInput, ModelError: as `runtime.load` does.
+            BadInput, ModelError: as `model.load` does.
         """
         from workbench.diffusion import device as devices
         from workbench.diffusion import model as runtime

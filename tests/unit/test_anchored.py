@@ -17,13 +17,11 @@ from workbench.diffusion.ddim import invert
 from workbench.diffusion.unet import Prompt
 from workbench.drag import auto
 from workbench.drag.denoise import reference_of
-from workbench.drag.locate import located
 from workbench.drag.loop import settled, stalled
 from workbench.drag.methods import run
 from workbench.drag.optimizer import NotFinite
-from workbench.drag.options import AutoOptions, StopCriteria
-from workbench.drag.problem import DragProblem, Pixels
-from workbench.drag.warp import moved_clean, moved_latent, start_index
+from workbench.drag.problem import AutoOptions, DragProblem, Pixels, StopCriteria
+from workbench.drag.warp import located, moved_clean, moved_latent, start_index
 
 Tensor = torch.Tensor
 HANDLES = torch.tensor([[10.0, 10.0], [20.0, 22.0]])

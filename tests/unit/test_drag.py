@@ -17,8 +17,7 @@ from workbench.core.record import StepInfo
 from workbench.diffusion.unet import Denoiser, Prompt, frozen
 from workbench.drag.loop import DragLoop, anchor_patches, mask_loss, motion_loss
 from workbench.drag.optimizer import LatentOptimiser, NotFinite
-from workbench.drag.options import StopCriteria, Supervision
-from workbench.drag.problem import DragProblem, DragState, Original
+from workbench.drag.problem import DragProblem, DragState, Original, StopCriteria, Supervision
 
 Tensor = torch.Tensor
 LATTICE = (32, 32)

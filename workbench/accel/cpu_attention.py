@@ -1,4 +1,4 @@
-"""The U-Net's narrow layers on a CPU, computed so that a CPU is fast at them; same numbers in float32.
+"""Faster attention and LoRA layers for narrow U-Nets on a CPU; the same numbers in float32.
 
 Three layers of a small U-Net take most of its time on a CPU without being most of its arithmetic:
 
@@ -34,7 +34,7 @@ _LORA_GAIN = 8  # how much dearer an operation on all tokens is than one of a ma
 
 
 def suits(query: Tensor, head_width: int) -> bool:
-    """Whether `narrow_attention` is the faster way for queries [N,L,C] with so many channels a head."""
+    """True when `narrow_attention` is faster for queries [N,L,C] with so many channels a head."""
     return (
         query.device.type == "cpu"
         and query.dtype == torch.float32
@@ -143,7 +143,7 @@ class LeanProcessor:
 
 
 def plain(attn: Any) -> bool:
-    """Whether an attention has nothing that `LeanProcessor` leaves out."""
+    """True when an attention has nothing that `LeanProcessor` leaves out."""
     return (
         attn.spatial_norm is None
         and attn.group_norm is None
@@ -208,7 +208,7 @@ def lean(unet: Any) -> Iterator[None]:
 
 
 def folded(layer: Any, rank: int) -> bool:
-    """Whether a linear layer [D,C] under training is cheaper with its adapter added to the weight.
+    """True when training a linear layer [D,C] is cheaper with its adapter added to the weight.
 
     On CUDA it always is: the adapter is float32, and x A B would make, and keep for backward, a float32
     copy of all tokens. Not so in bfloat16, whose weights have too few digits for what is added.

@@ -1,4 +1,4 @@
-"""The same kernels again without asking Python for each: CUDA graphs.
+"""CUDA graphs: record work on the GPU once and replay it without launching each kernel from Python.
 
 One forward of a U-Net is a thousand small kernels whose launching takes several times as long as their
 work. Work that is a function of tensors which stay where they are is recorded at its second call and
@@ -24,7 +24,7 @@ _SPARE = 512 << 20  # bytes of the allocator's reserve that are left to it
 
 
 class Recorder:
-    """Where the recordings of one model live: their stream, and memory that they share.
+    """Stream and shared memory of the recordings of one model.
 
     Recordings take turns in this memory. Without CUDA nothing is recorded, and all goes the same way
     otherwise.
@@ -135,11 +135,6 @@ class GraphedCallable:
         self._calls = 0
         self._graph: Any = None
         self._out: tuple[Tensor, ...] = ()
-
-    @property
-    def replays(self) -> bool:
-        """Whether the recording is there."""
-        return self._graph is not None
 
     def __call__(self) -> tuple[Tensor, ...]:
         """Do the work, or replay it.

@@ -126,7 +126,7 @@ def _power(n: int) -> int:
 
 
 def suits(x: Tensor, groups: int, *frozen: Tensor | None) -> bool:
-    """Whether a map [N,C,H,W] is read as it lies, and nobody wants gradients of the frozen weights."""
+    """True when the kernels apply: a channels-last map [N,C,H,W] and weights without gradients."""
     return (
         x.ndim == 4
         and x.dtype in (torch.float16, torch.bfloat16)

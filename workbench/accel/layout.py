@@ -1,8 +1,9 @@
 """Feature maps that stay channels-last through a half-precision U-Net on CUDA.
 
-Its convolutions want that order (`runtime` gives their weights in it). Two layers would change it on
-the way: torch's group norm, see `norms`, and the end of diffusers' transformers, which makes a
-contiguous copy of what is channels-last already. The numbers are the same within the type's rounding.
+fp16 convolutions are faster in channels_last (`diffusion/model.py` stores their weights in it). Two
+layers would change it on the way: torch's group norm (see `groupnorm_triton.py`) and the end of
+diffusers' transformers, which makes a contiguous copy of what is channels-last already. The numbers are
+the same within the type's rounding.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def with_method(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
-    """How the picture's LoRA is trained (docs/algorithm.md 1.2; defaults are DragDiffusion's)."""
+    """Training of the picture's LoRA (docs/algorithm.md 1.2; defaults are DragDiffusion's)."""
 
     steps: int = option(
         80,
@@ -237,7 +237,7 @@ def lora_preset(name: str) -> LoraConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InversionConfig:
-    """How the picture becomes a noisy latent (DDIM inversion, docs/algorithm.md 1.3)."""
+    """Inversion of the picture into a noisy latent (DDIM, docs/algorithm.md 1.3)."""
 
     steps: int = option(50, "DDIM steps of the whole schedule.", low=2, high=500)
     strength: float = option(
@@ -266,7 +266,7 @@ class InversionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DragConfig:
-    """How the latent is dragged. Radii and shifts are in feature-lattice pixels (half the image).
+    """Options of a drag. Radii and shifts are in feature-lattice pixels (half the image).
 
     Use `DragConfig.preset(method, strength)`: each method has its own defaults.
     """
@@ -398,7 +398,7 @@ class LoraRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationConfig:
-    """How a picture is made from a prompt. An edit of it takes its latents from here: making it
+    """Options of a picture made from a prompt. An edit of it takes its latents from here: making it
     again gives them exactly, so nothing is inverted (docs/algorithm.md 1.6).
     """  # fmt: skip
 

@@ -57,7 +57,7 @@ class Cancelled(WorkbenchError):
 
 
 class Notice(str):
-    """A sentence for the user about something that is no failure; `code` names its kind."""
+    """A sentence for the user about something that is not a failure; `code` names its kind."""
 
     code: str
 

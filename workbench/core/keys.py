@@ -1,4 +1,4 @@
-"""Names for what was computed: canonical JSON, tagged hashes and the key of each stage.
+"""Cache keys: canonical JSON, tagged hashes and the key of each stage.
 
 Each stage's key contains its parent's, so that a change invalidates exactly what follows it. The
 `ALGO_*` numbers are raised when the arithmetic of a stage changes; a test hashes frozen requests,
@@ -140,6 +140,6 @@ def drag_parts(drag: DragConfig) -> dict[str, Any]:
 
 
 def method_version(method: str) -> list[str]:
-    """What a method adds to the keys of its drags: nothing until its arithmetic changes."""
+    """Parts that a method adds to the keys of its drags; none until its arithmetic changes."""
     version = ALGO_METHOD.get(method, 1)
     return [] if version == 1 else [f"{method} {version}"]

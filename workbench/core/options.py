@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Option:
-    """What is known about one field: its range (inclusive), unit and effect in one sentence."""
+    """Description of one field: its range (inclusive), unit and effect in one sentence."""
 
     help: str
     low: float | None = None
@@ -115,7 +115,7 @@ def from_mapping(cls: type[T], data: Any, *, strict: bool = True) -> T:
     a newer version); missing keys take the default.
 
     Raises:
-        BadInput: when `data` is no mapping, has an unknown key, or a value is out of range.
+        BadInput: when `data` is not a mapping, has an unknown key, or a value is out of range.
     """
     if not isinstance(data, Mapping):
         raise BadInput(f"{cls.__name__} must be a JSON object, not {type(data).__name__}.")

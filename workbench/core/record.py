@@ -1,4 +1,4 @@
-"""What a run reports and leaves behind: steps, job states, results, records. Stdlib only."""
+"""Progress of a run and its record: steps, job states, results, records. Stdlib only."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class JobState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditResult:
-    """What one finished edit came to; pictures are blob ids in the store."""
+    """Result of a finished edit; pictures are blob ids in the store."""
 
     image: str  # PNG of the result, at the image's own size
     trajectory: tuple[tuple[Point, ...], ...] = ()  # [tracking][pair], image pixels, start first
@@ -203,7 +203,7 @@ class EditRecord:
 
     @classmethod
     def from_json(cls, data: Any) -> EditRecord:
-        """Read a record of the current format (store.py migrates older ones first).
+        """Read a record of the current format (`storage/history/format.py` migrates older ones first).
 
         Raises:
             BadInput: naming what is wrong.
@@ -272,7 +272,7 @@ class Converged:
 
     @property
     def sentence(self) -> str:
-        """What there is to say beyond the distance, or nothing."""
+        """A sentence about a jump or a slip, or nothing."""
         if self.jumps:
             times = f" and {len(self.jumps) - 1} more" if len(self.jumps) > 1 else ""
             return (
@@ -336,7 +336,7 @@ def convergence(
 
 
 def _arrived(result: EditResult, n: int, pair: PointPair, per_cell: float, tracked: bool) -> bool:
-    """Whether what was at a handle is at its target: near enough, and still like itself."""
+    """True when the handle's surroundings are near enough to the target and still look alike."""
     if n >= len(result.found):
         return tracked
     left, alike = result.found[n]

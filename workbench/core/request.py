@@ -39,7 +39,7 @@ class Point:
     y: float
 
     def __post_init__(self) -> None:
-        """Refuse what is no finite number."""
+        """Refuse numbers that are not finite."""
         if type(self.x) is float and type(self.y) is float and isfinite(self.x + self.y):
             return  # a history holds hundreds of thousands of points: first the usual case
         for name in ("x", "y"):
@@ -165,7 +165,7 @@ def _check_asset(asset: ImageAsset | MaskAsset, what: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
-    """Which model: registry name or folder, and the fingerprint of its weights once known."""
+    """A model: registry name or folder, and the fingerprint of its weights once known."""
 
     name: str = "storybook"
     revision: str = ""

@@ -24,7 +24,7 @@ _SD_BLOCKS = 16  # transformer blocks of Stable Diffusion 1.x and 2.x: down 0-5,
 
 @dataclass(slots=True)
 class ReferenceKV:
-    """What keys and values of the original are projected from, per (timestep, layer): [R,L,C].
+    """States that keys and values of the original are projected from, per (timestep, layer): [R,L,C].
 
     R is 1, or 2 under guidance (unconditional first). The hidden state before the projections is
     kept instead of the two results: half the memory, and the projections are a percent of the work.
@@ -103,7 +103,9 @@ class MutualSelfAttention:
         self.kv = kv or ReferenceKV()
         self.mode = "off"
         self.t = 0  # timestep of the coming forward: key of record and replay
-        self.still = False  # exchange through tensors that stay where they are (see `graphs`)
+        self.still = (
+            False  # exchange through tensors that stay where they are (see `accel/cuda_graphs.py`)
+        )
         self._slots: dict[int, Tensor] = {}
 
     def fill(self) -> None:

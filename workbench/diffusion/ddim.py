@@ -100,7 +100,7 @@ class Schedule:
         return a.sqrt() * x0 + (1 - a).sqrt() * noise
 
     def training_target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the model is trained to output at `add_noise(x0, noise, t)`: noise, or v."""
+        """Training target of the model at `add_noise(x0, noise, t)`: noise, or v."""
         if self.prediction == "epsilon":
             return noise
         a = self._levels(t, x0)

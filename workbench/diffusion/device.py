@@ -1,4 +1,4 @@
-"""Device, precision, threads and memory: what there is, what is chosen, what is free.
+"""Devices, precision, threads and memory: available, chosen and free.
 
 torch is imported inside the functions: settings page and `--help` ask here without waiting for it.
 """
@@ -112,7 +112,7 @@ _lenient = False  # an operation was refused: from then on a warning has to do
 
 
 def lenient(exc: BaseException) -> bool:
-    """Whether an operation was refused because it cannot repeat itself; from now on it is let through."""
+    """True when an operation was refused for not being deterministic; from now on it is let through."""
     global _lenient
     refused = isinstance(exc, RuntimeError) and "deterministic implementation" in str(exc)
     if refused and not _lenient:

@@ -34,7 +34,7 @@ _ADAPTER = "picture"
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
-    """What one batch trains on: `latents` and `noise` [B,C,h,w], `timesteps` [B] on the CPU."""
+    """One training batch: `latents` and `noise` [B,C,h,w], `timesteps` [B] on the CPU."""
 
     latents: Tensor
     noise: Tensor
@@ -207,7 +207,7 @@ def _loss(unet: Any, batch: Batch, text: Tensor, added: Mapping[str, Tensor] | N
 
 
 class _Replayed:
-    """Loss and gradients of a batch, on tensors that stay where they are (see `graphs`)."""
+    """Loss and gradients of a batch, on tensors that stay where they are (see `accel/cuda_graphs.py`)."""
 
     def __init__(
         self,

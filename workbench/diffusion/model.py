@@ -1,7 +1,7 @@
 """A loaded model on a device: text, pixels <-> latents, U-Net, schedule, fingerprint.
 
 A runtime serves one thread at a time: hold `runtime.lock` for a whole job. Nothing here depends on
-a picture; what does is in `pipeline`.
+a picture; what does is in `workbench/editing`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Runtime:
         self._texts: OrderedDict[str, Text] = OrderedDict()
         self._kept: OrderedDict[str, Any] = OrderedDict()
         self._recorder: Recorder | None = None
-        self.recording = True  # whether `graphs` may be used
+        self.recording = True  # CUDA graphs may be used
         self.saving_memory = False
         self._turned = device.type == "cuda" and dtype != torch.float32
         if self._turned:
@@ -255,7 +255,7 @@ class Runtime:
             self._kept.popitem(last=False)
 
     def kept(self, name: str) -> Any:
-        """What was kept under a name, or None."""
+        """The value kept under a name, or None."""
         return self._kept.get(name)
 
     def forget(self) -> None:

@@ -1,4 +1,4 @@
-"""What a job may change about a shared model, and the promise that it is put back (docs/faults.md 37).
+"""Check that a job leaves a shared model as it found it (docs/faults.md 37).
 
 Attention control, adapters, hooks and gradient switches are all undone by context managers of their
 own. `unchanged` stands around a whole job, compares, repairs what can be repaired, and says so.

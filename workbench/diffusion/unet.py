@@ -31,7 +31,7 @@ class _Reached(BaseException):
 
 
 class FeatureHook:
-    """What a hooked block gave in the last forward."""
+    """Output of a hooked block in the last forward."""
 
     def __init__(self) -> None:
         """Empty until the first forward."""
@@ -186,7 +186,7 @@ class Denoiser:
         attention = self._attention
         key = (z.shape, attention.mode if attention is not None else "off")
         if key not in self._recorded:
-            # a proxy, lest the two keep each other's device memory alive
+            # a proxy: a cycle would keep the device memory of both alive
             work = functools.partial(Denoiser._tapped, weakref.proxy(self))
             kind = ("forward", *key, self._text.shape, self.block)
             self._recorded[key] = GraphedForward(work, z, recorder, kind=kind)

@@ -1,4 +1,4 @@
-"""What all methods share: the original's pass through the U-Net, and denoising the edited latent."""
+"""Denoise the original once per picture, and the edited latent with shared attention."""
 
 from __future__ import annotations
 

@@ -18,8 +18,7 @@ from workbench.core.record import OnStep, StepInfo
 from workbench.core.request import Point
 from workbench.diffusion.unet import Denoiser
 from workbench.drag.optimizer import LatentOptimiser, NotFinite
-from workbench.drag.options import StopCriteria, Supervision
-from workbench.drag.problem import DragProblem, Original
+from workbench.drag.problem import DragProblem, Original, StopCriteria, Supervision
 from workbench.drag.tracking import Size, Tracked, contrast, inside, patches, samples, track
 
 Tensor = torch.Tensor

@@ -22,12 +22,11 @@ from workbench.diffusion.unet import frozen
 from workbench.drag import auto, warp
 from workbench.drag.denoise import denoise, reference_for
 from workbench.drag.loop import DragLoop, stuck
-from workbench.drag.options import StopCriteria, Supervision
-from workbench.drag.problem import DragOutcome, DragProblem, DragState
+from workbench.drag.problem import DragOutcome, DragProblem, DragState, StopCriteria, Supervision
 
 
 def supervision(problem: DragProblem) -> Supervision:
-    """How the problem's method supervises motion."""
+    """The settings of the loop for the problem's method."""
     config = problem.config
     if config.method == "gooddrag":
         return Supervision(

@@ -49,7 +49,7 @@ def _axis(first: Tensor, count: int, lattice: int, cells: int, span: int) -> tup
 
 
 def _native(lattice_index: Tensor, lattice: int, cells: int) -> Tensor:
-    """Where a lattice point lies on the native axis, as torch's bilinear upsampling has it."""
+    """Position of a lattice point on the native axis, by torch's bilinear upsampling."""
     return ((lattice_index + 0.5) * (cells / lattice) - 0.5).clamp(min=0)
 
 
@@ -85,7 +85,7 @@ def samples(feature: Tensor, lattice: Size, points: Tensor) -> Tensor:
 
 
 def inside(first: Tensor, count: int, lattice: Size) -> Tensor:
-    """Which samples of integer patches lie on the lattice: [P,count,count] bool."""
+    """Mask of the samples of integer patches that lie on the lattice: [P,count,count] bool."""
     steps = torch.arange(count, device=first.device)
     row, col = first[:, :1] + steps, first[:, 1:] + steps
     good_row = (row >= 0) & (row <= lattice[0] - 1)
@@ -94,7 +94,7 @@ def inside(first: Tensor, count: int, lattice: Size) -> Tensor:
 
 
 def contrast(feature: Tensor, templates: Tensor) -> Tensor:
-    """How different each template [P,C] is from an average place: mean |difference| [P].
+    """Mean |difference| [P] of each template [P,C] to all places of the map.
 
     The unit of doubt: a match whose cost is a small part of it is a find, one that costs as much is
     any place.
@@ -105,7 +105,7 @@ def contrast(feature: Tensor, templates: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """Where the templates were found: `points` [P,2] float32, `cost` [P] mean |difference|. On the
+    """Positions of the templates: `points` [P,2] float32, `cost` [P] mean |difference|. On the
     feature's device.
     """  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Which part of a picture a request works on, and under which keys its stages are kept. No torch."""
+"""The crop a request edits, and the cache keys of its stages. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Mask = NDArray[np.bool_]
 
 
 def crop_of(request: EditRequest, mask: Mask | None, native: int) -> Crop:
-    """Which part of the picture is edited, and at which size.
+    """The part of the picture that is edited, and its working size.
 
     `crop.plan` follows mask and arrows to the pixel. Here its box grows to a coarse grid, so that
     most changes of the mask keep the crop, and with it LoRA and inversion.

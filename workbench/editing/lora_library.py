@@ -45,7 +45,7 @@ class LoraLibrary:
         return found
 
     def path(self, name: str) -> Path:
-        """Where a name's file lies.
+        """Path of a name's file.
 
         Raises:
             BadInput: when the name could not be a file's.
@@ -134,7 +134,7 @@ class LoraLibrary:
         """A LoRA as a request names it: its bytes are kept in the history, for replay and export.
 
         Raises:
-            BadInput: when there is none of this name or path, or it is no LoRA.
+            BadInput: when there is none of this name or path, or it is not a LoRA.
             StoreError: when the disk refuses.
         """
         from workbench.diffusion.lora_files import read

@@ -1,4 +1,4 @@
-"""Train a picture's LoRA: from what, with which noise, and what its file says of its origin."""
+"""Train a picture's LoRA and write its file with its origin."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _training_latent(edit: PreparedEdit) -> tuple[torch.Tensor, torch.Tensor, in
 
 
 def _card(edit: PreparedEdit, before: int) -> LoraCard:
-    """Where the LoRA comes from; it had been trained for `before` steps already."""
+    """Origin of the LoRA; it had been trained for `before` steps already."""
     request = edit.request
     return LoraCard(
         model=edit.runtime.fingerprint,

@@ -1,4 +1,4 @@
-"""How much memory an edit will need, before it is run.
+"""Estimate the memory of an edit before it runs.
 
 The activations that autograd keeps are counted, not guessed: the U-Net is built without storage (on
 torch's meta device) from its configuration and run once at the request's size; what it saves for the
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 _SIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
 _SLACK = 1.15  # allocator's gaps and short-lived tensors, of everything
 _CHECKPOINTED = 0.4  # of the activations that stay with gradient checkpointing
-# A trained adapter keeps its input, in float32 where it is not added to the weight (`numerics.lean`);
-# counted on a real U-Net. On an H100 Stable Diffusion 1.5 in float16 with a batch of 4 then held
-# 6.3 GB while it was trained; 6.6 are reckoned.
+# A trained adapter keeps its input, in float32 where it is not added to the weight
+# (`accel/cpu_attention.py`); counted on a real U-Net. On an H100 Stable Diffusion 1.5 in float16 with a
+# batch of 4 then held 6.3 GB while it was trained; 6.6 are estimated.
 _ADAPTED, _ADAPTED_APART = 1.25, 1.9
 _FIXED = {"cuda": 600 << 20, "mps": 300 << 20, "cpu": 250 << 20}  # context, kernels, workspaces
 _ATTENTION_KEPT = 640 << 20  # most that the original's attention states may take (methods.finish)
@@ -57,12 +57,12 @@ class Need:
 
     @property
     def fits(self) -> bool:
-        """Whether the edit fits as it is."""
+        """True when the edit fits without the low-memory mode."""
         return self.peak <= self.free
 
     @property
     def fits_sparing(self) -> bool:
-        """Whether it fits in the low-memory mode."""
+        """True when it fits in the low-memory mode."""
         return self.sparing <= self.free
 
 
@@ -77,7 +77,7 @@ def estimate(
     trained: bool = False,
     memory: devices.Memory | None = None,
 ) -> Need:
-    """What a request needs on a device.
+    """The memory that a request needs on a device.
 
     Args:
         request: the edit; its LoRA batch, working size and guidance decide.

@@ -79,7 +79,7 @@ def attempts(runtime: Runtime, request: EditRequest, low_memory: bool) -> Iterat
 
 
 def _smaller(runtime: Runtime, request: EditRequest) -> str:
-    """What to do when memory was not enough."""
+    """The advice when memory was not enough."""
     now = request.working_size or runtime.native_size
     size = max(64, now * 3 // 4 // 64 * 64)
     wishes = [f"a working size of {size} px (now {now})"]
@@ -105,7 +105,7 @@ def with_fingerprint(request: EditRequest, runtime: Runtime) -> EditRequest:
     if wanted and wanted != runtime.fingerprint:
         raise ModelError(
             f"The files of the model {request.model.name!r} are not those that the request was made "
-            "for; choose the model anew."
+            "for; choose the model again."
         )
     return dataclasses.replace(request, model=runtime.ref)
 
@@ -140,7 +140,7 @@ def expected_difference(then: Mapping[str, str], now: Mapping[str, str]) -> floa
 
 
 def environment(runtime: Runtime) -> dict[str, str]:
-    """With what an edit was made; recorded, not keyed."""
+    """Versions, device and settings of an edit; recorded, not part of a key."""
     from importlib.metadata import version
 
     names = ("torch", "diffusers", "transformers", "peft")

@@ -50,7 +50,7 @@ REFERENCE_ON_DISK = 96 << 20  # bytes; a bigger one is only kept in memory
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What a job works with: a loaded model, the cache of derived data, the history."""
+    """Tools of a job: a loaded model, the cache of derived data, the history."""
 
     runtime: Runtime
     cache: Cache
@@ -59,7 +59,7 @@ class Engine:
 
 @dataclass
 class JobReport:
-    """What a job reports beside its result: seconds per stage, what was cached, notices, losses."""
+    """Report of a job beside its result: seconds per stage, what was cached, notices, losses."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Previews of the picture while it is dragged: paced, so that looking never takes much of the time."""
+"""Previews of the picture while it is dragged, limited to a tenth of the time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PreviewRecorder:
         self._report = on_step
         self._due = 0.0  # when the next preview may be made
         self._screen = image.screen()
-        self._begun: dict[str, float] = {}  # when each stage was first heard of
+        self._begun: dict[str, float] = {}  # first report of each stage
 
     def on_step(self, step: StepInfo) -> None:
         """Report one step of a method.

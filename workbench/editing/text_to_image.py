@@ -1,4 +1,4 @@
-"""Pictures from a prompt, with every latent on the way kept, so that a drag starts from there.
+"""Generate pictures from a prompt, and keep every latent so that a drag can start from them.
 
 DDIM or DPM-Solver++ (2M, optionally with Karras' noise levels), classifier-free guidance, FreeU by
 diffusers' own switch. A drag of such a picture needs no inversion: the sampler's own latents are

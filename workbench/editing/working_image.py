@@ -90,12 +90,12 @@ class WorkingImage:
 
     @property
     def cropped(self) -> bool:
-        """Whether only a part of the picture is edited."""
+        """True when only a part of the picture is edited."""
         return not self.crop.is_whole(self.request.image.width, self.request.image.height)
 
     @property
     def notice(self) -> str | None:
-        """What the user should know about the size, or None."""
+        """A sentence for the user about the size, or None."""
         width, height = self.size
         if self.cropped:
             return (
@@ -162,7 +162,7 @@ class WorkingImage:
 
     @property
     def scaled(self) -> bool:
-        """Whether the working picture has fewer pixels than the part that it stands for."""
+        """True when the working picture has fewer pixels than the part it stands for."""
         return self.crop.working != (self.crop.width, self.crop.height)
 
     def put_back(self, edited: U8, unedited: U8 | None = None) -> U8:

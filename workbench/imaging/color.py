@@ -1,6 +1,6 @@
 """Pixel formats: any Pillow mode to sRGB and alpha, and back to straight colours.
 
-Used by `images.py` only; raises whatever Pillow raises, which that module turns into `BadInput`.
+Used by `decode.py` only; raises whatever Pillow raises, which that module turns into `BadInput`.
 """
 
 from __future__ import annotations

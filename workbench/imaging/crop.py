@@ -68,11 +68,6 @@ class Crop:
         """Whether it is the whole picture."""
         return (self.x0, self.y0, self.width, self.height) == (0, 0, width, height)
 
-    def cut(self, rgb: U8) -> U8:
-        """The part at working size, [working_height, working_width, 3]."""
-        rows, cols = self.slices
-        return resize(np.ascontiguousarray(rgb[rows, cols]), self.working)
-
     def cut_mask(self, mask: Mask) -> Mask:
         """The mask's part at working size (nearest, as the reference resizes masks)."""
         rows, cols = self.slices
@@ -97,7 +92,6 @@ def plan(
     native: int,
     *,
     longest: int = 0,
-    grid: int = 0,
 ) -> Crop:
     """Choose the part of a picture to edit: mask and arrows with a margin, at least native size.
 
@@ -113,9 +107,6 @@ def plan(
         pairs: arrows in image pixels.
         native: the model's own size in pixels (256, 512, ...).
         longest: longest side of the working size; 0 = native.
-        grid: the part's place and size go in such steps (pixels; 0 or 1 = none), so that a small
-            change of mask or arrows gives the same part, and what was computed for it still holds.
-            A quarter of the native size is well inside the margin.
 
     Raises:
         BadInput: when the mask is not of the picture's size.
@@ -135,19 +126,18 @@ def plan(
         left, top, right, bottom = bounds([clamp_point(p, width, height) for p in ends])
         x0, y0, x1, y1 = min(x0, left), min(y0, top), max(x1, right), max(y1, bottom)
     box = max(x1 - x0, y1 - y0) + 1
-    step = max(1, grid)
-    square = math.ceil(max(side, box * (1 + 2 * _MARGIN)) / step) * step
+    square = math.ceil(max(side, box * (1 + 2 * _MARGIN)))
     w, h = min(square, width), min(square, height)
     if w * h >= _NEARLY_ALL * width * height:
         return whole(width, height, native, longest=longest)
-    left_edge = _start((x0 + x1 + 1) / 2, w, width, step)
-    top_edge = _start((y0 + y1 + 1) / 2, h, height, step)
+    left_edge = _start((x0 + x1 + 1) / 2, w, width)
+    top_edge = _start((y0 + y1 + 1) / 2, h, height)
     return Crop(left_edge, top_edge, w, h, *working_size(w, h, native, longest=longest))
 
 
-def _start(centre: float, size: int, limit: int, step: int) -> int:
-    """First pixel of a stretch of `size` around `centre`, on the grid, inside 0 .. limit."""
-    return min(max(round((centre - size / 2) / step) * step, 0), limit - size)
+def _start(centre: float, size: int, limit: int) -> int:
+    """First pixel of a stretch of `size` around `centre`, inside 0 .. limit."""
+    return min(max(round(centre - size / 2), 0), limit - size)
 
 
 def paste(
@@ -157,7 +147,6 @@ def paste(
     mask: Mask | None,
     feather: float = 3.0,
     *,
-    detail: bool = True,
     unedited: U8 | None = None,
 ) -> U8:
     """Put an edited part back into the full picture.
@@ -169,7 +158,6 @@ def paste(
         mask: bool [H, W]; None or empty = everything in the crop may change.
         feather: width of the blend inside the mask's edge, in working pixels (so that on a reduced
             crop the blend is not narrower than the edit's own pixels).
-        detail: keep the full picture's detail where the edit changed nothing.
         unedited: the part as the model gives it back without any edit, at working size: what it
             has lost of the picture is then no change. None = it loses nothing.
 
@@ -194,7 +182,7 @@ def paste(
         )
     size = (crop.width, crop.height)
     new = resize(edited, size, "bicubic")
-    if detail and (edited.shape[1], edited.shape[0]) != size:
+    if (edited.shape[1], edited.shape[0]) != size:
         new = _with_detail(part, edited, new, unedited)
     free = mask is None or not mask.any()
     inside = np.ones(part.shape[:2], np.bool_) if mask is None or free else mask[rows, cols]

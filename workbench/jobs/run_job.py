@@ -1,4 +1,4 @@
-"""What each kind of job does. torch is only imported when a job needs it."""
+"""Carry out a job of any kind. torch is only imported when a job needs it."""
 
 from __future__ import annotations
 
