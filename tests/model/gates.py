@@ -17,7 +17,7 @@ from forced import Forced, difference
 from golden import Case, Micro, worst
 from safetensors.torch import load_file
 
-from workbench.core.request import LoraConfig
+from workbench.core.config import LoraConfig
 from workbench.diffusion import ddim, lora
 from workbench.diffusion.unet import Prompt
 from workbench.drag.denoise import denoise, reference_of

@@ -91,8 +91,8 @@ def decode(raw: bytes, name: str = "picture") -> Decoded:
     """
     label = clean_name(name)
     if not is_cheap(raw, label):
-        found: Decoded = sandbox.run("decode", raw, label)
-        return found
+        (rgb, alpha), notices, edit = sandbox.run("decode", raw, label)
+        return Decoded(rgb, alpha, label, notices, edit)
     return decode_here(raw, label)
 
 
@@ -123,7 +123,7 @@ def read_mask(
     """As `decode_mask`, with what had to be decided, in sentences for the user."""
     label = clean_name(name, "mask")
     colours, alpha = (
-        stored_here(raw, label) if is_cheap(raw, label) else sandbox.run("stored", raw, label)
+        stored_here(raw, label) if is_cheap(raw, label) else sandbox.run("stored", raw, label)[0]
     )
     if colours.shape[:2] != (height, width):
         raise BadInput(
@@ -346,3 +346,14 @@ def _edit_text(edit: Mapping[str, Any]) -> str:
             f"The edit settings have {len(text)} characters; a picture carries at most {MAX_EDIT}."
         )
     return text
+
+
+def _decoded(raw: bytes, label: str) -> sandbox.Found:
+    found = decode_here(raw, label)
+    return (found.rgb, found.alpha), found.notices, found.edit
+
+
+if __name__ == "__main__":  # in the sandbox's helper
+    sandbox.serve(
+        {"decode": _decoded, "stored": lambda raw, label: (stored_here(raw, label), (), None)}
+    )

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ MOST_WAITING = 60.0  # seconds
 _ROOT = Path(__file__).resolve().parents[2]
 
 
+Found = tuple[Sequence[Any], tuple[str, ...], dict[str, Any] | None]
+"""Arrays (uint8 or None), sentences for the user, our own metadata."""
+
+
 class _Helper:
     """One process; `ask` is called by one thread at a time."""
 
@@ -39,7 +44,7 @@ class _Helper:
             "OMP_NUM_THREADS": "1",
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "workbench.imaging.sandbox"],
+            [sys.executable, "-m", "workbench.imaging.decode"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env,
         )  # fmt: skip
 
@@ -68,8 +73,8 @@ _lock = threading.Lock()
 _helper: _Helper | None = None
 
 
-def run(what: str, raw: bytes, label: str) -> Any:
-    """`decode.decode_here` ("decode") or `decode.stored_here` ("stored") in the helper.
+def run(what: str, raw: bytes, label: str) -> Found:
+    """Do the work that `serve` knows as `what` in the helper.
 
     Raises:
         BadInput: as they do; code "exhausting" when a limit was reached.
@@ -92,17 +97,11 @@ def run(what: str, raw: bytes, label: str) -> Any:
             ) from exc
     if "error" in head:
         raise BadInput(head["error"], code=head["code"], field=head["field"])
-    from workbench.imaging.decode import Decoded
-
-    first: Any
-    first, second = (
+    arrays = [
         np.frombuffer(part, np.uint8).reshape(shape) if shape else None
         for part, shape in zip(parts, head["shapes"], strict=True)
-    )
-    if what == "stored":
-        return first, second
-    notices = tuple(Notice(text, code) for text, code in head["notices"])
-    return Decoded(first, second, label, notices, head["edit"])
+    ]
+    return arrays, tuple(Notice(text, code) for text, code in head["notices"]), head["edit"]
 
 
 def close() -> None:
@@ -153,10 +152,8 @@ def _limit() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _serve() -> None:
+def serve(work: Mapping[str, Callable[[bytes, str], Found]]) -> None:
     """The helper: answer until the parent closes the pipe."""
-    from workbench.imaging import decode
-
     while True:
         try:
             head, (given,) = _receive(sys.stdin.buffer)
@@ -167,13 +164,9 @@ def _serve() -> None:
         parts: list[Any] = []
         answer: dict[str, Any] = {"shapes": []}
         try:
-            if head["what"] == "stored":
-                arrays = decode.stored_here(raw, head["label"])
-            else:
-                found = decode.decode_here(raw, head["label"])
-                arrays = (found.rgb, found.alpha)
-                told = [(str(n), getattr(n, "code", "")) for n in found.notices]
-                answer |= {"notices": told, "edit": found.edit}
+            arrays, notices, edit = work[head["what"]](raw, head["label"])
+            answer["notices"] = [(str(n), getattr(n, "code", "")) for n in notices]
+            answer["edit"] = edit
             array: Any
             for array in arrays:
                 answer["shapes"].append(list(array.shape) if array is not None else None)
@@ -183,7 +176,3 @@ def _serve() -> None:
         except BadInput as exc:
             parts, answer = [], {"error": str(exc), "code": exc.code, "field": exc.field}
         _send(sys.stdout.buffer, answer, parts)
-
-
-if __name__ == "__main__":
-    _serve()
