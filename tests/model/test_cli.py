@@ -55,7 +55,7 @@ def mask(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small(model: Path) -> list[str]:
-    return ["--model", str(model), *SMALL, "--drag-steps", "2", "--quiet"]
+    return ["--model", str(model), *SMALL, "--drag-steps", "2", "--drag-refine", "--quiet"]
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> Any:
@@ -101,7 +101,7 @@ def test_a_clean_environment_and_progress_on_stderr(
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "workbench", "edit", str(picture), *PAIR, "--whole", "--model",
-         str(model), *SMALL, "--drag-steps", "2", "-o", str(tmp_path / "o.png"), "--json"],
+         str(model), *SMALL, "--drag-steps", "2", "--drag-refine", "-o", str(tmp_path / "o.png"), "--json"],
         cwd=REPO, capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
