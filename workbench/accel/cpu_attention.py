@@ -114,7 +114,7 @@ class _Narrow(torch.autograd.Function):
         return to_query.mul_(width**-0.5), *by_key, None
 
 
-class LeanProcessor:
+class NarrowAttentionProcessor:
     """Attention processor for a U-Net's transformer blocks: the narrow way where it pays, else torch's."""
 
     def __call__(
@@ -143,7 +143,7 @@ class LeanProcessor:
 
 
 def plain(attn: Any) -> bool:
-    """True when an attention has nothing that `LeanProcessor` leaves out."""
+    """True when an attention has nothing that `NarrowAttentionProcessor` leaves out."""
     return (
         attn.spatial_norm is None
         and attn.group_norm is None
@@ -176,7 +176,7 @@ class _SplitGate:
 
 
 @contextlib.contextmanager
-def lean(unet: Any) -> Iterator[None]:
+def fast_cpu_layers(unet: Any) -> Iterator[None]:
     """Compute a float32 U-Net on a CPU in the way above during the block; elsewhere nothing changes.
 
     What was found is put back, also on an error.
@@ -189,7 +189,7 @@ def lean(unet: Any) -> Iterator[None]:
 
     found: list[tuple[Any, Any]] = []
     gates: list[Any] = []
-    processor = LeanProcessor()
+    processor = NarrowAttentionProcessor()
     try:
         for module in unet.modules():
             if isinstance(module, Attention):
@@ -207,7 +207,7 @@ def lean(unet: Any) -> Iterator[None]:
             del module.forward  # the class's own shows again
 
 
-def folded(layer: Any, rank: int) -> bool:
+def merges_lora(layer: Any, rank: int) -> bool:
     """True when training a linear layer [D,C] is cheaper with its adapter added to the weight.
 
     On CUDA it always is: the adapter is float32, and x A B would make, and keep for backward, a float32

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from workbench.accel.cpu_attention import MergedLoraLinear, folded
+from workbench.accel.cpu_attention import MergedLoraLinear, merges_lora
 from workbench.accel.cuda_graphs import AsyncScalarReader, GraphedCallable, Recorder
 from workbench.core.config import LoraConfig
 from workbench.core.errors import ModelError
@@ -272,7 +272,7 @@ def _adapters(unet: Any, rank: int, state: Mapping[str, Tensor]) -> Iterator[dic
                 weight.data = state[key].to(weight.device, torch.float32, copy=True)
                 weight.requires_grad_(True)
                 weights[key] = weight
-            if folded(originals[name], rank):
+            if merges_lora(originals[name], rank):
                 down, up = (getattr(layer, p)[_ADAPTER].weight for p in ("lora_A", "lora_B"))
                 layer.forward = MergedLoraLinear(originals[name], down, up)
         yield weights

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from workbench.accel.cpu_attention import lean
+from workbench.accel.cpu_attention import fast_cpu_layers
 from workbench.accel.cuda_graphs import Recorder
 from workbench.accel.layout import channels_last
 from workbench.core.record import OnStep, ignore_steps
@@ -207,7 +207,7 @@ class Runtime:
             self.lock,
             unchanged(self.unet),
             unchanged(self.vae),
-            lean(self.unet),
+            fast_cpu_layers(self.unet),
             channels_last(self.unet, on=self._turned),
             devices.repeatable(self.device.type),
         ):

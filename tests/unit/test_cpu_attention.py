@@ -94,7 +94,7 @@ def test_the_whole_unet_says_the_same_and_is_given_back_as_it_was(
     )
     with torch.no_grad():
         want = unet(z, t, encoder_hidden_states=states).sample
-        with cpu_attention.lean(unet):
+        with cpu_attention.fast_cpu_layers(unet):
             got = unet(z, t, encoder_hidden_states=states).sample
         after = unet(z, t, encoder_hidden_states=states).sample
         exact = (
@@ -112,7 +112,7 @@ def test_the_whole_unet_says_the_same_and_is_given_back_as_it_was(
 def test_it_is_given_back_after_an_error() -> None:
     unet = small_unet()
     before = dict(unet.attn_processors)
-    with pytest.raises(RuntimeError, match="midway"), cpu_attention.lean(unet):
+    with pytest.raises(RuntimeError, match="midway"), cpu_attention.fast_cpu_layers(unet):
         raise RuntimeError("midway")
     assert dict(unet.attn_processors) == before
 
@@ -120,7 +120,7 @@ def test_it_is_given_back_after_an_error() -> None:
 def test_other_precisions_are_left_alone() -> None:
     unet = small_unet().to(torch.bfloat16)
     before = dict(unet.attn_processors)
-    with cpu_attention.lean(unet):
+    with cpu_attention.fast_cpu_layers(unet):
         assert dict(unet.attn_processors) == before
 
 
@@ -130,7 +130,7 @@ def test_an_attention_with_a_norm_of_its_own_keeps_its_processor() -> None:
     assert cpu_attention.plain(attention)
     attention.norm_q = nn.LayerNorm(4)
     kept = attention.processor
-    with cpu_attention.lean(unet):
+    with cpu_attention.fast_cpu_layers(unet):
         assert attention.processor is kept
 
 
@@ -159,9 +159,9 @@ def test_folded_adapters_train_as_pefts_do(monkeypatch: pytest.MonkeyPatch) -> N
         grads = torch.autograd.grad(out.square().mean(), list(weights.values()))
         return out.detach(), dict(zip(weights, grads, strict=True))
 
-    assert cpu_attention.folded(nn.Linear(8, 8), 4)
+    assert cpu_attention.merges_lora(nn.Linear(8, 8), 4)
     out, mine = gradients()
-    monkeypatch.setattr(lora, "folded", lambda _layer, _rank: False)
+    monkeypatch.setattr(lora, "merges_lora", lambda _layer, _rank: False)
     want, theirs = gradients()
     exact, true = exactly()
     as_exact(out, want, exact)
@@ -171,5 +171,5 @@ def test_folded_adapters_train_as_pefts_do(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_wide_layers_keep_the_two_step_way() -> None:
-    assert not cpu_attention.folded(nn.Linear(640, 640), 4)
-    assert not cpu_attention.folded(nn.Conv2d(8, 8, 1), 4)
+    assert not cpu_attention.merges_lora(nn.Linear(640, 640), 4)
+    assert not cpu_attention.merges_lora(nn.Conv2d(8, 8, 1), 4)
