@@ -22,7 +22,7 @@ from archive_tools import make_source, png, rebuild, refused
 from workbench.core.errors import StoreError
 from workbench.storage.archive import export_file, export_zip, import_zip
 from workbench.storage.history import Store, verify
-from workbench.storage.history.format import seal
+from workbench.storage.history.folder import seal
 
 
 @pytest.fixture(scope="module")

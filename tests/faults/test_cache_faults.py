@@ -17,8 +17,7 @@ import diskcache
 import pytest
 from cache_tools import Bomb, sql, still_works, value_file
 
-from workbench.storage.bytesdisk import BytesDisk, Damaged
-from workbench.storage.cache import Cache
+from workbench.storage.cache import BytesDisk, Cache, Damaged
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from store_tools import edit, picture
 
 from workbench.core.errors import StoreError
 from workbench.storage.history import Store, verify
-from workbench.storage.history.format import seal
+from workbench.storage.history.folder import seal
 
 
 @pytest.fixture

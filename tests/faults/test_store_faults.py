@@ -22,7 +22,7 @@ from workbench.core.errors import StoreError, WorkbenchError
 from workbench.core.record import EditRecord, JobState
 from workbench.core.request import EditRequest
 from workbench.storage.history import Store, verify
-from workbench.storage.history.format import seal, unseal
+from workbench.storage.history.folder import seal, unseal
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -17,7 +17,7 @@ from workbench.core.record import JobState, StepInfo
 from workbench.jobs.board import Board
 from workbench.jobs.job import MOST_POINTS, CancelToken, Entry, Job, Task
 from workbench.jobs.queue import ThreadExecutor
-from workbench.storage.ulid import UlidMaker
+from workbench.storage.files import UlidMaker
 
 # --- estimates and curves ------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ def test_fault_46_the_next_id_cannot_be_guessed() -> None:
     """Also within one millisecond, where the specification would just count on."""
     maker = UlidMaker(lambda: 5.0)
     numbers = [maker.new() for _ in range(200)]
-    from workbench.storage.ulid import decode
+    from workbench.storage.files import decode
 
     gaps = {decode(b) - decode(a) for a, b in itertools.pairwise(numbers)}
     assert len(gaps) == 199
@@ -184,11 +184,11 @@ def test_threads_share_a_maker() -> None:
 
 
 def test_ulid_times() -> None:
-    from workbench.storage import ulid
+    from workbench.storage import files
 
     name = UlidMaker(lambda: 1_795_000_000.123).new()
-    assert ulid.milliseconds(name) == 1_795_000_000_123
-    assert ulid.encode(ulid.decode(name)) == name
+    assert files.milliseconds(name) == 1_795_000_000_123
+    assert files.encode(files.decode(name)) == name
     for bad in (
         "",
         "x",
@@ -198,9 +198,9 @@ def test_ulid_times() -> None:
         name[:-1] + "I",
         5,
     ):
-        assert not ulid.is_ulid(bad)
+        assert not files.is_ulid(bad)
     with pytest.raises(ValueError, match="no ULID"):
-        ulid.decode("nonsense")
+        files.decode("nonsense")
 
 
 def test_time_runs_on() -> None:

@@ -13,8 +13,13 @@ import pytest
 from filelock import Timeout
 
 from workbench.core.errors import StoreError
-from workbench.storage.files import write_atomic
-from workbench.storage.locks import ProcessLock, file_lock, release, remove_if_free
+from workbench.storage.files import (
+    ProcessLock,
+    file_lock,
+    release,
+    remove_if_free,
+    write_atomic,
+)
 
 
 def traced(patch: pytest.MonkeyPatch) -> list[str]:

@@ -33,7 +33,7 @@ from workbench.storage.history import (
     Store,
     verify,
 )
-from workbench.storage.history import format as fmt
+from workbench.storage.history import folder as fmt
 from workbench.storage.history.blobs import SUFFIXES
 
 FORMATS = Path(__file__).resolve().parents[1] / "data" / "formats"

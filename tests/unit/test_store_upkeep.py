@@ -15,6 +15,7 @@ import pytest
 from store_samples import edit, request
 
 from workbench.core.errors import BadInput
+from workbench.storage.files import is_ulid
 from workbench.storage.history import (
     Project,
     Store,
@@ -23,8 +24,7 @@ from workbench.storage.history import (
     tidy,
     verify,
 )
-from workbench.storage.history.format import seal
-from workbench.storage.ulid import is_ulid
+from workbench.storage.history.folder import seal
 
 
 @pytest.fixture

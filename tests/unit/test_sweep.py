@@ -18,7 +18,6 @@ from workbench.core.errors import BadInput
 from workbench.core.options import options_of
 from workbench.core.record import EditRecord, EditResult, JobState
 from workbench.core.request import EditRequest, ImageAsset, ModelRef, Point, PointPair
-from workbench.sweeps.durations import estimate
 from workbench.sweeps.plan import (
     METHOD,
     MOST_RUNS,
@@ -31,8 +30,7 @@ from workbench.sweeps.plan import (
     parse_values,
     suggested,
 )
-from workbench.sweeps.results import metrics_csv, outcomes, verdict
-from workbench.sweeps.sheet import Tile, grid_sheet
+from workbench.sweeps.results import Tile, estimate, grid_sheet, metrics_csv, outcomes, verdict
 
 IMAGE = ImageAsset(id="wb1:" + "0" * 32, width=64, height=48)
 PAIRS = (PointPair(Point(10, 10), Point(20, 10)), PointPair(Point(30, 30), Point(30, 20)))

@@ -42,9 +42,9 @@ from workbench.sweeps.results import (
     Outcome,
     metrics_csv,
     outcomes,
+    sheet_of,
     verdict,
 )
-from workbench.sweeps.sheet import sheet_of
 
 
 def add_parsers(subparsers: Any) -> None:

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import StoreError
-from workbench.storage.files import write_atomic
-from workbench.storage.locks import ProcessLock
-from workbench.storage.ulid import is_ulid
+from workbench.storage.files import ProcessLock, is_ulid, write_atomic
 
 log = logging.getLogger(__name__)
 

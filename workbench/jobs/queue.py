@@ -23,7 +23,7 @@ from workbench.core.record import JobState, StepInfo
 from workbench.jobs.board import Board
 from workbench.jobs.job import STOPPED, Entry, Job, Run, Task, WorkerLost
 from workbench.jobs.turns import Turns
-from workbench.storage.ulid import UlidMaker
+from workbench.storage.files import UlidMaker
 
 log = logging.getLogger(__name__)
 

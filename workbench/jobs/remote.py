@@ -20,7 +20,7 @@ from filelock import FileLock
 from workbench.core.errors import BadInput
 from workbench.core.record import JobState
 from workbench.core.request import EditRequest
-from workbench.storage.locks import release
+from workbench.storage.files import release
 
 Ask = Callable[[str, str, tuple[Any, ...], dict[str, Any]], Any]
 

@@ -1,14 +1,10 @@
-"""Looking at a zip that somebody sent, before a byte of it is believed.
-
-Refused are other names than the writer gives, too much of anything, and contents that do not match
-the manifest. Nothing is ever extracted: contents are stored under the hash of what they are, so a
-link or a device in the zip is just bytes, and an encrypted file does not match its hash.
-"""
+"""Names inside an exported zip, and the checks before anything in a zip is believed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 import zipfile
 import zlib
@@ -17,7 +13,53 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from workbench.core.errors import BadInput, StoreError
-from workbench.storage.archive import layout
+from workbench.core.keys import TAG
+from workbench.storage.history.blobs import SUFFIXES, Kind
+
+FORMAT = 1
+KIND = "drag-workbench-history"
+MANIFEST = "manifest.json"
+INDEX = "index.html"
+FOLDERS: dict[Kind, str] = {"images": "images", "masks": "masks", "blobs": "files"}
+
+_ULID = r"[0-7][0-9A-HJKMNP-TV-Z]{25}"
+_ID = r"wb1-[0-9a-f]{32}"
+_ALLOWED = re.compile(
+    rf"index\.html|manifest\.json"
+    rf"|edits/{_ULID}/(?:record|arrows|parameters|notes)\.json"
+    rf"|layers/[a-z0-9-]{{1,80}}/(?:before|after|mask|change)\.png"
+    rf"|(?:images|masks)/{_ID}\.png|files/{_ID}\.(?:{'|'.join(SUFFIXES)})"
+)
+_FOLDER = re.compile(
+    rf"(?:edits|images|masks|files|layers|edits/{_ULID}|layers/[a-z0-9-]{{1,80}})/"
+)
+
+
+def is_allowed(name: str) -> bool:
+    """True for a name that the writer may have given to a file."""
+    return _ALLOWED.fullmatch(name) is not None
+
+
+def is_folder(name: str) -> bool:
+    """True for a folder entry, as other programs add them when they pack the zip anew."""
+    return _FOLDER.fullmatch(name) is not None
+
+
+def file_name(kind: Kind, name_id: str, suffix: str) -> str:
+    """Name of a stored file in the zip."""
+    return f"{FOLDERS[kind]}/wb1-{name_id.removeprefix(TAG)}.{suffix}"
+
+
+def layer_file(edit: str, title: str, what: str) -> str:
+    """Name of one of an edit's layers, in a folder that a person finds: before, after, mask, change."""
+    words = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60].strip("-") or "picture"
+    return f"layers/{words}-{edit[-6:].lower()}/{what}.png"
+
+
+def edit_file(edit: str, what: str) -> str:
+    """Name of one of an edit's JSON files."""
+    return f"edits/{edit}/{what}.json"
+
 
 _END, _LOCATOR = b"PK\x05\x06", b"PK\x06\x07"
 _ENTRY_BYTES = 256  # of the directory per file: ours take about 120
@@ -72,7 +114,7 @@ class Checked:
 
     def names(self) -> list[str]:
         """All files but the manifest."""
-        return sorted(set(self._infos) - {layout.MANIFEST})
+        return sorted(set(self._infos) - {MANIFEST})
 
     def read(self, name: str) -> bytes:
         """A file's bytes.
@@ -99,15 +141,15 @@ class Checked:
         self._zip.close()
 
     def _manifest(self) -> dict[str, Any]:
-        if layout.MANIFEST not in self._infos:
+        if MANIFEST not in self._infos:
             raise refuse("it has no manifest.json, so it is no export of the drag workbench")
-        data = _parse(self._unpack(layout.MANIFEST), layout.MANIFEST)
+        data = _parse(self._unpack(MANIFEST), MANIFEST)
         version = data.get("format")
-        if data.get("kind") != layout.KIND or type(version) is not int or version < 1:
+        if data.get("kind") != KIND or type(version) is not int or version < 1:
             raise refuse("its manifest is not that of a drag workbench export")
-        if version > layout.FORMAT:
+        if version > FORMAT:
             raise refuse(
-                f"it has format {version}, and this workbench reads up to {layout.FORMAT}; "
+                f"it has format {version}, and this workbench reads up to {FORMAT}; "
                 "use a newer workbench"
             )
         files, edits, loras = data.get("files"), data.get("edits"), data.get("loras", {})
@@ -190,7 +232,7 @@ def _check_entries(infos: list[zipfile.ZipInfo], limits: Limits) -> None:
         name = info.filename
         shown = repr(info.orig_filename[:80])
         if info.orig_filename != name or not (
-            layout.is_allowed(name) or (_is_folder(info) and layout.is_folder(name))
+            is_allowed(name) or (_is_folder(info) and is_folder(name))
         ):
             raise refuse(f"it holds {shown}, which is no file of an export")
         if name.lower() in seen:

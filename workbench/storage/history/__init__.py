@@ -13,8 +13,7 @@ docs/formats.md describes every field.
 """
 
 from workbench.storage.history.blobs import Blobs
-from workbench.storage.history.folder import Unreadable
-from workbench.storage.history.parts import Notes, Pending
+from workbench.storage.history.folder import Notes, Pending, Unreadable
 from workbench.storage.history.projects import Project, Projects
 from workbench.storage.history.store import Store
 from workbench.storage.history.upkeep import (

@@ -1,22 +1,90 @@
-"""A folder of sealed JSON files, one per id, read again only where something changed."""
+"""The history's folder: its format number, its JSON files, notes and pending edits."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import logging
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from workbench.core.errors import BadInput, StoreError
-from workbench.storage.files import sync_folder, write_atomic
-from workbench.storage.history.format import seal, unseal
-from workbench.storage.ulid import is_ulid
+from workbench.core.keys import digest
+from workbench.core.record import RECORD_FORMAT
+from workbench.core.request import EditRequest
+from workbench.storage.files import is_ulid, sync_folder, write_atomic
+
+FORMAT = RECORD_FORMAT
+
+Migration = Callable[[str, dict[str, Any]], dict[str, Any]]  # (kind, data); kind: edits, notes, ...
+MIGRATIONS: dict[int, Migration] = {}  # 1 is the first format there is
+
+
+def seal(data: Mapping[str, Any]) -> bytes:
+    """JSON bytes of `data` with the format number and the checksum.
+
+    Raises:
+        BadInput: when the data holds NaN or something that JSON does not know.
+    """
+    body = {k: v for k, v in data.items() if k != "check"} | {"format": FORMAT}
+    try:
+        text = json.dumps(body, ensure_ascii=False, sort_keys=True, indent=1, allow_nan=False)
+        head = text.removesuffix("\n}").encode()
+    except (ValueError, TypeError) as exc:
+        raise BadInput(f"This cannot be kept in the history: {exc}.") from exc
+    return head + _tail(head)
+
+
+def unseal(raw: bytes, kind: str) -> dict[str, Any]:
+    """The data of a sealed file in today's format; `kind` is the name of its folder.
+
+    Raises:
+        BadInput: saying in which way the file cannot be read.
+    """
+    try:
+        data = json.loads(raw.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as exc:
+        raise BadInput(f"It is no JSON ({exc}).") from exc
+    if not isinstance(data, dict):
+        raise BadInput("It is no JSON object.")
+    version = data.get("format")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise BadInput(f"It names no format (found {version!r:.40}).")
+    if version > FORMAT:
+        raise BadInput(
+            f"It has format {version}, and this workbench reads up to {FORMAT}; "
+            "open it with a newer workbench."
+        )
+    head = raw[: -len(_tail(b""))]
+    if raw != head + _tail(head):
+        raise BadInput("It was changed or damaged after it was written (its checksum is wrong).")
+    data.pop("check")
+    return migrate(kind, data)
+
+
+def migrate(kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Bring data of any past format to the current one, step by step."""
+    while data["format"] < FORMAT:
+        version = data["format"]
+        data = MIGRATIONS[version](kind, data)
+        data["format"] = version + 1
+    return data
+
+
+def _tail(head: bytes) -> bytes:
+    return f',\n "check": "{digest(head)}"\n}}'.encode()
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
+
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -160,3 +228,63 @@ class JsonFolder(Generic[T]):
             return Unreadable(where, f"The disk refuses it ({exc.strerror}).")
         except BadInput as exc:
             return Unreadable(where, str(exc))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notes:
+    """What may change about an edit after it was made. `binned` is when it went to the bin."""
+
+    title: str = ""
+    note: str = ""
+    favourite: bool = False
+    binned: str = ""
+    imported: str = ""  # name of the archive that it came from
+    lora: str = ""  # id of the trained LoRA that came along, a safetensors file of the history
+
+    @classmethod
+    def from_json(cls, _name: str, data: Mapping[str, Any]) -> Notes:
+        """Read the fields; unknown ones are dropped.
+
+        Raises:
+            BadInput: when a field has the wrong type.
+        """
+        parts = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
+        for name, value in parts.items():
+            if not isinstance(value, bool if name == "favourite" else str):
+                raise BadInput(f"Its {name} has the wrong type.")
+        return cls(**parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """An edit under way, and whose it is."""
+
+    id: str
+    request: EditRequest
+    owner: str = ""
+    started: str = ""
+    process: str = ""  # name of the ProcessLock that lives as long as the process
+    host: str = ""
+    pid: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, name: str, data: Mapping[str, Any]) -> Pending:
+        """Read what `Store.begin` wrote.
+
+        Raises:
+            BadInput: when a part is missing or wrong.
+        """
+        try:
+            return cls(
+                id=name,
+                request=EditRequest.from_json(data["request"], strict=False),
+                owner=str(data["owner"]),
+                started=str(data["started"]),
+                process=str(data["process"]),
+                host=str(data["host"]),
+                pid=int(data["pid"]),
+                environment=dict(data["environment"]),
+            )
+        except (KeyError, TypeError, ValueError) as exc:
+            raise BadInput(f"It is incomplete ({exc}).") from exc

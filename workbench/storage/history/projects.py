@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import BadInput, StoreError
+from workbench.storage.files import UlidMaker
 from workbench.storage.history.folder import JsonFolder, Unreadable
-from workbench.storage.ulid import UlidMaker
 
 _TEXTS = ("owner", "title", "image_name", "prompt", "created", "updated")
 

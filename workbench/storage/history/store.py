@@ -23,15 +23,10 @@ from typing import Any
 from workbench.core.errors import BadInput, StoreError
 from workbench.core.record import EditRecord, JobState
 from workbench.core.request import EditRequest
-from workbench.storage.files import write_atomic
-from workbench.storage.history.blobs import Blobs
-from workbench.storage.history.folder import JsonFolder, Unreadable
-from workbench.storage.history.format import FORMAT
-from workbench.storage.history.parts import Notes, Pending
+from workbench.storage.files import ProcessLock, UlidMaker, write_atomic
+from workbench.storage.history.blobs import Blobs, Thumbs
+from workbench.storage.history.folder import FORMAT, JsonFolder, Notes, Pending, Unreadable
 from workbench.storage.history.projects import Projects, utc_now
-from workbench.storage.history.thumbs import Thumbs
-from workbench.storage.locks import ProcessLock
-from workbench.storage.ulid import UlidMaker
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import numpy as np
 from workbench.core.config import method_label
 from workbench.core.errors import StoreError
 from workbench.core.record import EditRecord, JobState
+from workbench.storage.files import is_ulid
 from workbench.storage.history import Store
-from workbench.storage.ulid import is_ulid
 from workbench.ui.results import figures
 from workbench.ui.results.edits import EditView, parameters
 from workbench.ui.shell.text import plain, seconds

@@ -13,8 +13,7 @@ from workbench.core.record import EditRecord, JobState
 from workbench.core.request import EditRequest, SweepTask
 from workbench.jobs.job import Job
 from workbench.sweeps.plan import Plan, key_of
-from workbench.sweeps.results import Outcome, outcomes
-from workbench.sweeps.sheet import sheet_of
+from workbench.sweeps.results import Outcome, outcomes, sheet_of
 from workbench.ui.results import figures
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.words import say

@@ -9,12 +9,8 @@ from pathlib import Path
 import streamlit as st
 
 from workbench.ui.settings import (
-    cache as settings_cache,
-)
-from workbench.ui.settings import (
     defaults,
     device,
-    health,
     loras,
     models,
 )
@@ -41,10 +37,10 @@ def body(backend: Backend, space: Workspace | None) -> None:
     shows: tuple[Callable[[], None], ...] = (
         lambda: models.show(backend),
         lambda: device.show(backend),
-        lambda: settings_cache.show(backend),
+        lambda: device.show_cache(backend),
         lambda: loras.show(backend, space),
         lambda: defaults.show(backend),
-        lambda: health.show(backend),
+        lambda: device.show_health(backend),
     )
     for part, show in zip(parts, shows, strict=True):
         if part.open:

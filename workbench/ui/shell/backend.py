@@ -38,7 +38,7 @@ from workbench.imaging.crop import Crop
 from workbench.jobs.job import Job
 from workbench.storage.archive import png_metadata
 from workbench.storage.history import Store
-from workbench.sweeps.durations import estimate
+from workbench.sweeps.results import estimate
 from workbench.ui.draw import trace
 from workbench.ui.draw.area import Areas
 from workbench.ui.results import figures
