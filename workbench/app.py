@@ -17,6 +17,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from workbench.canvas.checklist import Finding, check_request
 from workbench.core import keys
 from workbench.core.errors import BadInput, WorkbenchError
 from workbench.core.record import OnStep, ignore_steps
@@ -134,6 +135,15 @@ class App:
         """
         model = self.model_ref(request.model.name)
         return dataclasses.replace(request, model=model)
+
+    def check(self, request: EditRequest) -> list[Finding]:
+        """What is surprising about a request before it runs; the page's checklist, for any caller.
+
+        Raises:
+            StoreError: when the request's mask cannot be read.
+        """
+        mask = self.store.mask(request.mask.id) if request.mask is not None else None
+        return check_request(request, mask)
 
     def prepared(self, request: EditRequest) -> tuple[bool, bool]:
         """Two flags: the request's LoRA and its inversion are in the cache (a LoRA of 0 steps counts).

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.canvas.drawing import Drawing, crossing
+from workbench.canvas.prompts import MOST_TOKENS, other_syntax, tokens
 from workbench.core.config import DragConfig
-from workbench.core.request import MAX_PAIRS, Point, PointPair
+from workbench.core.request import MAX_PAIRS, EditRequest, Point, PointPair
 
 Mask = npt.NDArray[np.bool_]
 Level = Literal["ok", "warn", "block"]
@@ -45,6 +46,12 @@ class Code(StrEnum):
     HANDLE_OUTSIDE_MASK = "handle-outside-mask"
     TARGET_OUTSIDE_MASK = "target-outside-mask"
     MASK_EDGE = "mask-edge"
+    MASK_INVERTED = "mask-inverted"
+    PROMPT_WEIGHTS = "prompt-weights"
+    PROMPT_LORA = "prompt-lora"
+    PROMPT_EMBEDDING = "prompt-embedding"
+    PROMPT_CHOICES = "prompt-choices"
+    PROMPT_LONG = "prompt-long"
     ARROWS = "arrows"
     MASK_FULL = "mask-full"
     MASK_AREA = "mask-area"
@@ -73,6 +80,18 @@ TEXTS: dict[Code, str] = {
     Code.TARGET_OUTSIDE_MASK: "Arrow {arrow} ends outside the mask. Extend the mask to cover its "
     "target.",
     Code.MASK_EDGE: "Arrow {arrow}: the {end} is at the edge of the mask. Paint more around it.",
+    Code.MASK_INVERTED: "The mask looks inverted: it covers {share} of the picture, but no arrow "
+    "starts in it. Invert it if the painted part was meant to stay.",
+    Code.PROMPT_WEIGHTS: "Prompt: weights like {place} are not interpreted; the text is taken as it "
+    "stands. Describe what matters first instead.",
+    Code.PROMPT_LORA: "Prompt: {place} is not interpreted. Choose the LoRA under its own setting "
+    "(--style NAME) and remove it from the prompt.",
+    Code.PROMPT_EMBEDDING: "Prompt: embeddings like {place} are not supported; the name is taken as "
+    "text. Remove it.",
+    Code.PROMPT_CHOICES: "Prompt: {place} is not interpreted; the text is taken as it stands. Write one "
+    "plain description.",
+    Code.PROMPT_LONG: "Prompt: {count} tokens, of which the model reads {limit}; the rest is ignored. "
+    "Shorten it.",
     Code.ARROWS: "{count} arrow{s}.",
     Code.MASK_FULL: "Editable area: the whole picture.",
     Code.MASK_AREA: "Editable area: {share} of the picture.",
@@ -135,6 +154,33 @@ def check_drag(
 ) -> list[Finding]:
     """Check numbered arrows and a mask, bool [height, width], on a picture of `size`."""
     return [*_arrows(numbered, size), *_between(numbered), *_mask(numbered, mask, drag)]
+
+
+def check_prompt(prompt: str) -> list[Finding]:
+    """Other tools' syntax, and text beyond what the text encoder reads."""
+    found = [
+        Finding("warn", Code(code), values={"place": place}) for code, place in other_syntax(prompt)
+    ]
+    count = tokens(prompt)
+    if count > MOST_TOKENS:
+        values = {"count": count, "limit": MOST_TOKENS}
+        found.append(Finding("warn", Code.PROMPT_LONG, values=values))
+    return found
+
+
+def check_request(request: EditRequest, mask: Mask | None) -> list[Finding]:
+    """All findings about a request; the same for the page, the command line and Python.
+
+    Args:
+        request: arrows in image pixels, options, prompt.
+        mask: the mask's pixels, bool [height, width]; None where there is none.
+    """
+    size = (request.image.width, request.image.height)
+    painted = np.zeros(size[::-1], bool) if mask is None else mask
+    found = [Finding("block", Code.NO_ARROW)] if not request.pairs else []
+    numbered = list(enumerate(request.pairs, 1))
+    found += check_drag(numbered, size, painted, request.drag)
+    return by_level([*found, *check_prompt(request.prompt)])
 
 
 def by_level(findings: Sequence[Finding]) -> list[Finding]:
@@ -206,6 +252,10 @@ def _mask(
             elif _near_edge(p, mask, room):
                 found.append(Finding("warn", Code.MASK_EDGE, (i,), {"end": end}))
     share = float(mask.mean())
+    lost = {f.arrows[0] for f in found if f.code is Code.HANDLE_OUTSIDE_MASK}
+    if numbered and len(lost) == len(numbered) and share > 0.5:
+        values = {"share": percent(share)}
+        found = [Finding("warn", Code.MASK_INVERTED, values=values)]
     if mask.all():
         found.append(Finding("ok", Code.MASK_FULL))
     else:

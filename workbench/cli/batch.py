@@ -22,6 +22,7 @@ from workbench.cli.parsers import (
     CONFIGS,
     add_model,
     add_run,
+    add_strict,
     add_workers,
     read_file,
     read_points,
@@ -38,7 +39,7 @@ _DEFAULTS: dict[str, Any] = {
     "working_size": 0, "crop": True, "lora": None, "lora_weight": 1.0, "style": None,
     "style_weight": 1.0,
 }  # fmt: skip
-_OWN = ("picture", "out", "pairs", "points", "mask", "options")
+_OWN = ("picture", "out", "pairs", "points", "mask", "invert_mask", "options")
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -47,7 +48,7 @@ def add_parsers(subparsers: Any) -> None:
         "batch",
         help="many edits from a JSON or JSON-lines file",
         description="Each entry is an object: picture, out, pairs [[x,y,x,y],...] or points (a file), "
-        "mask (a file, 'auto' or 'whole'), options {'drag.steps': 120, 'lora.rank': 8, ...}, and: "
+        "mask (a file, 'auto' or 'whole'), invert_mask, options {'drag.steps': 120, ...}, and: "
         f"{', '.join(_DEFAULTS)}. Paths are relative to the file. A JSON file may also be "
         '{"defaults": {...}, "edits": [...]}.',
     )
@@ -58,6 +59,7 @@ def add_parsers(subparsers: Any) -> None:
     parser.add_argument("--stop", action="store_true", help="stop at the first failure")
     add_model(parser)
     add_run(parser)
+    add_strict(parser)
     add_workers(parser)
     parser.set_defaults(run=run)
 
@@ -90,10 +92,11 @@ class _Line:
     out: Path
     job: str = ""
     notices: Sequence[str] = ()
+    findings: Sequence[dict[str, Any]] = ()
     row: dict[str, Any] = field(default_factory=dict)
     text: str = ""
 
-    def end(self, state: str, text: str, **more: str) -> _Line:
+    def end(self, state: str, text: str, **more: Any) -> _Line:
         """Fill in how it ended."""
         self.row = {"out": str(self.out), "state": state, **more}
         self.text = text
@@ -112,6 +115,7 @@ def _in_turn(
         else:
             try:
                 request, line.notices = read_request(app, entry.namespace(args), entry.pairs)
+                line.findings = [f.to_json() for f in app.check(request)]
                 line.job = app.submit_edit(request)
             except Cancelled:
                 raise
@@ -140,7 +144,7 @@ def _ended(app: App, line: _Line, on_step: OnStep) -> _Line:
         return line.end("failed", str(exc), error=str(exc))
     line.out = written["result"]
     text = f"{line.out.name}. {' '.join([*line.notices, *summary(record)])}"
-    return line.end("done", text, edit=record.id)
+    return line.end("done", text, edit=record.id, findings=list(line.findings))
 
 
 class Entry:
@@ -195,6 +199,8 @@ class Entry:
             mask=self.folder / mask if mask not in ("auto", "whole") else None,
             whole=mask == "whole",
             quiet=args.quiet,
+            strict=args.strict,
+            invert_mask=bool(self.data.get("invert_mask", False)),
             fresh=False,
         )
 

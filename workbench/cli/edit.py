@@ -15,6 +15,7 @@ from workbench.cli.parsers import (
     add_method,
     add_model,
     add_run,
+    add_strict,
     pair,
     read_points,
 )
@@ -25,6 +26,7 @@ from workbench.cli.requests import (
     read_mask,
     read_parent,
     read_picture,
+    told,
     write_file,
 )
 from workbench.core.errors import BadInput
@@ -63,6 +65,7 @@ def add_parsers(subparsers: Any) -> None:
     add_model(parser)
     add_method(parser)
     add_run(parser)
+    add_strict(parser)
     for prefix, cls, title in CONFIGS:
         add_config(parser, prefix, cls, title)
     parser.set_defaults(run=run)
@@ -87,6 +90,9 @@ def add_picture_and_points(parser: argparse.ArgumentParser) -> None:
     area.add_argument(
         "--auto-mask", action="store_true", help="propose a mask from the arrows [the default]"
     )
+    parser.add_argument(
+        "--invert-mask", action="store_true", help="painted = stays, the other way round"
+    )
     area.add_argument("--whole", action="store_true", help="the whole picture may change")
 
 
@@ -98,8 +104,13 @@ def run(args: argparse.Namespace) -> int:
     with opened_app(args) as app:
         record, notices = edit_picture(app, args, pairs)
         written = write_result(app, record, out, with_card=not args.no_card)
+        found = [f.to_json() for f in app.check(record.request)]
     if args.json:
-        data = {**record.to_json(), "files": {k: str(v) for k, v in written.items()}}
+        data = {
+            **record.to_json(),
+            "files": {k: str(v) for k, v in written.items()},
+            "findings": found,
+        }
         print(json.dumps(data, indent=1))
     else:
         for line in (*notices, *summary(record)):
@@ -173,9 +184,9 @@ def read_request(
         notices.append(f"It goes on from the edit {made['parent']}.")
     # says what is wrong before a mask is looked for
     make_request(app, args, image=image, mask=None, pairs=pairs, **made)
-    mask, more = read_mask(app, image, picture.rgb, pairs, wanted)
+    mask, more = read_mask(app, image, picture.rgb, pairs, wanted, invert=args.invert_mask)
     request = make_request(app, args, image=image, mask=mask, pairs=pairs, **made)
-    return request, [*notices, *more]
+    return request, [*notices, *more, *told(app, request, strict=args.strict)]
 
 
 def write_result(app: App, record: EditRecord, out: Path, *, with_card: bool) -> dict[str, Path]:

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -200,6 +201,13 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_strict(parser: argparse.ArgumentParser) -> None:
+    """Add what the commands that drag know: whether a warning stops them."""
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse what would only be warned about"
+    )
+
+
 def add_method(parser: argparse.ArgumentParser) -> None:
     """Add method and preset."""
     parser.add_argument("--method", choices=METHODS, help="drag method [default: the settings']")
@@ -247,32 +255,105 @@ def pair(text: str) -> PointPair:
 
 
 def read_points(path: Path) -> list[PointPair]:
-    """Read pairs from JSON: [[hx,hy,tx,ty], ...], or handle and target in turn [[x,y], ...].
+    """Read pairs from JSON: [[hx,hy,tx,ty], ...] in any of the shapes that tools write.
 
-    Either may stand under the key "pairs" or "points".
+    Also: handle and target in turn [[x,y], ...], nested [[[x,y],[x,y]], ...], objects with handle and
+    target (start/end, from/to, source/target), lists of handles and of targets, all of it under
+    "pairs", "points" or "arrows", DragGAN's numbered points, and lines of four numbers (CSV).
 
     Raises:
-        BadInput: naming the file and what is wrong in it.
+        BadInput: naming the file and the shape that is expected.
     """
     raw = read_file(path, _POINTS_LIMIT)
+    data: Any
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError) as exc:
-        raise BadInput(f"{path.name} is not valid JSON ({exc}).", code="not-json") from exc
+        data = _table(raw)
+        if data is None:
+            raise BadInput(f"{path.name} is not valid JSON ({exc}).", code="not-json") from exc
+    try:
+        found = _pairs_in(data)
+    except (TypeError, ValueError, KeyError, AttributeError, StopIteration):
+        found = None
+    if found is None:
+        raise BadInput(
+            f"{path.name} must hold a list of pairs [hx, hy, tx, ty] in image pixels, such as "
+            "[[120, 80, 120, 40]].",
+            code="points-shape",
+            field="points",
+        )
+    if found and len(found[-1]) == 2:
+        raise BadInput(
+            f"{path.name} has {2 * len(found) - 1} points, so the last handle lacks its target; add it.",
+            code="no-target",
+            field="points",
+        )
+    return [PointPair.from_json(p) for p in found]
+
+
+_ENDS = (("handle", "target"), ("start", "end"), ("start", "target"), ("from", "to"),
+         ("source", "target"), ("source", "destination"))  # fmt: skip
+
+
+def _table(raw: bytes) -> list[list[float]] | None:
+    """Lines of four numbers, with a heading or without."""
+    lines = [
+        re.split(r"[,;\s]+", t.strip())
+        for t in raw.decode("utf-8", "replace").splitlines()
+        if t.strip()
+    ]
+    if lines and not any(re.fullmatch(r"[-+.\d]+", word) for word in lines[0]):
+        lines = lines[1:]
+    try:
+        rows = [[float(word) for word in line] for line in lines]
+    except ValueError:
+        return None
+    return rows if rows and all(len(row) == 4 for row in rows) else None
+
+
+def _pairs_in(data: Any) -> list[Any] | None:
+    """Pairs as lists of numbers; the last one has two where its target is missing."""
     if isinstance(data, dict):
-        data = data.get("pairs", data.get("points"))
-    if not isinstance(data, list) or not all(isinstance(p, list) for p in data):
-        text = f"{path.name} must hold a list of pairs [hx, hy, tx, ty], in image pixels."
-        raise BadInput(text, code="points-shape", field="points")
-    if data and all(len(p) == 2 for p in data):
-        if len(data) % 2:
-            raise BadInput(
-                f"{path.name} has {len(data)} points, so the last handle lacks its target; add it.",
-                code="no-target",
-                field="points",
-            )
-        data = [[*a, *b] for a, b in zip(data[::2], data[1::2], strict=True)]
-    return [PointPair.from_json(p) for p in data]
+        for name in ("pairs", "points", "arrows", "drags"):
+            if name in data:
+                return _pairs_in(data[name])
+        for one, other in _ENDS:
+            if f"{one}s" in data and f"{other}s" in data:
+                ends = zip(data[f"{one}s"], data[f"{other}s"], strict=True)
+                return [[*_xy(a), *_xy(b)] for a, b in ends]
+        if data and all(str(k).isdigit() for k in data):  # DragGAN numbers its points
+            return _pairs_in([data[k] for k in sorted(data, key=int)])
+        return [_pair_in(data)]
+    if not isinstance(data, list):
+        return None
+    if data and all(
+        isinstance(p, list) and len(p) == 2 and not isinstance(p[0], (list, dict)) for p in data
+    ):
+        return [
+            data[i] + (data[i + 1] if i + 1 < len(data) else []) for i in range(0, len(data), 2)
+        ]
+    if data and all(isinstance(v, (int, float)) for v in data):
+        return [data]
+    return [_pair_in(item) for item in data]
+
+
+def _pair_in(item: Any) -> list[Any]:
+    if isinstance(item, list):
+        if len(item) == 2:
+            return [*_xy(item[0]), *_xy(item[1])]
+        return item
+    if "pair" in item:
+        return list(item["pair"])
+    one, other = next(ends for ends in _ENDS if ends[0] in item and ends[1] in item)
+    return [*_xy(item[one]), *_xy(item[other])]
+
+
+def _xy(point: Any) -> list[Any]:
+    if isinstance(point, dict):
+        return [point["x"], point["y"]]
+    x, y = point
+    return [x, y]
 
 
 def read_settings() -> Settings:

@@ -14,8 +14,8 @@ from workbench.cli.engine import (
     opened_app,
     steps,
 )
-from workbench.cli.parsers import add_model, add_run
-from workbench.cli.requests import write_file
+from workbench.cli.parsers import add_model, add_run, add_strict
+from workbench.cli.requests import told, write_file
 from workbench.imaging import decode
 
 
@@ -32,6 +32,7 @@ def add_parsers(subparsers: Any) -> None:
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the new picture")
     add_model(parser)
     add_run(parser)
+    add_strict(parser)
     parser.set_defaults(run=run)
 
 
@@ -54,17 +55,21 @@ def run(args: argparse.Namespace) -> int:
     with opened_app(args) as app:
         from workbench.jobs.run_job import replay
 
+        edit = edit_id(app, args.edit)
+        again = app.store.record(edit).request
+        notices = told(app, again, strict=args.strict)
+        findings = [f.to_json() for f in app.check(again)]
         with steps(quiet=args.quiet) as (on_step, _):
-            made = replay(app, {"edit": edit_id(app, args.edit)}, on_step=on_step)
+            made = replay(app, {"edit": edit}, on_step=on_step)
         if args.out:
             record = app.store.record(made["replayed"])
             assert record.result is not None
             write_file(args.out, decode.encode_png(app.store.image(record.result.image)))
     code = 0 if made["as_expected"] else 1
     if args.json:
-        print(json.dumps(made, indent=1))
+        print(json.dumps({**made, "findings": findings}, indent=1))
         return code
-    for line in made["notices"]:
+    for line in (*notices, *made["notices"]):
         print(line)
     print(verdict(made))
     for name, (old, new) in made["environment"].items():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from workbench.app import App
+from workbench.canvas.checklist import Code
 from workbench.cli.parsers import configured, read_file
 from workbench.core.config import (
     DragConfig,
@@ -24,12 +25,10 @@ from workbench.core.config import (
     lora_preset,
     method_spec,
 )
-from workbench.core.errors import BadInput, StoreError
+from workbench.core.errors import BadInput, Notice, StoreError
 from workbench.core.request import EditRequest, ImageAsset, MaskAsset, ModelRef, PointPair
 from workbench.imaging import decode
 from workbench.storage.archive import png_metadata
-
-_NEARLY_ALL = 0.95  # of a picture: such a mask may be meant the other way round
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +106,8 @@ def read_mask(
     rgb: NDArray[np.uint8],
     pairs: Sequence[PointPair],
     wanted: str | Path,
+    *,
+    invert: bool = False,
 ) -> tuple[MaskAsset | None, list[str]]:
     """The mask: from a file, "auto" (proposed from the arrows) or "whole" (all may change).
 
@@ -122,12 +123,28 @@ def read_mask(
         return app.store.put_mask(mask), ["No mask was given: one was proposed from the arrows."]
     path = Path(wanted)
     raw = read_file(path, decode.MAX_BYTES)
-    mask = decode.decode_mask(raw, image.width, image.height, path.name)
+    mask, notices = decode.read_mask(raw, image.width, image.height, path.name)
+    if invert:
+        mask = ~mask
     if not mask.any():
-        return None, [f"{path.name} is empty, so the whole picture may change."]
-    share = float(mask.mean())
-    most = f"{path.name} is painted on {share:.0%} of the picture (black protects)."
-    return app.store.put_mask(mask), [most] if share > _NEARLY_ALL else []
+        return None, [*notices, f"{path.name} is empty, so the whole picture may change."]
+    return app.store.put_mask(mask), list(notices)
+
+
+def told(app: App, request: EditRequest, *, strict: bool) -> list[Notice]:
+    """The findings about a request as lines: warnings, and how much of the picture may change.
+
+    Raises:
+        BadInput: code "strict", when `strict` and there is a warning.
+    """
+    found = app.check(request)
+    warnings = [f for f in found if f.level == "warn"]
+    if strict and warnings:
+        text = " ".join(f.text for f in warnings)
+        raise BadInput(f"Refused, because of --strict: {text}", code="strict",
+                       findings=[f.to_json() for f in warnings])  # fmt: skip
+    said = [f for f in found if f.level == "warn" or f.code in (Code.MASK_AREA, Code.MASK_FULL)]
+    return [Notice(f"Warning: {f.text}" * (f.level == "warn") or f.text, f.code) for f in said]
 
 
 def configs_of(

@@ -17,6 +17,7 @@ from workbench.cli.parsers import (
     add_method,
     add_model,
     add_run,
+    add_strict,
     add_workers,
 )
 from workbench.cli.requests import (
@@ -25,6 +26,7 @@ from workbench.cli.requests import (
     read_mask,
     read_parent,
     read_picture,
+    told,
     write_file,
 )
 from workbench.core.errors import BadInput
@@ -80,6 +82,7 @@ def add_parsers(subparsers: Any) -> None:
     add_model(parser)
     add_method(parser)
     add_run(parser)
+    add_strict(parser)
     add_workers(parser)
     for prefix, cls, title in CONFIGS:
         add_config(parser, prefix, cls, title)
@@ -98,8 +101,10 @@ def run(args: argparse.Namespace) -> int:
         base = make_request(app, args, image=image, mask=None, pairs=pairs, parent=parent)
         Plan(base, axes)  # says what is wrong before a mask is looked for
         wanted: str | Path = args.mask or ("whole" if args.whole else "auto")
-        mask, more = read_mask(app, image, picture.rgb, pairs, wanted)
+        mask, more = read_mask(app, image, picture.rgb, pairs, wanted, invert=args.invert_mask)
         plan = Plan(dataclasses.replace(base, mask=mask), axes)
+        more += told(app, plan.base, strict=args.strict)
+        findings = [f.to_json() for f in app.check(plan.base)]
         found = carry_out(app, plan, quiet=args.quiet)
         write_file(out, encode_png(sheet_of(plan, found, app.store.image)))
         if args.csv is not None:
@@ -115,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
             }
             for one in found
         ]
-        print(json.dumps({"sheet": str(out), "cells": rows}, indent=1))
+        print(json.dumps({"sheet": str(out), "cells": rows, "findings": findings}, indent=1))
     else:
         for line in (*notices, *more, *(_line(one) for one in found), str(out)):
             print(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from workbench.canvas.checklist import checklist, ready
+from workbench.canvas.checklist import by_level, check_prompt, checklist, ready
 from workbench.canvas.drawing import Drawing
 from workbench.ui import components
 from workbench.ui.draw import area, run_panel
@@ -115,6 +115,7 @@ def _checks_and_run(backend: Backend, space: Workspace, drawing: Drawing) -> Non
     found = backend.areas.of(space, drawing)
     waiting = not (drawing.arrows or found.mask.any()) and area.unpainted(space) == "propose"
     checks = area.told(checklist(drawing, size, found.mask, space.drag), found, waiting=waiting)
+    checks = by_level([*checks, *check_prompt(space.prompt)])
     with st.container(key="card_run"):
         st.markdown("  \n".join(f"{_SIGNS[c.level]} {inert(c.text)}" for c in checks))
         drag_form(space)
