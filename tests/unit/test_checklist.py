@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from workbench.canvas.checklist import Code, Finding, checklist, ready
+from workbench.canvas.checklist import (
+    Code,
+    Finding,
+    check_prompt,
+    check_request,
+    checklist,
+    ready,
+)
 from workbench.canvas.drawing import Arrow, Drawing, History, Rect
+from workbench.canvas.prompts import tokens
 from workbench.core.config import DragConfig
-from workbench.core.request import Point, PointPair
+from workbench.core.request import EditRequest, ImageAsset, Point, PointPair
 
 
 def pair(hx: float, hy: float, tx: float, ty: float) -> PointPair:
@@ -115,10 +124,68 @@ def test_every_code_has_a_sentence_and_data() -> None:
     """A finding of each code is told and sent without one value lacking."""
     everything = {
         "count": 2, "limit": 64, "x": 1.0, "y": 2.0, "end": "handle", "width": 9, "height": 9,
-        "length": 3.0, "share": "3%", "s": "s",
+        "length": 3.0, "share": "3%", "s": "s", "place": "x",
     }  # fmt: skip
     for code in Code:
         found = Finding("warn", code, (1, 2), everything)
         assert "{" not in found.text
         assert found.text.endswith(".")
         assert found.to_json()["code"] == code.value
+
+
+def test_an_inverted_mask_is_called_that() -> None:
+    mask = np.ones((100, 200), bool)
+    mask[30:70, 30:100] = False
+    found = codes(arrows(pair(50, 50, 80, 50)), mask)
+    assert "warn mask-inverted" in found
+    assert not any("outside-mask" in f for f in found)
+    assert "ok mask-area" in found  # the share is always said
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a robot, grey (and old), on a table", []),
+        ("a (big:1.3) robot", ["prompt-weights"]),
+        ("a ((big)) robot", ["prompt-weights"]),
+        ("robot <lora:comic:0.8>", ["prompt-lora"]),
+        ("robot, embedding:easynegative", ["prompt-embedding"]),
+        ("robot <easynegative>", ["prompt-embedding"]),
+        ("a {red|blue} robot", ["prompt-choices"]),
+        ("a [red|blue] robot", ["prompt-choices"]),
+        ("a __colour__ robot", ["prompt-choices"]),
+        ("a robot BREAK a cat", ["prompt-choices"]),
+        ("robot " * 75, []),
+        ("robot " * 76, ["prompt-long"]),
+    ],
+)
+def test_what_a_prompt_says_in_vain(prompt: str, expected: list[str]) -> None:
+    assert [f.code for f in check_prompt(prompt)] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("a photo of a cat", 5), ("", 0), ("antidisestablishmentarianism", 5), ("🤖", 2)],
+)
+def test_tokens_are_clips(text: str, count: int) -> None:
+    """As CLIPTokenizer counts them, made of the same merges (see test_models_single_file)."""
+    from types import SimpleNamespace
+
+    from workbench.diffusion.registry.files import STANDARD
+    from workbench.diffusion.registry.loading import _tokenizers
+
+    files = SimpleNamespace(root=STANDARD / "sd15", is_sdxl=False,
+                            config=lambda _part: {"hidden_size": 768}, spec=None)  # fmt: skip
+    (tokenizer,) = _tokenizers(files)  # type: ignore[arg-type]
+    assert tokens(text) == len(tokenizer(text).input_ids) - 2
+    assert abs(tokens(text) - count) <= 2
+
+
+def test_a_request_is_checked_as_the_page_checks_a_drawing() -> None:
+    mask = np.zeros((100, 200), bool)
+    mask[20:80, 10:160] = True
+    drawing = arrows(pair(80, 50, 110, 50), pair(80, 50, 90, 20), pair(5, 5, 30, 30))
+    image = ImageAsset(id="wb1:0", width=200, height=100)
+    request = EditRequest(image=image, pairs=drawing.pairs, prompt="a (big:2) robot")
+    page = [*checklist(drawing, (200, 100), mask, request.drag), *check_prompt(request.prompt)]
+    assert sorted(map(str, check_request(request, mask))) == sorted(map(str, page))

@@ -30,6 +30,7 @@ from workbench.cli.progress import Progress
 from workbench.cli.stopping import stopping
 from workbench.core.config import GenerationConfig
 from workbench.core.errors import BadInput
+from workbench.core.interrupts import held
 from workbench.core.options import options_of
 from workbench.core.record import StepInfo
 from workbench.core.request import Point, PointPair
@@ -168,6 +169,16 @@ def test_pair() -> None:
         {"pairs": [[1, 2, 3, 4], [5, 6, 7, 8]]},
         {"points": [[1, 2], [3, 4], [5, 6], [7, 8]]},
         [[1, 2], [3, 4], [5, 6], [7, 8]],
+        [[[1, 2], [3, 4]], [[5, 6], [7, 8]]],
+        [{"handle": [1, 2], "target": [3, 4]}, {"start": [5, 6], "end": {"x": 7, "y": 8}}],
+        {"arrows": [{"pair": [1, 2, 3, 4]}, {"from": [5, 6], "to": [7, 8]}]},
+        {"handles": [[1, 2], [5, 6]], "targets": [[3, 4], [7, 8]]},
+        {
+            "points": {
+                "0": {"start": [1, 2], "target": [3, 4]},
+                "1": {"start": [5, 6], "target": [7, 8]},
+            }
+        },
     ],
 )
 def test_points_files(data: object, tmp_path: Path) -> None:
@@ -177,8 +188,21 @@ def test_points_files(data: object, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["1,2,3,4\n5,6,7,8\n", "hx;hy;tx;ty\n1;2;3;4\n5;6;7;8", "1 2 3 4\n\n5 6 7 8"]
+)
+def test_points_tables(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "points.csv"
+    file.write_text(text)
+    assert [p.to_json() for p in read_points(file)] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize(
     ("text", "code"),
     [
+        ('{"x": 1}', "points-shape"),
+        ('{"handles": [[1, 2]], "targets": []}', "points-shape"),
+        ('[{"handle": [1, 2]}]', "points-shape"),
+        ("[null]", "points-shape"),
         ("{", "not-json"),
         ("3", "points-shape"),
         ("[[1,2],[3,4],[5,6]]", "no-target"),
@@ -276,6 +300,27 @@ def test_second_signal_stops_at_once(number: signal.Signals) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         impatient()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_cannot_break_restoring(number: signal.Signals) -> None:
+    done = []
+
+    def work() -> None:
+        with stopping(CancelToken(), patience=60):
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                with held():
+                    with held():
+                        os.kill(os.getpid(), number)
+                        done.append("inner")
+                    done.append("outer")
+            done.append("more work")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["inner", "outer"]
 
 
 def test_a_signal_that_is_not_heard_stops_all_the_same() -> None:

@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM: the first asks the work to stop at its next step, the second stops at once.
 
 Work that does not come to a next step within two seconds (an import, the reading of a large model)
-is stopped as if asked a second time. Nothing half-written is left either way: files get their names
+is stopped as if asked a second time. What is being put back as it was (the model, a record) is
+finished first. Nothing half-written is left either way: files get their names
 in one step.
 """
 
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from workbench.core.interrupts import interrupt
 from workbench.jobs.job import CancelToken
 
 _PATIENCE = 2.0
@@ -34,7 +36,8 @@ def stopping(token: CancelToken, patience: float = _PATIENCE) -> Iterator[None]:
     def heard(_number: int, _frame: FrameType | None) -> None:
         nonlocal timer
         if token.cancelled:
-            raise KeyboardInterrupt
+            interrupt()
+            return
         token.set()
         timer = threading.Timer(patience, _thread.interrupt_main)
         timer.daemon = True

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from workbench.core.interrupts import held
+
 Tensor = torch.Tensor
 
 _SD_BLOCKS = 16  # transformer blocks of Stable Diffusion 1.x and 2.x: down 0-5, mid 6, up 7-15
@@ -181,5 +183,6 @@ def sharing(
             attn.set_processor(_Wrapped(processor, i, attention))
         yield attention
     finally:
-        for attn, processor in found:
-            attn.set_processor(processor)
+        with held():
+            for attn, processor in found:
+                attn.set_processor(processor)

@@ -20,6 +20,7 @@ from workbench.accel.cpu_attention import MergedLoraLinear, merges_lora
 from workbench.accel.cuda_graphs import AsyncScalarReader, GraphedCallable, Recorder
 from workbench.core.config import LoraConfig
 from workbench.core.errors import ModelError
+from workbench.core.interrupts import held
 from workbench.diffusion.ddim import Schedule
 from workbench.diffusion.lora_format import by_module
 from workbench.diffusion.unet import Prompt, frozen
@@ -277,11 +278,12 @@ def _adapters(unet: Any, rank: int, state: Mapping[str, Tensor]) -> Iterator[dic
                 layer.forward = MergedLoraLinear(originals[name], down, up)
         yield weights
     finally:
-        for name, module in originals.items():
-            parent, _, child = name.rpartition(".")
-            setattr(unet.get_submodule(parent), child, module)
-        if not had and hasattr(unet, "peft_config"):
-            del unet.peft_config
+        with held():
+            for name, module in originals.items():
+                parent, _, child = name.rpartition(".")
+                setattr(unet.get_submodule(parent), child, module)
+            if not had and hasattr(unet, "peft_config"):
+                del unet.peft_config
 
 
 def _targets(unet: Any) -> list[tuple[str, Any]]:
@@ -336,8 +338,9 @@ def merged(unet: Any, state: Mapping[str, Tensor] | None, weight: float = 1.0) -
                 ) from exc
         yield
     finally:
-        for parameter, original in kept:
-            parameter.data = original
+        with held():
+            for parameter, original in kept:
+                parameter.data = original
 
 
 def _module_of(unet: Any, name: str) -> Any:

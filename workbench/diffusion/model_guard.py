@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from workbench.core.interrupts import held
+
 log = logging.getLogger(__name__)
 
 _HOOKS = (
@@ -76,14 +78,20 @@ def unchanged(model: Any) -> Iterator[None]:
     """
     before = snapshot(model)
     kept = dict(getattr(model, "attn_processors", {}))
+    level = logging.ERROR
     try:
         yield
+    except KeyboardInterrupt:  # between two lines of ours: no error, and the process ends
+        level = logging.INFO
+        raise
     finally:
-        torch.set_grad_enabled(before.grad_enabled)
-        after = snapshot(model)
-        if after != before:
-            log.error("a job left the model changed: %s", ", ".join(differences(before, after)))
-            _repair(model, before, kept)
+        with held():
+            torch.set_grad_enabled(before.grad_enabled)
+            after = snapshot(model)
+            if after != before:
+                changed = ", ".join(differences(before, after))
+                log.log(level, "a job left the model changed: %s", changed)
+                _repair(model, before, kept)
 
 
 def _repair(model: Any, before: ModelState, processors: dict[str, Any]) -> None:
