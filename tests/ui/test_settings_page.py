@@ -456,3 +456,14 @@ def test_verdict() -> None:
     fine, warned, bad = (Finding("x", s, "") for s in ("ok", "warning", "problem"))
     assert verdict([fine]) == "Everything is in order."
     assert verdict([fine, warned, bad, bad]) == "2 problems and 1 warning; the rest is in order."
+
+
+def test_a_chosen_loras_name_is_that_of_its_file(app: App, open_part: Open) -> None:
+    """The name stood empty: its value depended on another widget under a fixed key."""
+    page = open_part("LoRAs")
+    upload = page.file_uploader(key="lora_import_0")
+    upload.upload("my robot.safetensors", lora(app), "application/octet-stream").run()
+    (name,) = [t for t in page.text_input if str(t.key).startswith("lora_import_name_")]
+    assert name.value == "my robot"
+    page.button(key="lora_import_do").click().run()
+    assert [e.name for e in app.loras.entries()] == ["my robot"]

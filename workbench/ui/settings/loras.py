@@ -175,7 +175,7 @@ def _import(backend: Backend, space: Workspace | None) -> None:
     name = st.text_input(
         say("settings.name"),
         value=Path(file.name).stem[:64] if file else "",
-        key=f"lora_import_name_{nonce}",
+        key=f"lora_import_name_{nonce}_{file.file_id if file else ''}",  # a value counts once per key
     )
     if st.button(say("common.import"), key="lora_import_do", type="primary", disabled=file is None):
         assert file is not None
