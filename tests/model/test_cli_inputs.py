@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refusal
 
 from workbench.app import App
 from workbench.cli import main
-from workbench.cli.requests import read_mask, read_picture
+from workbench.cli.requests import read_mask, read_picture, told
+from workbench.core.request import EditRequest, Point, PointPair
 from workbench.storage.settings import Settings
 
 PAIR = ["--pair", "24,30:40,30"]
@@ -67,11 +70,11 @@ def test_what_is_no_picture_or_mask(
     wrong = tmp_path / "wrong.png"
     Image.new("L", (10, 20), 255).resize((20, 40)).save(wrong)
     for given, words in (
-        ([str(text), *PAIR], "no picture that can be read"),
+        ([str(text), *PAIR], "could not be recognised as a picture"),
         ([str(tmp_path / "gone.png"), *PAIR], "There is no file"),
         ([str(picture), *PAIR, "--mask", str(wrong)], "20x40 px but the picture is 72x64 px"),
-        ([str(picture), *PAIR, "--mask", str(text)], "no picture that can be read"),
-        ([str(picture), "--points", str(text)], "is no JSON"),
+        ([str(picture), *PAIR, "--mask", str(text)], "could not be recognised as a picture"),
+        ([str(picture), "--points", str(text)], "is not valid JSON"),
         ([str(picture), *PAIR, "-o", str(picture)], "would overwrite the picture"),
     ):
         assert main(["edit", *given, "--model", str(model)]) == 2
@@ -80,19 +83,30 @@ def test_what_is_no_picture_or_mask(
         assert err.count("\n") == 1
 
 
-def test_a_mask_that_protects_next_to_nothing_is_said(
+def test_an_inverted_mask_is_said_and_can_be_turned_round(
     picture: Path, tmp_path: Path, own_cache: Path
 ) -> None:
     app = App(Settings(folder=own_cache))
     try:
         read = read_picture(app, picture)
-        for painted, words in ((65, []), (70, ["m.png is painted on 97% of the picture"])):
-            pixels = np.zeros((64, 72), np.uint8)
-            pixels[:, :painted] = 255
-            Image.fromarray(pixels).save(tmp_path / "m.png")
-            mask, said = read_mask(app, read.asset, read.rgb, (), tmp_path / "m.png")
-            assert mask is not None
-            assert [s[: len(w)] for s, w in zip(said, words, strict=True)] == words
+        pixels = np.full((64, 72), 255, np.uint8)
+        pixels[20:40, 16:50] = 0
+        Image.fromarray(pixels).save(tmp_path / "m.png")
+        pairs = (PointPair(Point(24, 30), Point(40, 30)),)
+        request = EditRequest(image=read.asset, pairs=pairs)
+        for invert, codes in ((False, ["mask-inverted", "mask-area"]), (True, ["mask-area"])):
+            mask, said = read_mask(
+                app, read.asset, read.rgb, pairs, tmp_path / "m.png", invert=invert
+            )
+            assert (mask is not None, said) == (True, [])
+            given = dataclasses.replace(request, mask=mask)
+            assert [n.code for n in told(app, given, strict=False)] == codes
+            if not invert:
+                with refusal("strict") as caught:
+                    told(app, given, strict=True)
+                assert [f["code"] for f in caught.value.values["findings"]] == ["mask-inverted"]
+            else:
+                told(app, given, strict=True)
     finally:
         app.close()
 
@@ -148,11 +162,11 @@ def test_bad_batch_files(
         ("history import {here}/gone.zip", "There is no file"),
         ("history import {here}/robot.png", "it is no zip, or its end is missing"),
         ("history show nobody", "an id has 26 characters"),
-        ("train {here}/robot.png --name ../up", "is no name for a LoRA"),
-        ("loras import {here}/robot.png", "robot.png is no .safetensors file"),
+        ("train {here}/robot.png --name ../up", "cannot be a LoRA's name"),
+        ("loras import {here}/robot.png", "robot.png is not a .safetensors file"),
         ("loras show nobody", "There is no LoRA 'nobody'"),
         ("edit {here}/robot.png --pair 1,1:9,9 --lora {here}/bad.safetensors",
-         "bad.safetensors is no safetensors file"),
+         "bad.safetensors is not a safetensors file"),
         ("generate robot -o {here}/robot.png", "is a file; name a folder"),
         ("models add storybook {here}", "'storybook' is a built-in model"),
         ("models add a/b {here}", "is no name for a model"),
@@ -163,7 +177,7 @@ def test_bad_batch_files(
         ("demo evaluate --device tpu", "There is no device 'tpu'"),
         ("demo evaluate --model {here}", "There is no model in"),
         ("generate x --generate-steps 1 -o {here}", "--generate-steps is 1"),
-        ("sweep {here}/robot.png --pair 1,1:9,9 --vary method=nix", "--method is 'nix'"),
+        ("sweep {here}/robot.png --pair 1,1:9,9 --vary method=nix", "method is 'nix'"),
         ("replay last", "The history is empty"),
         ("replay nobody", "an id has 26 characters"),
     ],
