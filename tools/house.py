@@ -16,7 +16,7 @@ REPO = Path(__file__).resolve().parent.parent
 MODULES, LENGTH, PARAMETERS, READING = 120, 450, 8, 2000
 FIRST_VERSION = 38_421  # lines of Python under workbench/ at version 0.1.0, with bench/ and demo/
 READING_PATH = (
-    "edit.py", "editing/prepare.py", "drag/problem.py", "drag/loop.py", "drag/auto.py",
+    "edit.py", "editing/prepare.py", "drag/problem.py", "drag/loop.py", "drag/methods.py", "drag/auto.py",
     "diffusion/unet.py", "diffusion/attention.py",
 )  # fmt: skip
 KERNELS = "groupnorm_triton.py"

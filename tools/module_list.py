@@ -1,7 +1,7 @@
-"""Write the list of modules in docs/architecture.md, from the first sentence of each docstring.
+"""Write docs/modules.md: every module, from the first sentence of its docstring.
 
-python tools/module_list.py            rewrite the list
-python tools/module_list.py --check    change nothing; exit code 1 when the list is not current
+python tools/module_list.py            rewrite the page
+python tools/module_list.py --check    change nothing; exit code 1 when the page is not current
 """
 
 from __future__ import annotations
@@ -12,8 +12,14 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
-PAGE = REPO / "docs" / "architecture.md"
-BEGIN, END = "<!-- modules: tools/module_list.py writes this -->", "<!-- end of modules -->"
+PAGE = REPO / "docs" / "modules.md"
+HEAD = """# Every module
+
+Written by `python tools/module_list.py`. "imports" is the heaviest library that a module needs in order to be
+imported; what is imported inside functions does not count. What belongs where:
+[architecture.md](architecture.md).
+
+"""
 HEAVY = {"torch": "torch", "diffusers": "torch", "transformers": "torch", "peft": "torch",
          "PIL": "Pillow", "streamlit": "Streamlit", "diskcache": "diskcache", "numpy": "numpy",
          "ray": "Ray"}  # fmt: skip
@@ -57,19 +63,11 @@ def listing() -> str:
     return "\n".join(out)
 
 
-def page(text: str) -> str:
-    """The page with its list as the modules stand."""
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n\n{listing()}\n{END}{tail}"
-
-
 def main() -> int:
     """Rewrite or check the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    current = page(text)
+    current = HEAD + listing()
     if "--check" in sys.argv[1:]:
-        return int(current != text)
+        return int(current != PAGE.read_text(encoding="utf-8"))
     PAGE.write_text(current, encoding="utf-8")
     return 0
 
