@@ -10,9 +10,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import ResultLog
 from benchmarks.scenes_cli import say
+from benchmarks.shared import add_option, run_shared
 from workbench.core.config import METHODS, InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
+from workbench.core.record import OnStep
 
 PSEUDO = ("nothing", "moved")
 BENCHED = (*METHODS, "refined")  # "refined": auto with its option `refine`
@@ -41,6 +44,7 @@ def add_parser(subparsers: Any) -> None:
         help="only the first N drags, by name; 0: all [default 0]")  # fmt: skip
     add("--resume", action=argparse.BooleanOptionalAction, default=True,
         help="keep what --out holds already and measure the rest [default yes]")  # fmt: skip
+    add_option(add)
     add("--pictures", type=Path, metavar="FOLDER",
         help="write each result as METHOD/NAME/dragged_image.png, where DragBench's own evaluation "
         "programs look for it")  # fmt: skip
@@ -100,19 +104,37 @@ def _measure(args: argparse.Namespace) -> int:
     entries = entries[: args.limit] if args.limit else entries
 
     from benchmarks.dragbench_report import tables
-    from benchmarks.dragbench_run import Run
-    from benchmarks.rows import ResultLog
-    from workbench.cli.engine import opened_app, steps
+    from workbench.cli.engine import steps
 
+    args.folder = args.folder.resolve()  # a worker process may stand elsewhere
     book = ResultLog(args.out, resume=args.resume)
-    with opened_app(args) as app, steps(quiet=True) as (on_step, _), book:
-        measured = Run(app, args, on_step, say)
-        try:
-            refused = measured.run(entries, book)
-        finally:
-            measured.close()
-    if refused == len(entries):
-        raise BadInput(f"None of the {refused} drags in {args.folder} could be read; see above.")
+    with steps(quiet=True) as (on_step, _), book:
+        if args.workers:
+            run_shared(measure, args, book, on_step)
+        else:
+            measure(args, book, on_step)
+    refused = {r["sample"] for r in book.records if r["kind"] == "refused"}
+    if len(refused) == len(entries):
+        raise BadInput(
+            f"None of the {len(refused)} drags in {args.folder} could be read; see above."
+        )
     say("")
     say(tables(book.records))
     return 0
+
+
+def measure(args: argparse.Namespace, book: ResultLog, on_step: OnStep) -> None:
+    """Measure what the log lacks of this process's shard."""
+    from benchmarks.dragbench_run import Run
+    from benchmarks.readers import find_samples
+    from workbench.cli.engine import opened_app
+
+    entries = find_samples(args.folder)
+    entries = entries[: args.limit] if args.limit else entries
+    shard, shards = getattr(args, "shard", (1, 1))
+    with opened_app(args) as app:
+        measured = Run(app, args, on_step, say)
+        try:
+            measured.run(entries[shard - 1 :: shards], book)
+        finally:
+            measured.close()

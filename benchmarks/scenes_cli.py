@@ -8,14 +8,18 @@ python -m workbench bench compare dragdiffusion auto --in figures.jsonl
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.rows import ResultLog
+from benchmarks.shared import add_option, run_shared
 from workbench.core.config import METHODS, InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
+from workbench.core.record import OnStep
 
 if TYPE_CHECKING:
     from benchmarks.scenes import AnyDrag
@@ -74,6 +78,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--shard", type=_shard, default=(1, 1), metavar="I/N",
         help="do only every N-th drag, beginning with the I-th: N processes share a set, each with a "
         "file of its own [default 1/1]")  # fmt: skip
+    add_option(add)
     add("--strips", type=Path, metavar="FOLDER",
         help="write a labelled strip per drag: source with arrows, each method, the truth")  # fmt: skip
     add("--report", type=Path, nargs="+", metavar="FILE.jsonl",
@@ -152,24 +157,42 @@ def measure(args: argparse.Namespace, drags: Sequence[AnyDrag], head: Mapping[st
     import tempfile
 
     from benchmarks.report import tables
-    from benchmarks.rows import ResultLog
-    from benchmarks.scenes_run import Scenes
-    from benchmarks.strips import write_strips
-    from workbench.cli.engine import opened_app, steps
+    from workbench.cli.engine import steps
 
     with tempfile.TemporaryDirectory(prefix="bench-scenes-") as folder:
         book = ResultLog(args.out or Path(folder) / "rows.jsonl", resume=args.resume)
-        with opened_app(args) as app, steps(quiet=True) as (on_step, _), book:
-            scenes = Scenes(app, args, drags, head, on_step, say)
-            try:
-                scenes.run(book)
-                if args.strips is not None:
-                    write_strips(args.strips, scenes.drags, book.rows(), args.method, scenes.store)
-            finally:
-                scenes.close()
+        part = functools.partial(measure_part, drags=drags, head=head)
+        with steps(quiet=True) as (on_step, _), book:
+            if args.workers:
+                run_shared(part, args, book, on_step)
+            else:
+                part(args, book, on_step)
         say("")
         say(tables(book.records, common=args.common))
     return 0
+
+
+def measure_part(
+    args: argparse.Namespace,
+    book: ResultLog,
+    on_step: OnStep,
+    *,
+    drags: Sequence[AnyDrag],
+    head: Mapping[str, Any],
+) -> None:
+    """Measure what the log lacks of this process's shard, and write the strips."""
+    from benchmarks.scenes_run import Scenes
+    from benchmarks.strips import write_strips
+    from workbench.cli.engine import opened_app
+
+    with opened_app(args) as app:
+        scenes = Scenes(app, args, drags, head, on_step, say)
+        try:
+            scenes.run(book)
+            if args.strips is not None:
+                write_strips(args.strips, scenes.drags, book.rows(), args.method, scenes.store)
+        finally:
+            scenes.close()
 
 
 def run_compare(args: argparse.Namespace) -> int:

@@ -31,7 +31,7 @@ from workbench.core.record import JobState, StepInfo
 from workbench.jobs.board import Board
 from workbench.jobs.job import CancelToken, Run, Task, WorkerLost
 from workbench.jobs.queue import QUEUE_LIMIT, ThreadExecutor
-from workbench.jobs.remote import PARTS, Host, Session
+from workbench.jobs.remote import Host, Session
 from workbench.storage.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -314,7 +314,7 @@ def for_app(
     return RayExecutor(
         functools.partial(remote, inner),
         local=local,
-        parts={name: parts[name] for name in PARTS},
+        parts={name: parts[name] for name in ("store", "cache", "loras")},
         address=address,
         limit=settings.queue,
         board=board,
@@ -331,6 +331,7 @@ def connect(address: str | None = None, *, processors: int | None = None) -> Non
         WorkbenchError: when the cluster cannot be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no request leaves the machine
+    logging.getLogger("ray").setLevel(logging.ERROR)
     address = address or os.environ.get("RAY_ADDRESS") or None
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address is None:

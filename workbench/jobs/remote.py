@@ -41,6 +41,7 @@ PARTS: Mapping[str, frozenset[str]] = {
     ),
     "cache": frozenset(("get", "has", "put", "claim", "release")),
     "loras": frozenset(("put",)),
+    "log": frozenset(("add",)),  # of a benchmark
 }
 _KEPT = 6  # pictures and files of the history that a worker remembers
 _POLL = 0.1  # seconds between two questions whether another worker has computed a key
@@ -124,6 +125,7 @@ class Host:
         self.store: Any = _Store(ask)
         self.cache: Any = _Cache(ask)
         self.loras: Any = _Part("loras", ask)
+        self.log: Any = _Part("log", ask)
 
 
 class Session:
