@@ -38,6 +38,7 @@ def nothing(_task: Task) -> None:
 def requests(app: App, args: argparse.Namespace) -> list[EditRequest]:
     """As many edits as asked for, of one picture, or each of its own."""
     spec = method_spec(args.method)
+    steps = {"steps": args.steps} if args.steps else {}
     made = []
     for drag in drag_set(args.edits, 4242):
         pictures = drag.pictures()
@@ -49,7 +50,7 @@ def requests(app: App, args: argparse.Namespace) -> list[EditRequest]:
                 prompt=drag.before.caption,
                 model=ModelRef(name=args.model),
                 lora=LoraConfig(steps=args.lora_steps),
-                drag=spec.drag_config(),
+                drag=dataclasses.replace(spec.drag_config(), **steps),
                 inversion=spec.inversion_config(),
             )
         )
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--overhead", type=int, default=0, metavar="JOBS")
     parser.add_argument("--model", default="storybook")
     parser.add_argument("--method", default="auto")
+    parser.add_argument("--steps", type=int, default=0, help="of a drag; 0: the method's own")
     parser.add_argument("--lora-steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -22,7 +22,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 
 from workbench import __version__
 from workbench.core import errors
@@ -250,7 +250,10 @@ class RayExecutor(ThreadExecutor):
         session = Session(self._parts)
         try:
             return self._drive(self._actors[number], task, session)
-        except (RayActorError, RayError) as exc:
+        except RayTaskError as exc:  # it lives, and could not even begin
+            reason = str(exc.cause).splitlines()[0] if str(exc.cause) else type(exc.cause).__name__
+            raise WorkbenchError(f"A worker could not take the job ({reason:.200}).") from exc
+        except RayError as exc:
             self._drop(number)
             log.warning("worker %s was lost: %s", number, str(exc).splitlines()[0])
             if session.finished and task.kind == "edit":
