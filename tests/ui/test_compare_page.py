@@ -23,7 +23,7 @@ from workbench.core.request import EditRequest, ImageAsset, ModelRef, Point, Poi
 from workbench.jobs.job import Job
 from workbench.sweeps.plan import Axis, Plan
 from workbench.sweeps.results import metrics_csv
-from workbench.ui.compare import facts, sweep_state
+from workbench.ui.compare import facts, sweep_form
 from workbench.ui.results.edits import EditView
 from workbench.ui.shell.backend import Backend, get_backend
 from workbench.ui.shell.text import inert
@@ -318,7 +318,7 @@ def test_cells_show_picture_reason_or_that_they_were_not_run(
     compare_page: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     grid = plan(request_)
-    name = sweep_state.save(backend, space, grid)
+    name = sweep_form.save(backend, space, grid)
     warp = done(app, grid.cells[0].request, iterations=0)
     failed(app, grid.cells[2].request, "The device ran out of <b>memory</b>.")
     page = compare_page(project=space.id, sweep=name)
@@ -328,8 +328,8 @@ def test_cells_show_picture_reason_or_that_they_were_not_run(
     assert rows[1]["cells"][0]["reason"] == "The device ran out of <b>memory</b>."
     assert rows[0]["cells"][0]["id"] == rows[0]["cells"][1]["id"] == warp.id
 
-    now = sweep_state.standing(backend, grid)
-    with Image.open(io.BytesIO(sweep_state.sheet(backend, now))) as sheet:
+    now = sweep_form.standing(backend, grid)
+    with Image.open(io.BytesIO(sweep_form.sheet(backend, now))) as sheet:
         assert sheet.format == "PNG"
     lines = list(csv.DictReader(io.StringIO(metrics_csv(grid, now.outcomes))))
     assert [line["state"] for line in lines] == ["done", "done", "failed", "missing"]
@@ -348,7 +348,7 @@ def test_a_sweep_under_way_can_be_cancelled(
     compare_page: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     grid = plan(request_)
-    name = sweep_state.save(backend, space, grid)
+    name = sweep_form.save(backend, space, grid)
     task = SweepTask(tuple(c.request for c in grid.runs()))
     job = Job(id="0" * 26, kind="sweep", payload=task, state=JobState.RUNNING, started=1.0)
     monkeypatch.setattr(backend, "recent", lambda _kind: [job])

@@ -21,7 +21,7 @@ from workbench.core.request import EditRequest, ModelRef, Point
 from workbench.core.request import PointPair as Pair
 from workbench.storage import archive
 from workbench.storage.history import Store
-from workbench.ui.history import files
+from workbench.ui.history import actions
 from workbench.ui.history import list as history_list
 from workbench.ui.history.tree import Filter, Forest
 from workbench.ui.shell.backend import get_backend
@@ -274,7 +274,7 @@ def test_what_a_download_holds(app: App) -> None:
     app.store.bin([made["b"].id])
     backend = get_backend()
     for ids, wanted in ((None, ("a", "a1", "a2", "a11")), ([made["a1"].id], ("a1",))):
-        raw = files.zip_maker(backend, ids, with_lora=False)()
+        raw = actions.zip_maker(backend, ids, with_lora=False)()
         with zipfile.ZipFile(io.BytesIO(raw)) as file:
             names = file.namelist()
             assert "index.html" in names

@@ -38,7 +38,7 @@ from workbench.ui.shell.text import inert
 from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 from workbench.ui.upload import intake
-from workbench.ui.upload.lora_cards import card_of
+from workbench.ui.upload.loras import card_of
 
 Open = Callable[[str], AppTest]
 

@@ -9,9 +9,9 @@ from workbench.core.record import JobState
 from workbench.sweeps.plan import Plan
 from workbench.sweeps.results import Outcome, metrics_csv, verdict
 from workbench.ui import components
-from workbench.ui.compare import page, sweep_form, sweep_state
+from workbench.ui.compare import page, sweep_form
 from workbench.ui.compare.facts import FEWEST, MOST
-from workbench.ui.compare.sweep_state import Standing
+from workbench.ui.compare.sweep_form import Standing
 from workbench.ui.draw import run_panel
 from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
@@ -36,7 +36,7 @@ def body(backend: Backend, space: Workspace | None) -> None:
         _new(backend, space)
         return
     try:
-        plan = sweep_state.load(backend, name)
+        plan = sweep_form.load(backend, name)
     except WorkbenchError as exc:
         _leave()
         st.warning(inert(str(exc)))
@@ -57,7 +57,7 @@ def _new(backend: Backend, space: Workspace | None) -> None:
             if started:
                 _open(started)
                 st.rerun()
-    found = sweep_state.listed(backend, space) if space is not None else {}
+    found = sweep_form.listed(backend, space) if space is not None else {}
     if found:
         st.subheader(say("compare.previous_sweeps_of_this_picture"), anchor=False)
         for name, title in found.items():
@@ -91,12 +91,12 @@ def _leave() -> None:
 
 def _shown(backend: Backend, space: Workspace | None, plan: Plan) -> None:
     """One sweep: how far it is, the sheet, what can be taken away."""
-    at_entry = sweep_state.standing(backend, plan)
+    at_entry = sweep_form.standing(backend, plan)
     left = backend.seconds(at_entry.left) if at_entry.live else None
 
     def part() -> None:
         with guard():
-            now = sweep_state.standing(backend, plan)
+            now = sweep_form.standing(backend, plan)
             if at_entry.live and not now.live:
                 st.rerun()  # once, as a whole: buttons and downloads follow
             _head(backend, space, now, left)
@@ -226,7 +226,7 @@ def _onwards(backend: Backend, now: Standing) -> None:
             return
         st.download_button(
             say("compare.contact_sheet"),
-            data=lambda: sweep_state.sheet(backend, sweep_state.standing(backend, now.plan)),
+            data=lambda: sweep_form.sheet(backend, sweep_form.standing(backend, now.plan)),
             file_name="sweep.png",
             mime="image/png",
             key="sweep_png",
@@ -237,7 +237,7 @@ def _onwards(backend: Backend, now: Standing) -> None:
         st.download_button(
             say("compare.measurements_csv"),
             data=lambda: metrics_csv(
-                now.plan, sweep_state.standing(backend, now.plan).outcomes
+                now.plan, sweep_form.standing(backend, now.plan).outcomes
             ).encode(),
             file_name="sweep.csv",
             mime="text/csv",

@@ -15,14 +15,13 @@ from workbench.jobs.job import Job
 from workbench.storage.history import Notes, Store, empty_bin
 from workbench.ui import components
 from workbench.ui.draw import run_panel
-from workbench.ui.history import files, ticks
-from workbench.ui.history.tree import Forest, Row
-from workbench.ui.history.words import SIGNS, title_of
+from workbench.ui.history import actions
+from workbench.ui.history.tree import SIGNS, Forest, Row, title_of
 from workbench.ui.results import figures, open_edit
 from workbench.ui.results.edits import EditView, parameters, picture_of
 from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
-from workbench.ui.shell.facts import facts_list
+from workbench.ui.shell.options_form import facts_list
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import (
     count,
@@ -150,8 +149,8 @@ def _actions(
 
 def _more(backend: Backend, space: Workspace | None, record: EditRecord, done: bool) -> None:
     """Download, replay, settings for another picture, delete."""
-    lora = files.lora_switch("history_one_lora")
-    files.download(
+    lora = actions.lora_switch("history_one_lora")
+    actions.download(
         backend,
         say("history.download_this_edit"),
         [record.id],
@@ -218,7 +217,7 @@ def _bin_actions(backend: Backend, record: EditRecord) -> None:
 
 def _move(backend: Backend, name: str, to_bin: bool) -> None:
     with guard():
-        ticks.move(backend, [name], to_bin)
+        actions.move(backend, [name], to_bin)
 
 
 def _take_settings(space: Workspace, request: EditRequest) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import streamlit as st
 
 from workbench.core.record import JobState
-from workbench.ui.history import files
-from workbench.ui.history.ticks import tick, ticked
-from workbench.ui.history.tree import Forest, Row
-from workbench.ui.history.words import branch_of, line_of, title_of
+from workbench.ui.history import actions
+from workbench.ui.history.actions import tick, ticked
+from workbench.ui.history.tree import Forest, Row, branch_of, line_of, title_of
 from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
@@ -75,7 +74,9 @@ def _heading(backend: Backend, forest: Forest, image: str, *, binned: bool) -> N
         st.space("stretch")
         if not binned:
             names = forest.of_family(image)
-            files.menu(backend, names, name=asset.name, key=f"zip_family_{image[-12:]}", quiet=True)
+            actions.menu(
+                backend, names, name=asset.name, key=f"zip_family_{image[-12:]}", quiet=True
+            )
 
 
 def _row(backend: Backend, row: Row, here: bool) -> None:

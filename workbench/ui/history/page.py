@@ -10,12 +10,9 @@ import streamlit as st
 from workbench.core.record import JobState
 from workbench.storage.history import empty_bin
 from workbench.ui import components
+from workbench.ui.history import actions
 from workbench.ui.history import (
     detail as history_detail,
-)
-from workbench.ui.history import (
-    files,
-    ticks,
 )
 from workbench.ui.history import (
     list as history_list,
@@ -62,12 +59,12 @@ def body(backend: Backend, space: Workspace | None) -> None:
     with st.container(key="history_room"):
         room = components.width(key="history_width")
     if 0 < room < NARROW:
-        ticks.bar(backend, forest, wanted)
+        actions.bar(backend, forest, wanted)
         history_list.tree(backend, forest, rows, chosen, below=detail)
         return
     left, right = st.columns([6, 5], gap="large")
     with left:
-        ticks.bar(backend, forest, wanted)
+        actions.bar(backend, forest, wanted)
         history_list.tree(backend, forest, rows, chosen)
     with right, st.container(key="history_detail"):
         detail()
@@ -160,14 +157,14 @@ def _tools(backend: Backend, forest: Forest, wanted: Filter, rows: list[Row]) ->
         with st.popover(
             say("history.download"), icon=":material/download:", disabled=not forest.records
         ):
-            lora = files.lora_switch("history_all_lora")
+            lora = actions.lora_switch("history_all_lora")
             if wanted.narrows and rows:
                 names = [r.record.id for r in rows]
                 words = say("history.these_results_number", number=len(names))
-                files.download(
+                actions.download(
                     backend, words, names, name="history-part", key="zip_shown", with_lora=lora
                 )
-            files.download(
+            actions.download(
                 backend,
                 say("history.complete_history_zip"),
                 None,
@@ -178,7 +175,7 @@ def _tools(backend: Backend, forest: Forest, wanted: Filter, rows: list[Row]) ->
             )
             st.caption(say("history.a_zip_with_pictures_masks"))
         with st.popover(say("common.import"), icon=":material/upload:"):
-            files.importer(backend)
+            actions.importer(backend)
 
 
 def _how_many(forest: Forest, wanted: Filter, rows: list[Row]) -> str:
@@ -195,7 +192,7 @@ def _emptying(backend: Backend, number: int) -> None:
     if st.button(say("history.delete_permanently"), type="primary", key="empty_bin_really"):
         with guard():
             removed, freed = empty_bin(backend.store)
-            ticks.tick_none()
+            actions.tick_none()
             st.toast(
                 say(
                     "history.edits_deleted_size_freed",

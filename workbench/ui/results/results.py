@@ -25,7 +25,7 @@ from workbench.ui.results.edits import (
 from workbench.ui.results.open_edit import continued, enter
 from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
-from workbench.ui.shell.facts import facts_list
+from workbench.ui.shell.options_form import facts_list
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import (
     about,

@@ -9,12 +9,12 @@ import streamlit as st
 from workbench.core.errors import BadInput, Notice, WorkbenchError
 from workbench.editing.lora_library import LoraEntry
 from workbench.ui.shell.backend import Backend
-from workbench.ui.shell.facts import facts_list
+from workbench.ui.shell.options_form import facts_list
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import count, inert, size
 from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
-from workbench.ui.upload.lora_cards import Card, card_of
+from workbench.ui.upload.loras import Card, card_of
 
 MOST_MB = 500
 _SAID = "lora_import_said"

@@ -19,7 +19,7 @@ from workbench.diffusion.registry.download import Plan, plan
 from workbench.jobs.job import Job
 from workbench.ui.draw import run_panel
 from workbench.ui.shell.backend import Backend
-from workbench.ui.shell.facts import facts_list
+from workbench.ui.shell.options_form import facts_list
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import count, inert, size
 from workbench.ui.shell.words import say

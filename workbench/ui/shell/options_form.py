@@ -1,14 +1,15 @@
-"""Widgets built from the options' own metadata: range, unit, effect and default from one place."""
+"""Names and values on a page: widgets built from the options' own metadata, and lists of facts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import streamlit as st
 
 from workbench.core.options import Option, options_of, range_text
-from workbench.ui.shell.text import field_label
+from workbench.ui.shell.text import field_label, plain
 from workbench.ui.shell.words import say
 
 
@@ -113,3 +114,20 @@ def _step(opt: Option) -> float:
     if span <= 0.2:
         return 1e-4
     return 0.01 if span <= 1.0 else 0.1 if span <= 64 else 1.0
+
+
+LONGEST = 300  # characters of a value
+_STYLE = """<style>
+.wb-facts { display: grid; grid-template-columns: minmax(6.5rem, max-content) 1fr;
+  gap: 0.35rem 1.1rem; margin: 0.2rem 0 0.6rem; font-size: 0.95rem; }
+.wb-facts dt { margin: 0; opacity: 0.68; }
+.wb-facts dd { margin: 0; overflow-wrap: anywhere; }
+</style>"""
+
+
+def facts_list(rows: Mapping[str, str]) -> None:
+    """Show names and values; both are put in letter by letter, never as markup."""
+    items = (
+        f"<dt>{escape(plain(k))}</dt><dd>{escape(plain(v, LONGEST))}</dd>" for k, v in rows.items()
+    )
+    st.html(f'{_STYLE}<dl class="wb-facts">{"".join(items)}</dl>')

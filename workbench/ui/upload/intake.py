@@ -30,7 +30,7 @@ from workbench.ui.shell.text import (
 )
 from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
-from workbench.ui.upload import generating, working
+from workbench.ui.upload import generating, training
 
 _EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 MOST_RECENT = 9
@@ -272,7 +272,7 @@ def train_if_wished(backend: Backend, space: Workspace) -> str | None:
 def what_was_read(backend: Backend, space: Workspace) -> None:
     """The picture at hand and what is known about it."""
     image = space.image
-    working.picture_and_size(backend, space)
+    training.picture_and_size(backend, space)
     for notice in space.get("notices", ()):
         st.caption(f":material/info: {inert(str(notice))}")
     edits = len(backend.store.records(image=image.id))
