@@ -115,7 +115,7 @@ def _checks_and_run(backend: Backend, space: Workspace, drawing: Drawing) -> Non
     found = backend.areas.of(space, drawing)
     waiting = not (drawing.arrows or found.mask.any()) and area.unpainted(space) == "propose"
     checks = area.told(checklist(drawing, size, found.mask, space.drag), found, waiting=waiting)
-    checks = by_level([*checks, *check_prompt(space.prompt)])
+    checks = by_level([*checks, *check_prompt(space.project.prompt)])
     with st.container(key="card_run"):
         st.markdown("  \n".join(f"{_SIGNS[c.level]} {inert(c.text)}" for c in checks))
         drag_form(space)
