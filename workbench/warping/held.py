@@ -33,6 +33,8 @@ _REACH = (
     60.0  # where nothing is painted: distance over which heat is lost, a quarter of the picture
 )
 _PULL = 0.01  # how strongly features heat and cool, against 1 between cells of one colour
+_LIKE = 0.4  # cosine similarity from which on two features resemble each other
+_SPREAD = (0.12, 0.3)  # share of the picture that does: below the first, features say nothing
 _STEPS = (200, 100)  # of the solver: at half the size, at full size
 
 
@@ -59,11 +61,14 @@ class PictureFeatures:
         """How much each cell of a grid looks like a part of the thing at `p`, in [-1, 1].
 
         Similarity, stretched so that the picture's median similarity is -1 and the handle's own +1:
-        absolute values differ from model to model and from picture to picture.
+        absolute values differ from model to model and from picture to picture. Features of which next
+        to nothing resembles the handle's tell places apart, not things; they count less, down to 0.
         """
         found = self.similarity(p)
+        spread = float((found > _LIKE).mean())
+        trust = min(1.0, max(0.0, (spread - _SPREAD[0]) / (_SPREAD[1] - _SPREAD[0])))
         base = float(np.median(found))
-        found = np.clip(2 * (found - base) / max(1 - base, 1e-3) - 1, -1, 1)
+        found = trust * np.clip(2 * (found - base) / max(1 - base, 1e-3) - 1, -1, 1)
         ky, kx = grid.scale
         h, w = grid.shape
         y = grid.y0 + (np.arange(h, dtype=np.float32) + 0.5) * ky - 0.5
