@@ -229,7 +229,8 @@ def prepare(
 
     Returns plain JSON data: `lora` (cache key or None), `lora_file` (a reference, when a LoRA was
     continued), `losses`, `reconstruction` (picture id: inverted and denoised again), `psnr` (dB, to
-    the working picture), `size`, `crop`, `seconds`, `cached`, `notices`.
+    the working picture), `knows` (how well the model knows the picture where it may change: `level`,
+    `psnr`, `noise`), `size`, `crop`, `seconds`, `cached`, `notices`.
 
     Raises:
         Cancelled, ModelError, OutOfMemory, BadInput, StoreError: as `run_edit`.
@@ -250,6 +251,7 @@ def _prepare(
     with runtime.job(), runtime.low_memory(sparing):
         edit = PreparedEdit(request, image, engine, on_step)
         with edit.with_style_lora():
+            knows = look(edit).knows(image)
             if task.start is not None:
                 raw = edit.trained(task.start)
                 made = LoraRef(id=store.put_blob(raw, "safetensors"), name=task.name)
@@ -274,6 +276,7 @@ def _prepare(
         "losses": list(report.lora_losses),
         "reconstruction": picture,
         "psnr": psnr,
+        "knows": knows,
         "size": list(image.size),
         "crop": [image.crop.x0, image.crop.y0, image.crop.width, image.crop.height],
         "seconds": dict(report.seconds),

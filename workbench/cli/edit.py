@@ -215,6 +215,14 @@ def summary(record: EditRecord) -> list[str]:
             for i, (d, p) in enumerate(zip(left_of(pairs, result), pairs, strict=True), 1)
         )
         lines.append(f"Left to go (px): {left}.")
+    if result.knows:
+        k = result.knows
+        lines.append(
+            f"The model knows this picture {k['level']} (round trip {k['psnr']:.1f} dB, noise error "
+            f"{k['noise']:.2f})."
+        )
+    if result.choice:
+        lines.append(f"Delivered: {result.choice['result']} ({result.choice['why']}).")
     spent = ", ".join(f"{k} {v:.1f}" for k, v in result.seconds.items() if v >= 0.05)
     cached = f"; from the cache: {', '.join(result.cached)}" if result.cached else ""
     lines.append(f"{result.iterations} steps; seconds: {spent}{cached}.")
