@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -11,31 +12,12 @@ F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
 
 
-def stretched(a: F32, box: tuple[float, float, float, float], width: int, height: int) -> F32:
-    """Bilinear values of `a` between node positions `box` (x0, y0, x1, y1), on width x height."""
-    x = np.linspace(box[0], box[2], width, dtype=np.float32)
-    y = np.linspace(box[1], box[3], height, dtype=np.float32)
-    j = np.minimum(x.astype(np.int64), a.shape[1] - 2)
-    i = np.minimum(y.astype(np.int64), a.shape[0] - 2)
-    u, v = x - j, (y - i)[:, None]
-    across = a[:, j] * (1 - u) + a[:, j + 1] * u
-    out: F32 = across[i] * (1 - v) + across[i + 1] * v
-    return out
-
-
 def enlarged(a: F32, shape: tuple[int, int]) -> F32:
-    """Bilinear values of a grid on a larger one, cell centre on cell centre, linear beyond the edge."""
+    """Bilinear values of a grid [h, w] on a larger one of `shape`, cell centre on cell centre."""
     if a.shape == shape:
         return a
-    ky, kx = shape[0] / a.shape[0], shape[1] / a.shape[1]
-    padded = (
-        np.pad(a, 1, mode="reflect", reflect_type="odd")
-        if min(a.shape) > 1
-        else np.pad(a, 1, mode="edge")
-    )
-    h, w = a.shape
-    box = (0.5 / kx + 0.5, 0.5 / ky + 0.5, w + 0.5 - 0.5 / kx, h + 0.5 - 0.5 / ky)
-    return stretched(padded.astype(np.float32), box, shape[1], shape[0])
+    made = Image.fromarray(np.ascontiguousarray(a, np.float32))
+    return np.array(made.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
 
 
 def distance_inside(mask: Mask) -> F64:

@@ -226,17 +226,21 @@ def render(motion: Motion, rgb: U8, mask: Mask | None, *, fine: bool = False) ->
     """
     grid = motion.grid
     part = rgb[grid.box]
-    veil = motion.veil
-    behind = filled(grid.rgb, veil <= 0)
-    share = np.clip(2 * grid.full(veil), 0, 1)
-    ground = np.stack([grid.full(c) for c in np.moveaxis(behind, 2, 0)], axis=2)
     out = part.astype(np.float32)
-    out += (255 * ground - out) * share[..., None]
+    veil = motion.veil
+    share = grid.full(np.clip(2 * veil, 0, 1))
+    at = np.nonzero(share > 0)
+    if len(at[0]):
+        behind = filled(grid.rgb, veil <= 0)
+        ground = np.stack([grid.full(c)[at] for c in np.moveaxis(behind, 2, 0)], axis=1)
+        out[at] += (255 * ground - out[at]) * share[at][:, None]
     for layer in motion.layers:
         _lay(out, part, layer, grid, fine=fine)
     made = rgb.copy()
-    inside = np.ones(part.shape[:2], np.bool_) if mask is None or not mask.any() else mask[grid.box]
-    made[grid.box][inside] = np.clip(out[inside] + 0.5, 0, 255).astype(np.uint8)
+    new = np.clip(out + 0.5, 0, 255).astype(np.uint8)
+    if mask is not None and mask.any():
+        new = np.where(mask[grid.box][..., None], new, part)
+    made[grid.box] = new
     return made
 
 
