@@ -46,7 +46,7 @@ class Judge:
         for name, found in self._found(result).items():
             left = [f.point.distance(q.target) for f, q in zip(found, pairs, strict=True)]
             out[f"left_{name}"] = float(np.mean(left))
-            shares = [d / q.length for d, q in zip(left, pairs, strict=True)]
+            shares = [d / q.length for d, q in zip(left, pairs, strict=True) if q.length > 0]
             out[f"share_{name}"] = float(np.mean(shares))
             out[f"found_{name}"] = [
                 [round(f.point.x, 2), round(f.point.y, 2), round(f.score, 4)] for f in found

@@ -56,8 +56,8 @@ class PhotoDrag:
 
     @property
     def length(self) -> float:
-        """Mean length of the pairs in pixels."""
-        return float(np.mean([p.length for p in self.pairs]))
+        """Mean length of the pairs in pixels; pins do not count."""
+        return float(np.mean([p.length for p in self.pairs if p.length > 0] or [0.0]))
 
     @property
     def bucket_name(self) -> str:

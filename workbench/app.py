@@ -33,6 +33,7 @@ from workbench.diffusion.registry.specs import BY_PICTURE, suited
 from workbench.editing import crop_plan
 from workbench.editing.crop_plan import StageNames
 from workbench.editing.lora_library import LoraLibrary
+from workbench.editing.picture_look import Look, look_of
 from workbench.jobs import run_job
 from workbench.jobs.board import Board
 from workbench.jobs.job import CancelToken, Job, Task
@@ -201,6 +202,12 @@ class App:
         if not request.model.fingerprint:
             request = self.complete(request)
         return crop_plan.stage_names(request, self.store, native)
+
+    def look(self, request: EditRequest) -> Look | None:
+        """What the request's model made of its picture, if it has looked at it; raises as `prepared`."""
+        names = self.stage_names(request)
+        raw = self.cache.get(names.look)
+        return look_of(raw, names.crop.frame) if raw is not None else None
 
     @property
     def _sums(self) -> Any:

@@ -134,7 +134,9 @@ def _edit(
         drafting = request.drag.drafts
         with edit.with_style_lora():
             known = look(edit) if own else None
-            moved = moved_of(image, known.trusted(image)) if known is not None else None
+            moved = None
+            if known is not None:
+                moved = moved_of(image, known.trusted(image.rgb, image.working_mask))
             lora, weight = (None, 1.0) if drafting else edit.lora()
             with merged(runtime.unet, lora, weight):
                 problem = edit.problem(moved=moved, drafting=drafting, fresh=fresh)
@@ -161,7 +163,9 @@ def _edit(
             choice: dict[str, Any] = {}
             if known is not None and moved is not None:
                 again = None if drafting else to_rgb(runtime.decode(moved_clean(problem)))
-                edited, choice = delivered(moved, edited, again, known.knows(image))
+                edited, choice = delivered(
+                    moved, edited, again, known.knows(image.rgb, image.working_mask)
+                )
             elif image.scaled and not request.drag.parity and problem.reference is not None:
                 unedited = to_rgb(runtime.decode(problem.reference.latents[-1]))
             on_step(StepInfo(stage="decode", step=1, total=1))
@@ -171,7 +175,7 @@ def _edit(
         result = _save(image, engine.store, report, outcome, whole, recorder.frames)
     result = dataclasses.replace(
         result, seconds=dict(report.seconds), found=found_in(image, whole), choice=choice,
-        knows=known.knows(image) if known is not None else {},
+        knows=known.knows(image.rgb, image.working_mask) if known is not None else {},
     )  # fmt: skip
     on_step(StepInfo(stage="save", step=1, total=1))
     return result, failure
@@ -251,7 +255,7 @@ def _prepare(
     with runtime.job(), runtime.low_memory(sparing):
         edit = PreparedEdit(request, image, engine, on_step)
         with edit.with_style_lora():
-            knows = look(edit).knows(image)
+            knows = look(edit).knows(image.rgb, image.working_mask)
             if task.start is not None:
                 raw = edit.trained(task.start)
                 made = LoraRef(id=store.put_blob(raw, "safetensors"), name=task.name)

@@ -14,6 +14,8 @@ from workbench.core.config import METHODS, DragConfig
 from workbench.core.record import EditResult, JobState
 from workbench.core.request import EditRequest, Point, PointPair
 from workbench.diffusion.model import Runtime
+from workbench.editing.crop_plan import stage_names
+from workbench.editing.picture_look import look_of
 from workbench.imaging.crop import blend_weight
 from workbench.warping.layers import plan, render
 
@@ -130,3 +132,15 @@ def test_recorded_work_gives_the_same_picture(
     assert recorded.image == plain.image
     assert recorded.losses == plain.losses
     assert recorded.trajectory == plain.trajectory
+
+
+def test_pages_find_the_look_by_its_key_and_read_it(bench: Bench) -> None:
+    record = bench.edit(draft(bench))
+    assert record.result is not None
+    names = stage_names(record.request, bench.store, bench.runtime.native_size)
+    raw = bench.cache.get(names.look)
+    assert raw is not None
+    found = look_of(raw, names.crop.frame)
+    assert found.features.box == (0, 0, 72, 64)
+    assert found.again.shape[:2] == names.crop.working[::-1]
+    assert found.features.similarity(Point(24, 30)).max() <= 1.001

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from workbench.core import keys
 from workbench.core.request import EditRequest
+from workbench.editing.picture_look import look_key
 from workbench.imaging import decode
 from workbench.imaging.crop import Crop, plan, whole
 from workbench.storage.history import Store
@@ -53,10 +54,14 @@ def _reference_size(width: int, height: int, longest: int, native: int) -> Crop:
 
 @dataclass(frozen=True, slots=True)
 class StageNames:
-    """Cache keys of what a request needs per picture; `adapter` is None where no LoRA is trained."""
+    """Cache keys of what a request needs per picture; `adapter` is None where no LoRA is trained.
+
+    `look`: the model's features of the picture and how well it knows it.
+    """
 
     adapter: str | None
     latent: str
+    look: str
     crop: Crop
 
 
@@ -82,5 +87,6 @@ def names_of(request: EditRequest, image: str, crop: Crop, model: str) -> StageN
     return StageNames(
         adapter=keys.adapter_key(request, image, styled, longest),
         latent=keys.latent_key(request, image, styled, longest),
+        look=look_key(image, styled, request.prompt, crop.working),
         crop=crop,
     )

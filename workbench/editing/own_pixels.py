@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load, save
+from safetensors.torch import save
 
-from workbench.core import keys
 from workbench.core.request import PointPair
 from workbench.drag.template import Template
+from workbench.editing.picture_look import LEVEL, NOISES, Look, look_key, look_of, unfit
 from workbench.editing.text_to_image import denoiser_of, to_rgb
 from workbench.editing.working_image import WorkingImage
 from workbench.imaging import decode
@@ -33,68 +33,14 @@ U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 Tensor = torch.Tensor
 
-LEVEL = 101  # timestep of the features: low noise, where they outline things
-NOISES = 4  # whose mean is taken
-PARTLY, POORLY = (
-    (33.0, 0.35),
-    (26.0, 0.6),
-)  # dB and error of the noise: beyond either, the level is lower
-
-
 # --- the model's look at the picture -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Look:
-    """What the model makes of the untouched picture.
-
-    `features`: of the supervised layer. `again` uint8 [h, w, 3]: the picture through the autoencoder and
-    back. `noise_error` [h, w]: squared error of the predicted noise at `LEVEL`, 1 = knows nothing.
-    """
-
-    features: PictureFeatures
-    again: U8
-    noise_error: F32
-
-    def knows(self, image: WorkingImage) -> dict[str, Any]:
-        """How well the model knows the picture where it may change: level, psnr (dB), noise error."""
-        where = image.working_mask
-        gap = (self.again.astype(np.float32) - image.rgb) ** 2
-        error = gap.mean(axis=2)
-        if where is not None and where.any():
-            error = error[where]
-        psnr = float(10 * np.log10(255**2 / max(float(error.mean()), 1e-3)))
-        small = self.noise_error
-        if where is not None and where.any():
-            size = (small.shape[1], small.shape[0])
-            cells = decode.resize(where.astype(np.uint8) * 255, size, "box") > 32
-            small = small[cells] if cells.any() else small
-        noise = float(small.mean())
-        return {"level": level_of(psnr, noise), "psnr": round(psnr, 2), "noise": round(noise, 4)}
-
-    def trusted(self, image: WorkingImage) -> PictureFeatures | None:
-        """The features, unless the model knows too little of the picture for them to mean anything."""
-        return None if unfit(self.knows(image)) else self.features
-
-
-def unfit(knows: dict[str, Any]) -> bool:
-    """Whether a model's noise error says that it would draw garbage."""
-    return float(knows["noise"]) > POORLY[1]
-
-
-def level_of(psnr: float, noise: float) -> str:
-    """ "well", "partly" or "poorly"; docs/benchmarks.md says what the limits come from."""
-    for name, (decibels, error) in (("poorly", POORLY), ("partly", PARTLY)):
-        if psnr < decibels or noise > error:
-            return name
-    return "well"
 
 
 @torch.no_grad()
 def look(edit: PreparedEdit) -> Look:
     """The model's look at the request's picture, without any LoRA of it; kept in the cache."""
     image, run = edit.image, edit.runtime
-    name = look_key(edit)
+    name = look_key(image.id, edit.model, edit.request.prompt, image.size)
     kept = run.kept(name)
     if not isinstance(kept, Look):
         with edit.report.timed("look"):
@@ -106,30 +52,10 @@ def look(edit: PreparedEdit) -> Look:
     return kept
 
 
-def look_key(edit: PreparedEdit) -> str:
-    """Key of the model's look at a working picture."""
-    image = edit.image
-    return keys.key(
-        "look", 1, image.id, edit.model, edit.request.prompt, list(image.size),
-        edit.runtime.dtype_name, LEVEL, NOISES,
-    )  # fmt: skip
-
-
-def look_of(raw: bytes, frame: Frame) -> Look:
-    """Read what `look` keeps; `frame` says which part of the picture it is of."""
-    found = load(raw)
-    box = (float(frame.x0), float(frame.y0), float(frame.width), float(frame.height))
-    features = PictureFeatures(found["features"].float().numpy(), box)
-    return Look(features, found["again"].numpy(), found["noise_error"].numpy())
-
-
 def _look(edit: PreparedEdit) -> bytes:
     run, image = edit.runtime, edit.image
     mean, _ = edit.encoded()
-    denoiser = denoiser_of(
-        run, edit.request.prompt, image.size, edit.schedule,
-        block=edit.request.drag.feature_block,
-    )  # fmt: skip
+    denoiser = denoiser_of(run, edit.request.prompt, image.size, edit.schedule)
     t = min(edit.schedule.timesteps, key=lambda t: abs(t - LEVEL))
     generator = torch.Generator("cpu").manual_seed(0)
     noise = torch.randn((NOISES, *mean.shape[1:]), generator=generator).to(mean)
