@@ -11,8 +11,6 @@ import pytest
 from edit_samples import add_edit, pixels
 from patience import HANG
 from streamlit.testing.v1 import AppTest
-from workbench.storage.history.format import seal
-from workbench.storage.ulid import UlidMaker
 
 from workbench.app import App
 from workbench.core.config import DragConfig, InversionConfig, LoraConfig
@@ -20,7 +18,9 @@ from workbench.core.record import EditRecord, JobState
 from workbench.core.request import EditRequest, ModelRef, Point
 from workbench.core.request import PointPair as Pair
 from workbench.storage import archive
+from workbench.storage.files import UlidMaker
 from workbench.storage.history import Store
+from workbench.storage.history.folder import seal
 from workbench.ui.history import actions
 from workbench.ui.history import list as history_list
 from workbench.ui.history.tree import Filter, Forest
