@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,18 @@ def test_no_import_cycle_between_modules_or_folders(monkeypatch: pytest.MonkeyPa
     graph = house.module_graph()
     assert house.cycles(graph) == []
     assert house.cycles(house.folder_graph(graph)) == []
+
+
+def test_every_reference_to_a_document_resolves() -> None:
+    """`docs/algorithm.md 2.1` names a heading, `docs/faults.md 37` a row of its table."""
+    tests = sorted((REPO / "tests").rglob("*.py"))
+    missing = []
+    for path in (*SOURCES, *tests):
+        text = " ".join(path.read_text(encoding="utf-8").split())
+        for name, number in re.findall(r"docs/([a-z_]+\.md)(?: (\d+(?:\.\d+)?))?", text):
+            page = REPO / "docs" / name
+            said = page.read_text(encoding="utf-8") if page.is_file() else ""
+            known = re.findall(r"^(?:#+|\|) (\d+(?:\.\d+)?)\.? ", said, re.MULTILINE)
+            if not said or (number and number not in known):
+                missing.append(f"{path.relative_to(REPO)}: docs/{name} {number}")
+    assert missing == []
