@@ -350,7 +350,7 @@ def connect(address: str | None = None, *, processors: int | None = None) -> Non
         }
     try:
         ray.init(address=address or "local", **options)
-    except (ConnectionError, RayError, RuntimeError) as exc:
+    except (ConnectionError, ImportError, RayError, RuntimeError) as exc:
         raise WorkbenchError(
             f"The Ray cluster {address or 'of this machine'} could not be reached "
             f"({str(exc).splitlines()[0]:.200}); start it, or set WORKBENCH_WORKERS to 1.",
