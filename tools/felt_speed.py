@@ -26,6 +26,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 from find_chromium import find_chromium  # noqa: E402
 
+from workbench.ui.shell.words import say  # noqa: E402
+
 ARGS = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking"]
 REPEATS = 5
 
@@ -83,7 +85,7 @@ def _first_page(page: object) -> float:
             except OSError:
                 time.sleep(0.02)
         page.goto(f"http://127.0.0.1:{port}/")  # type: ignore[attr-defined]
-        page.get_by_role("heading", name="Upload & train").wait_for()  # type: ignore[attr-defined]
+        page.get_by_role("heading", name=say("shell.product")).wait_for()  # type: ignore[attr-defined]
         return time.perf_counter() - begun
     finally:
         server.terminate()
