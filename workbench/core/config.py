@@ -26,9 +26,8 @@ _SHARING = ("sharing_start_layer", "sharing_start_step")
 class MethodSpec:
     """A drag method: how it is called, its own defaults, and which options it reads.
 
-    `drag` and `inversion` hold the fields that differ from the defaults of `DragConfig` and
-    `InversionConfig`. `own` names options that only this method reads; `only`, where it is given,
-    all that it reads.
+    `drag` and `inversion` hold what differs from the defaults of `DragConfig` and `InversionConfig`.
+    `own` names options that only this method reads; `only`, where it is given, all that it reads.
     """
 
     name: str
@@ -107,7 +106,7 @@ SPECS: dict[str, MethodSpec] = {
             own=("refine",),
             moves_pixels=True,
             keeps_pixels=True,
-        ),
+        )
     )
 }  # fmt: skip
 METHODS = tuple(SPECS)
@@ -138,9 +137,8 @@ def with_method(
 ) -> tuple[DragConfig, InversionConfig]:
     """Both configurations for another method.
 
-    The drag takes the method's defaults at the same strength and keeps what concerns the picture
-    (compositing, feather, parity). Of the inversion every field that stands at the old method's
-    default takes the new one's; what was set by hand stays.
+    The drag takes the method's defaults at the same strength, but keeps compositing, feather and
+    parity. Of the inversion, fields at the old method's default take the new one's.
 
     Raises:
         BadInput: for an unknown name.
@@ -340,8 +338,7 @@ class DragConfig:
         0, "First denoise step with shared attention.", low=0, high=500, advanced=True
     )
     refine: bool = option(
-        False,
-        "auto: train on the picture and optimise as well. Takes minutes instead of seconds.",
+        False, "auto: train on the picture and optimise as well. Takes minutes instead of seconds."
     )
     composite: bool = option(True, "Put the untouched picture back outside the mask, exactly.")
     feather: float = option(
