@@ -235,7 +235,7 @@ def test_cache_is_listed_and_cleared(
     capsys.readouterr()
     assert main(["cache", "list", "--json"]) == 0
     kinds = {e["kind"] for e in said(capsys)}
-    assert kinds == {"lora", "inversion", "reference", "state"}
+    assert kinds == {"lora", "inversion", "reference", "state", "features"}
     assert main(["cache", "clear", "--kind", "state"]) == 0
     assert "1 entries" in capsys.readouterr().out
     assert main(["cache", "clear", "--older-than", "1"]) == 0
