@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from conftest import JOB, Bench, Server, picture
@@ -55,28 +56,27 @@ def test_reload_and_second_browser_find_the_job(
     expect(bench.page.get_by_text("Dragging · step")).to_be_visible()  # theirs changed nothing
     bench.page.get_by_role("button", name="Cancel", exact=True).click()
     expect(bench.page.get_by_text("Cancelled", exact=True)).to_be_visible()
-    expect(other.page.get_by_role("link", name="See the result")).to_be_visible(timeout=JOB)
+    expect(other.page.get_by_role("link", name="Open in Results")).to_be_visible(timeout=JOB)
 
 
 def test_the_page_can_be_left_and_more_can_be_queued(server: Server, bench: Bench) -> None:
     begin(server, bench, 24, **LONG)
     expect(bench.page.get_by_text("Dragging · step")).to_be_visible(timeout=JOB)
     bench.stroke((45, 15), (50, 25), size=SIZE)  # drawing goes on while it runs
-    bench.page.get_by_role("button", name="Run", exact=True).click()
+    bench.page.get_by_role("button", name="Queue this drawing").click()
     bench.settle()
     expect(bench.page.get_by_text("Next in the queue")).to_be_visible()
-    expect(bench.page.get_by_text("Also in the queue")).to_be_visible()
-    expect(
-        bench.page.get_by_text("Dragging · step")
-    ).to_be_visible()  # the one that runs is told on
+    bench.page.get_by_text("Other jobs (1)").click()
+    expect(bench.page.get_by_text("Dragging · step")).to_be_visible()  # the one that runs
     bench.goto_page("Upload & train")
     expect(bench.page.get_by_role("button", name="2 jobs running")).to_be_visible()
     bench.goto_page("Mask & points")
     assert bench.query("job")
     expect(bench.page.get_by_text("Next in the queue")).to_be_visible()
-    bench.page.get_by_role("button", name="Cancel", exact=True).first.click()
+    bench.page.get_by_role("button", name="Cancel", exact=True).click()
     expect(bench.page.get_by_text("Cancelled", exact=True)).to_be_visible()
-    bench.page.get_by_role("button", name="Cancel", exact=True).last.click()
+    bench.page.get_by_text("Other jobs (1)").click()
+    bench.page.get_by_role("button", name=re.compile("^Cancel Test picture")).click()
     bench.settle()
     expect(bench.page.get_by_text("jobs running")).to_have_count(0)
 

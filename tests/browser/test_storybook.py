@@ -48,7 +48,7 @@ def test_the_robot_raises_its_laser(server: Server, bench: Bench) -> None:
     assert drawing.pairs[0].handle.distance(GUN.handle) < 0.75
     assert drawing.pairs[0].target.distance(GUN.target) < 0.75
     bench.page.get_by_role("button", name="Run", exact=True).click()
-    see = bench.page.get_by_role("link", name="See the result")
+    see = bench.page.get_by_role("link", name="Open in Results")
     expect(see).to_be_visible(timeout=2 * JOB)
     see.click()
     expect(bench.page.get_by_role("heading", level=1)).to_have_text("Results")

@@ -93,7 +93,9 @@ def test_fault_14_an_odd_number_of_clicks_blocks_and_says_so() -> None:
 
 def test_fault_17_degenerate_pairs_are_named() -> None:
     mask = np.ones((200, 200), bool)
-    assert codes(arrows(pair(9, 9, 9, 9)), mask)[0] == "warn holds-still 1"
+    assert codes(arrows(pair(9, 9, 9, 9)), mask)[:2] == ["block no-arrow", "ok holds-still 1"]
+    pinned = codes(arrows(pair(9, 9, 9, 9), pair(60, 60, 90, 60)), mask)
+    assert pinned[0] == "ok holds-still 1"
     same = arrows(pair(9, 9, 50, 50), pair(9, 9, 90, 50), pair(9, 9, 50, 50))
     found = codes(same, mask)
     assert "warn same-handle 1 2" in found

@@ -24,6 +24,7 @@ Level = Literal["ok", "warn", "block"]
 _LEVELS = ("block", "warn", "ok")  # the order in which they are shown
 
 _LONG = 0.5  # of the picture's diagonal
+PIN = 1e-3  # px: a shorter arrow is a pin, which holds its point
 _SAME = 1.0  # px: two handles closer than this are one
 
 
@@ -64,7 +65,7 @@ TEXTS: dict[Code, str] = {
     Code.TOO_MANY_ARROWS: "There are {count} arrows; at most {limit} are possible. Delete some.",
     Code.OUTSIDE_PICTURE: "Arrow {arrow}: the {end} ({x:.1f}, {y:.1f}) is outside the "
     "{width}x{height} picture. Move it inside.",
-    Code.HOLDS_STILL: "Arrow {arrow} starts and ends at the same point, which holds that point still.",
+    Code.HOLDS_STILL: "{arrow} is a pin: it holds its point in place.",
     Code.LONG_ARROW: "Arrow {arrow} is {length:.0f} px long, more than half of the picture. Two "
     "shorter drags, one after the other, keep more detail.",
     Code.SAME_ARROWS: "Arrows {arrow} and {other} are the same. Delete one of them.",
@@ -145,6 +146,8 @@ def checklist(
         found.append(Finding("block", Code.NO_ARROW))
     elif not drawing.pairs:
         found.append(Finding("block", Code.ARROWS_OFF))
+    elif all(p.length < PIN for p in drawing.pairs):
+        found.append(Finding("block", Code.NO_ARROW))
     numbered = [(i, a.pair) for i, a in enumerate(drawing.arrows, 1) if a.on]
     return by_level([*found, *check_drag(numbered, size, mask, config or DragConfig())])
 
@@ -210,8 +213,8 @@ def _arrows(numbered: Sequence[tuple[int, PointPair]], size: tuple[int, int]) ->
                     "height": size[1],
                 }
                 found.append(Finding("block", Code.OUTSIDE_PICTURE, (i,), values))
-        if pair.length < 1e-3:
-            found.append(Finding("warn", Code.HOLDS_STILL, (i,)))
+        if pair.length < PIN:
+            found.append(Finding("ok", Code.HOLDS_STILL, (i,)))
         elif pair.length > _LONG * diagonal:
             found.append(Finding("warn", Code.LONG_ARROW, (i,), {"length": pair.length}))
     if numbered and not found:
@@ -241,6 +244,8 @@ def _mask(
     height, width = mask.shape
     room = max(3.0, 0.01 * float(np.hypot(width, height)))
     for i, pair in numbered:
+        if pair.length < PIN:
+            continue  # outside the mask everything stays in place anyway
         for end, code, p in (
             ("handle", Code.HANDLE_OUTSIDE_MASK, pair.handle),
             ("target", Code.TARGET_OUTSIDE_MASK, pair.target),

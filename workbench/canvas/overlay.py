@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from workbench.canvas.drawing import Drawing
 from workbench.core.request import Point, PointPair
 from workbench.imaging.coords import Viewport
 from workbench.imaging.decode import encode_webp, fast_resize, resize
@@ -39,7 +38,7 @@ class Style:
     arrow: Colour = (255, 255, 255)
     off: Colour = (150, 150, 150)
     edge: Colour = (255, 255, 255)  # the mask's outline
-    dim: float = 0.42  # brightness of the protected area
+    dim: float = 0.75  # brightness of the protected area
     tint: Colour | None = None  # laid over the painted area, if wanted
     numbers: bool = True
     unit: float = 0.0
@@ -78,48 +77,21 @@ def overlay(
     return draw_marks(shade(rgb, mask, s), marks, s, trail)
 
 
-def canvas_background(
-    rgb: U8, mask: Mask | None, drawing: Drawing, view: Viewport, style: Style | None = None
-) -> bytes:
-    """WebP for behind the drawing canvas: the view's part of the picture at canvas size, marked.
-
-    Arrows that are switched off are grey, a handle without target stands alone.
-    """
-    s = style or Style()
+def canvas_background(rgb: U8, view: Viewport) -> bytes:
+    """WebP for behind the drawing canvas: the view's part of the picture at canvas size."""
     height, width = rgb.shape[:2]
     x0, y0 = max(0, int(view.x0)), max(0, int(view.y0))
     x1 = min(width, max(x0 + 1, round(view.x0 + view.width)))
     y1 = min(height, max(y0 + 1, round(view.y0 + view.height)))
     size = (view.canvas_width, view.canvas_height)
-    if view.k < 0.25:  # far magnified, pixels shall be seen
-        small = resize(np.ascontiguousarray(rgb[y0:y1, x0:x1]), size, "nearest")
-    else:
-        small = fast_resize(rgb, size, (x0, y0, x1, y1))
-    cut = None
-    if mask is not None and mask.any() and not mask.all():
-        cut = fast_resize(mask.view(np.uint8) * np.uint8(255), size, (x0, y0, x1, y1)) > 127
-    marks = []
-    for i, arrow in enumerate(drawing.arrows, 1):
-        ends = (_on_canvas(arrow.pair.handle, view), _on_canvas(arrow.pair.target, view))
-        marks.append(Mark(*ends, i, arrow.on))
-    if drawing.loose is not None:
-        marks.append(Mark(_on_canvas(drawing.loose, view), None))
-    return encode_webp(draw_marks(shade(small, cut, s, part=True), marks, s))
+    if view.k < 0.25:  # magnified so far that pixels should be seen
+        return encode_webp(resize(np.ascontiguousarray(rgb[y0:y1, x0:x1]), size, "nearest"))
+    return encode_webp(fast_resize(rgb, size, (x0, y0, x1, y1)))
 
 
-def _on_canvas(p: Point, view: Viewport) -> Point:
-    """Canvas position as a pixel-centre coordinate of the background picture."""
-    x, y = view.to_canvas(p.x, p.y)
-    return Point(x - 0.5, y - 0.5)
-
-
-def shade(rgb: U8, mask: Mask | None, style: Style, *, part: bool = False) -> U8:
-    """Darken what is protected and outline what may change.
-
-    `part`: the picture is a cut-out, so that an empty mask means "protected" (the painted area
-    lies elsewhere), not "everything may change".
-    """
-    if mask is None or mask.all() or not (part or mask.any()):
+def shade(rgb: U8, mask: Mask | None, style: Style) -> U8:
+    """Darken what is protected and outline what may change; an empty mask protects nothing."""
+    if mask is None or mask.all() or not mask.any():
         return rgb.copy()
     ramp = np.arange(256)
     dark = (ramp * style.dim).astype(np.uint8)

@@ -6,10 +6,11 @@ iframe, nothing fetched from elsewhere). Pictures travel as data URLs, already s
     viewer      before/after slider, side by side with a common zoom, flicker
     board       thumbnails to choose from, in groups or as a table
     chart       lines over steps (loss, distance), drawn as SVG in the theme's colours
-    width       how wide the column is, in px
-    pairs       the table of arrows: switch, numbers, delete
+    room        how wide the column is and how tall the window is below it, in px
+    pairs       the table of arrows: switch, numbers, delete, add
     paste       an image on the clipboard goes into the file uploader
-    assist      what the drawing canvas lacks: touch, brush ring, live arrow head, true eraser, `[` `]`
+    stage       arrows, pins, selection, polygons, live warp, mask marks and keys on the drawing canvas
+    shown       lays a picture of a run over the drawing canvas
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ Mount = Callable[..., Any]
 
 
 @cache
-def _component(name: str, html: str) -> Mount:
+def _component(name: str, html: str, parts: tuple[str, ...] = ()) -> Mount:
     """Register one component once per process; its assets are read from the files beside this.
 
-    The leading newline keeps Streamlit from taking a one-line text for a file name.
+    `parts` are scripts that stand before the component's own in one module. The leading newline keeps
+    Streamlit from taking a one-line text for a file name.
     """
     css = _HERE / f"{name}.css"
+    scripts = [(_HERE / f"{n}.js").read_text(encoding="utf-8") for n in (*parts, name)]
     made: Mount = st.components.v2.component(
         f"workbench_{name}",
         html=html,
-        js="\n" + (_HERE / f"{name}.js").read_text(encoding="utf-8"),
+        js="\n" + "\n".join(scripts),
         css="\n" + css.read_text(encoding="utf-8") if css.exists() else None,
     )
     return made
@@ -156,12 +159,17 @@ def chart(
     _component("chart", '<div class="wb-chart"></div>')(data=data, key=key)
 
 
-def width(*, key: str, default: int = 0) -> int:
-    """Width of the place where it stands, in CSS px rounded down to 16; `default` until known."""
-    got = _component("width", '<div class="wb-width"></div>')(
-        key=key, default={"w": default}, on_w_change=lambda: None
+def room(*, key: str, default: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+    """Width of the place where it stands and height of the window below it; `default` until known.
+
+    Both in CSS px, rounded down to 16.
+    """
+    known = {"w": default[0], "h": default[1]}
+    got = _component("room", '<div class="wb-room"></div>')(
+        key=key, default={"size": known}, on_size_change=lambda: None
     )
-    return int(got.get("w") or default)
+    size = got.get("size") or known
+    return int(size["w"]), int(size["h"])
 
 
 def paste(target: str, *, key: str) -> None:
@@ -170,10 +178,11 @@ def paste(target: str, *, key: str) -> None:
 
 
 def pairs(
-    arrows: Sequence[tuple[Sequence[float], bool]],
+    arrows: Sequence[tuple[Sequence[Any], bool]],
     *,
     size: tuple[int, int],
     revision: int,
+    add: str,
     key: str,
     on_change: Callable[[], None],
 ) -> Any:
@@ -183,54 +192,57 @@ def pairs(
         arrows: ([handle x, handle y, target x, target y] in image px, switched on) each.
         size: the picture's width and height.
         revision: number of the drawing's state; it comes back with each change.
+        add: what the button says that adds an arrow.
         key: unique key of the element.
-        on_change: called after a change; the result's `change` has `kind` (edit, switch, remove),
+        on_change: called after a change; the result's `change` has `kind` (edit, switch, remove, add),
             `n` (from 0), `revision`, and `pair` or `on`.
     """
-    rows = [{"pair": [float(v) for v in pair], "on": on} for pair, on in arrows]
+    rows = [{"pair": list(pair), "on": on} for pair, on in arrows]
     width, height = size
-    data = {"arrows": rows, "width": width, "height": height, "revision": revision}
+    data = {"arrows": rows, "width": width, "height": height, "revision": revision, "add": add}
     return _component("pairs", '<div class="wb-pairs"></div>')(
         key=key, data=data, on_change_change=on_change
     )
 
 
-def assist(
-    target: str,
+def stage(
+    data: Mapping[str, Any],
     *,
     key: str,
-    tool: str,
-    brush: int,
-    eraser: str,
-    revision: int,
-    zoomed: bool,
-    on_brush: Callable[[], None],
+    on_sent: Callable[[], None],
     on_zoom: Callable[[], None],
 ) -> Any:
-    """Complete the drawing canvas whose key starts with `target`.
+    """Everything on the drawing canvas beyond its own brush and rectangle (see `canvas.js`).
 
     Args:
-        target: the key prefix of the canvas.
-        key: unique key of the element.
-        tool: arrow, brush, eraser, rect, polygon or adjust.
-        brush: brush diameter in CSS px, for the ring around the pointer.
-        eraser: the colour `#rrggbb` in which the canvas draws erasing strokes.
-        revision: raised with every change of the drawing, so that sketches know they are outdated.
-        zoomed: the canvas shows a part of the picture, so that the wheel moves it.
-        on_brush: called when `[` or `]` was pressed; the result's `brush` is -1 or 1.
-        on_zoom: called on the wheel; the result's `zoom` has `by` (-1, 1) with `u`, `v` in 0..1, or 0 with
-            `dx`, `dy` in -1, 0, 1.
+        data: `target` (key prefix of the canvas), `tool` (arrow, pin, select, polygon, brush, eraser,
+            rect, adjust), `brush` (diameter, CSS px), `paint` and `eraser` (colours `#rrggbb`),
+            `generation` (number of the projection), `arrows` ({on, pair} each, image px), `size`
+            (the picture's), `view` ([x0, y0, width, height] of the picture), `zoomed`, `masked`
+            (something is painted), `area` (data URL of a proposed mask, or None), `held` ("x,y" of a
+            handle -> data URL of the weights of what it moves), `draft` ({src, box} of the server's
+            preview, or None), `acked` (id -> number of the last log entry answered), `colours`,
+            `label`, `said`, `coach` and `words`.
+        key: unique key of the element; its state `sent` has id, number, generation, arrows, log and
+            brush.
+        on_sent: called when `sent` changed.
+        on_zoom: called on the wheel; the result's `zoom` has `by` (-1, 1) with `u`, `v` in 0..1, or 0
+            with `dx`, `dy` in -1, 0, 1.
     """
-    return _component("assist", '<div class="wb-assist" hidden></div>')(
-        key=key,
-        data={
-            "target": target,
-            "tool": tool,
-            "brush": brush,
-            "eraser": eraser,
-            "revision": revision,
-            "zoomed": zoomed,
-        },
-        on_brush_change=on_brush,
-        on_zoom_change=on_zoom,
-    )
+    return _component(
+        "canvas", '<div class="wb-assist" hidden></div>', ("canvas_warp", "canvas_marks")
+    )(key=key, data=dict(data), on_sent_change=on_sent, on_zoom_change=on_zoom)
+
+
+def shown(kind: str = "", *, src: bytes = b"", label: str = "", of: str = "", key: str) -> None:
+    """Lay a picture of a run over the drawing canvas of this page.
+
+    Args:
+        kind: "live" while it runs, "result" afterwards, "" for nothing.
+        src: the encoded picture.
+        label: what it is, in words.
+        of: id of the job, so that a result that was left does not come back.
+        key: unique key of the element.
+    """
+    data = {"kind": kind, "src": data_url(src) if kind else "", "label": label, "of": of}
+    _component("shown", '<div class="wb-shown-source" hidden></div>')(key=key, data=data)

@@ -21,7 +21,7 @@ function row(state, arrow, n) {
   const first = element("td");
   first.append(on);
   line.append(number, first);
-  const fields = arrow.pair.map((value, i) => {
+  const fields = arrow.pair.slice(0, 4).map((value, i) => {
     const field = element("input", i < 2 ? "handle" : "target");
     Object.assign(field, {
       type: "number", step: "0.5", min: "0", max: String(i % 2 ? data.height - 1 : data.width - 1),
@@ -34,7 +34,7 @@ function row(state, arrow, n) {
         field.value = String(Math.round(value * 100) / 100);
         return;
       }
-      const pair = [...arrow.pair];
+      const pair = arrow.pair.slice(0, 4);
       pair[i] = typed;
       state.tell("edit", { n, pair, revision: data.revision });
     });
@@ -59,8 +59,10 @@ function row(state, arrow, n) {
 function draw(state) {
   const table = element("table");
   const head = element("tr");
-  for (const [name, kind] of [["", ""], ["On", ""], ["x", "handle"], ["y", "handle"], ["x", "target"], ["y", "target"], ["Length", ""], ["", ""]]) {
-    const cell = element("th", kind, name);
+  const columns = [["Arrow", "said"], ["On", ""], ["x", "handle"], ["y", "handle"], ["x", "target"], ["y", "target"], ["Length", ""], ["Delete", "said"]];
+  for (const [name, kind] of columns) {
+    const cell = element("th", kind === "said" ? "" : kind);
+    cell.append(element("span", kind === "said" ? "said" : "", name));
     cell.scope = "col";
     head.append(cell);
   }
@@ -76,7 +78,12 @@ function draw(state) {
   state.data.arrows.forEach((arrow, n) => body.append(row(state, arrow, n).line));
   table.append(top, body);
   table.setAttribute("aria-label", "Arrows");
-  state.box.replaceChildren(table);
+  table.hidden = !state.data.arrows.length;
+  const add = element("button", "add", `+ ${state.data.add}`);
+  add.type = "button";
+  add.setAttribute("aria-label", state.data.add);
+  add.addEventListener("click", () => state.tell("add", { revision: state.data.revision }));
+  state.box.replaceChildren(table, add);
 }
 
 export default function ({ parentElement, data, setTriggerValue }) {

@@ -8,22 +8,28 @@ unless somebody wants to go on painting on it.
 from __future__ import annotations
 
 import dataclasses
+import io
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from workbench.canvas import selection
 from workbench.canvas.automask import propose
-from workbench.canvas.checklist import Code, Finding, percent
+from workbench.canvas.checklist import PIN, Code, Finding, percent
 from workbench.canvas.drawing import Drawing, Shape
 from workbench.canvas.rasterize import rasterise
-from workbench.core.request import PointPair
+from workbench.core.errors import BadInput
+from workbench.core.request import Point, PointPair
 from workbench.storage.history import Store
 from workbench.ui.draw import trace
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
-UNPAINTED = {"propose": "Around the arrows", "whole": "Whole picture"}
+UNPAINTED = {"propose": say("draw.around_arrows"), "whole": say("draw.whole_picture")}
+_SENT = 640  # longest side of a mask on its way to the browser, px
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,9 @@ class Areas:
         self._store = store
         self._painted = lru_cache(maxsize=8)(self._rasterise)
         self._proposed = lru_cache(maxsize=8)(self._propose)
+        self._parts = lru_cache(maxsize=32)(self._part)
+        self._weights = lru_cache(maxsize=64)(self._weigh)
+        self._pictures: tuple[NDArray[np.bool_], bytes] | None = None
 
     def painted(self, drawing: Drawing, size: tuple[int, int]) -> NDArray[np.bool_]:
         """What is painted, bool [H,W], on a picture of `size` (width, height)."""
@@ -57,6 +66,38 @@ class Areas:
             return Area(mask)
         proposal = self._proposed(space.image.id, moving)
         return Area(proposal, proposed=True) if proposal.any() else Area(mask)
+
+    def part_at(self, image: str, at: Point) -> NDArray[np.bool_]:
+        """What hangs together at a position, bool [H,W]; empty on background."""
+        return self._parts(image, round(at.x), round(at.y))
+
+    def weights(self, space: Workspace, drawing: Drawing, pair: PointPair) -> bytes | None:
+        """How far each place follows an arrow's handle: grey PNG of the whole picture; None if unknown.
+
+        Nothing outside of what is painted follows.
+        """
+        size = (space.image.width, space.image.height)
+        x, y = (float(round(v)) for v in (pair.handle.x, pair.handle.y))
+        held = dataclasses.replace(pair, handle=Point(x, y), target=Point(x, y))
+        return self._weights(space.image.id, held, drawing.shapes, size)
+
+    def picture(self, area: Area) -> bytes:
+        """A mask for the browser: PNG, opaque where the picture may change."""
+        if self._pictures is None or self._pictures[0] is not area.mask:
+            grey = Image.fromarray(np.where(area.mask, 255, 0).astype(np.uint8))
+            grey.thumbnail((_SENT, _SENT), Image.Resampling.BOX)
+            out = io.BytesIO()
+            Image.merge("LA", (grey, grey)).save(out, "PNG", compress_level=4)
+            self._pictures = (area.mask, out.getvalue())
+        return self._pictures[1]
+
+    def _part(self, image: str, x: int, y: int) -> NDArray[np.bool_]:
+        return selection.part_at(self._store.image(image), Point(float(x), float(y)))
+
+    def _weigh(
+        self, image: str, pair: PointPair, shapes: tuple[Shape, ...], size: tuple[int, int]
+    ) -> bytes | None:
+        return selection.weights(self._store.image(image), pair, self._painted(shapes, False, *size))
 
     def _rasterise(
         self, shapes: tuple[Shape, ...], invert: bool, width: int, height: int
@@ -79,7 +120,52 @@ def adopt(drawing: Drawing, area: Area) -> Drawing:
     Raises:
         BadInput: when the outline has too many corners to be drawn on.
     """
-    return dataclasses.replace(drawing, shapes=trace.polygons(area.mask), invert=False)
+    return painted_with(drawing, area.mask)
+
+
+def painted_with(drawing: Drawing, mask: NDArray[np.bool_]) -> Drawing:
+    """The drawing with exactly `mask`, bool [H,W], painted.
+
+    Raises:
+        BadInput: when the outline has too many corners to be drawn on.
+    """
+    return dataclasses.replace(drawing, shapes=trace.polygons(mask), invert=False)
+
+
+def mask_of(rgb: NDArray[np.uint8], size: tuple[int, int], name: str) -> NDArray[np.bool_]:
+    """The mask in a picture uint8 [h,w,3]: what is light; scaled to `size` (width, height).
+
+    Raises:
+        BadInput: when nothing in it is light.
+    """
+    grey = Image.fromarray(rgb).convert("L").resize(size, Image.Resampling.BILINEAR)
+    mask: NDArray[np.bool_] = np.asarray(grey) > 127
+    if not mask.any():
+        raise BadInput(say("draw.mask_empty", name=name), code="empty-mask", field="mask")
+    return mask
+
+
+def said(drawing: Drawing, area: Area) -> str:
+    """What is drawn, in words for those who do not see it."""
+    lines = []
+    for n, arrow in enumerate(drawing.arrows, 1):
+        off = "" if arrow.on else say("draw.said_off")
+        hx, hy, tx, ty = (round(v) for v in arrow.pair.to_json()[:4])
+        length = round(arrow.pair.length)
+        if arrow.pair.length < PIN:
+            lines.append(say("draw.said_pin", n=n, hx=hx, hy=hy, off=off))
+        else:
+            lines.append(
+                say("draw.said_arrow", n=n, hx=hx, hy=hy, tx=tx, ty=ty, length=length, off=off)
+            )
+    share = percent(float(area.mask.mean()))
+    if area.proposed:
+        lines.append(say("draw.said_proposed", share=share))
+    elif area.mask.any():
+        lines.append(say("draw.said_mask", share=share))
+    else:
+        lines.append(say("draw.said_whole"))
+    return " ".join(lines if drawing.arrows else [say("draw.said_nothing"), *lines])
 
 
 def told(findings: list[Finding], area: Area, *, waiting: bool = False) -> list[Finding]:

@@ -46,31 +46,28 @@ def drag_form(space: Workspace) -> None:
 def _strength(space: Workspace, config: DragConfig, form: int) -> None:
     now = strength_of(config)
     key = f"strength_{space.id}_{now}"
-    left, right = st.columns([3, 2], vertical_alignment="bottom")
-    with left:
-        st.segmented_control(
-            "Preset",
-            [*STRENGTHS, *(["custom"] if now == "custom" else [])],
-            default=now,
-            key=key,
-            format_func=str.capitalize,
-            wrap=True,  # with "custom" as the fourth there is no room for one line
-            required=True,
-            on_change=lambda: choose_strength(space, st.session_state[key]),
-            help="How many steps at most: half, the method's own number, or two and a half times "
-            "as many. Begin with normal; take strong when things do not move far enough.",
-        )
-    with right:
-        steps_key = f"steps_{space.id}_{form}"
-        option_widget(
-            DragConfig,
-            "steps",
-            config.steps,
-            key=steps_key,
-            label="Step limit (n_pix_steps)",
-            default=SPECS[config.method].drag_config().steps,
-            on_change=lambda: _save(space, DragConfig, {"steps": st.session_state[steps_key]}),
-        )
+    st.segmented_control(
+        "Preset",
+        [*STRENGTHS, *(["custom"] if now == "custom" else [])],
+        default=now,
+        key=key,
+        format_func=str.capitalize,
+        wrap=True,  # with "custom" as the fourth there is no room for one line
+        required=True,
+        on_change=lambda: choose_strength(space, st.session_state[key]),
+        help="How many steps at most: half, the method's own number, or two and a half times "
+        "as many. Begin with normal; take strong when things do not move far enough.",
+    )
+    steps_key = f"steps_{space.id}_{form}"
+    option_widget(
+        DragConfig,
+        "steps",
+        config.steps,
+        key=steps_key,
+        label="Step limit (n_pix_steps)",
+        default=SPECS[config.method].drag_config().steps,
+        on_change=lambda: _save(space, DragConfig, {"steps": st.session_state[steps_key]}),
+    )
 
 
 def method_line(name: str) -> str:

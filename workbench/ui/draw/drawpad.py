@@ -1,28 +1,45 @@
 """The canvas on the page: tools, view, undo, and how strokes get into the project record.
 
-The record on disk is the truth; the canvas shows a projection of it (see `sketch`). A stroke comes
-back in the session's state before the script runs, is written to the record first, and only then
-is anything drawn, so background, preview, checklist and Run all see the same drawing.
+The record on disk is the truth; canvas and stage show a projection of it (see `projection`). What was
+drawn comes back in the session's state before the script runs, is written to the record first, and
+only then is anything shown, so canvas, preview, checklist and Run all see the same drawing.
+Painted shapes come from the drawing canvas, arrows and clicks from the stage in front of it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import streamlit as st
 
-from workbench.canvas.drawing import Drawing, History
+from workbench.canvas import selection
+from workbench.canvas.drawing import Drawing, History, Polygon
 from workbench.core.request import Point, PointPair
 from workbench.imaging.coords import Viewport
 from workbench.ui import components
-from workbench.ui.draw import projection
+from workbench.ui.draw import area, projection
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
+from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 BRUSH = (1, 160)  # diameter, px of the canvas
-_ROOM = "canvas_room"  # key of the probe that says how wide the canvas may be
+HINTS = {
+    "Arrow": say("draw.arrow_hint"),
+    "Pin": say("draw.pin_hint"),
+    "Select": say("draw.select_hint"),
+    "Brush": say("draw.brush_hint"),
+    "Eraser": say("draw.eraser_hint"),
+    "Rectangle": say("draw.rectangle_hint"),
+    "Polygon": say("draw.polygon_hint"),
+    "Adjust": say("draw.adjust_hint"),
+}
+_ROOM = "canvas_room"  # key of the probe that says how large the canvas may be
+_BELOW = 20  # px under the canvas that stay free
+_STAGE = "canvas_stage"
+_HELD = 12  # so many handles get the shape of what they move
 
 
 class Drawpad:
@@ -34,14 +51,18 @@ class Drawpad:
         self.space = space
         self.size = (space.image.width, space.image.height)
         self.key = f"canvas_{space.id}"
-        self.paint = projection.colours(str(space.get("mask_colour", "Magenta")))
+        self.paint = projection.colours(
+            str(space.get("mask_colour", "Automatic")), backend.pixels(space.image.id)
+        )
         self.state: dict[str, Any] = st.session_state.setdefault(f"pad_{space.id}", {})
         self.state.setdefault("generation", backend.next_generation())
+        self.state.setdefault("arrows_generation", backend.next_generation())
         self.drawing = projection.stored(space.project.drawing)
         if self.key not in st.session_state:
-            self.reload()  # the canvas is made anew (page entry): not from what it showed before
+            self.reload()  # a fresh canvas (page entry): not from what it showed before
         else:
             self._receive()
+        self._take()
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -67,18 +88,18 @@ class Drawpad:
     @property
     def view(self) -> Viewport:
         """What the canvas shows, from the last known room."""
-        room = int(self.state.get("room", 640))
+        room = self.state.get("room", (640, 480))
         zoom, centre = float(self.state.get("zoom", 1.0)), self.state.get("centre")
         return projection.viewport(
-            self.size, projection.canvas_size(*self.size, room), zoom, centre
+            self.size, projection.canvas_size(*self.size, *room), zoom, centre
         )
 
     def change(self, drawing: Drawing, *, by_hand: bool = False) -> None:
-        """The drawing becomes another one; the canvas loads it unless it came from there."""
+        """Make another drawing the present one; the browser loads it unless it came from there."""
         if drawing == self.drawing:
             return
         self.backend.undo[self.space.id] = self.history.push(drawing)
-        self._put(drawing, reload=not by_hand)
+        self._put(drawing, by_hand=by_hand)
 
     def undo(self) -> None:
         """One step back."""
@@ -91,20 +112,23 @@ class Drawpad:
     def _step(self, history: History) -> None:
         if history.present != self.drawing:
             self.backend.undo[self.space.id] = history
-            self._put(history.present, reload=True)
+            self._put(history.present)
 
-    def _put(self, drawing: Drawing, *, reload: bool) -> None:
-        self.drawing = drawing
+    def _put(self, drawing: Drawing, *, by_hand: bool = False) -> None:
+        before, self.drawing = self.drawing, drawing
         self.space.change(drawing=drawing.to_json())
         self.state["revision"] = self.revision + 1
-        if reload:
+        if not by_hand and drawing.shapes != before.shapes:
             self.reload()
+        if not by_hand and drawing.arrows != before.arrows:
+            self.state["arrows_generation"] = self.backend.next_generation()
 
     def reload(self) -> None:
-        """Have the canvas load the drawing anew; what it still sends of before is not listened to."""
+        """Have the canvas load the shapes again; what it still sends of before is not listened to."""
         self.state["generation"] = self.backend.next_generation()
 
     def _receive(self) -> None:
+        """Take in the shapes that the drawing canvas sent."""
         sent = st.session_state.get(self.key)
         drawn = sent.get("drawing") if isinstance(sent, Mapping) else None
         raw = drawn.get("raw") if isinstance(drawn, Mapping) else None
@@ -112,51 +136,104 @@ class Drawpad:
         if raw is None or shown is None:
             return
         with guard():
-            drawing = projection.received(raw, shown, self.paint, self.generation)
-            if drawing is not None:
-                self.change(projection.settle(self.drawing, drawing, 0.02 * shown.k), by_hand=True)
+            shapes = projection.received(raw, shown, self.paint, self.generation)
+            if shapes is not None:
+                shapes = projection.settle(self.drawing.shapes, shapes, 0.02 * shown.k)
+                self.change(dataclasses.replace(self.drawing, shapes=shapes), by_hand=True)
+
+    def _take(self) -> None:
+        """Take in arrows, brush size and clicks that the stage sent."""
+        stage = st.session_state.get(_STAGE)
+        sent = stage.get("sent") if isinstance(stage, Mapping) else None
+        if not isinstance(sent, Mapping):
+            return
+        name, number = str(sent.get("id"))[:32], int(sent.get("number", 0))
+        if self.state.get("taken") == (name, number):
+            return
+        self.state["taken"] = (name, number)
+        with guard():
+            if sent.get("generation") == self.state["arrows_generation"]:
+                arrows = projection.arrows_sent(sent.get("arrows", ()))
+                self.change(dataclasses.replace(self.drawing, arrows=arrows), by_hand=True)
+            brush = max(BRUSH[0], min(BRUSH[1], int(sent.get("brush") or 0)))
+            if sent.get("brush") and brush != int(self.space.get("brush", 32)):
+                self.space.set(brush=brush)
+                self.state["brush_keys"] = int(self.state.get("brush_keys", 0)) + 1  # a new slider
+            acked: dict[str, int] = self.state.setdefault("acked", {})
+            for item in sent.get("log", ()):
+                if int(item["number"]) > acked.get(name, 0):
+                    acked[name] = int(item["number"])
+                    self._answer(item)
+
+    def _answer(self, item: Mapping[str, Any]) -> None:
+        """Do what a click on the stage asked for."""
+        if item["kind"] == "polygon":
+            corners = tuple(Point(float(x), float(y)) for x, y in item["points"])
+            shape = Polygon(corners, erase=bool(item.get("erase")))
+            self.change(dataclasses.replace(self.drawing, shapes=(*self.drawing.shapes, shape)))
+            return
+        at = Point(float(item["x"]), float(item["y"]))
+        if item["kind"] == "press":
+            self.state["press"] = at
+        elif item["kind"] == "select":
+            part = self.backend.areas.part_at(self.space.image.id, at)
+            if not part.any():
+                st.toast(say("draw.nothing_there"), icon=":material/info:")
+                return
+            painted = self.backend.areas.painted(self.drawing, self.size)
+            how = item.get("how")
+            mask = part if how == "new" else painted & ~part if how == "take" else painted | part
+            self.change(area.painted_with(self.drawing, mask))
 
     # --- what is shown ----------------------------------------------------------------------------
 
     def tools(self) -> str:
         """The tool bar; returns the tool's name."""
-        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        with st.container(
+            horizontal=True, vertical_alignment="center", gap="small", key="pad_tools"
+        ):
             tool = st.segmented_control(
-                "Tool",
+                say("draw.tool"),
                 list(projection.TOOLS),
                 default="Arrow",
                 required=True,
-                key=f"tool_{self.space.id}",
+                key=f"tool_bar_{self.space.id}",
                 label_visibility="collapsed",
             )
-            with st.popover("Mask", icon=":material/format_paint:", key="mask_menu"):
+            with st.popover(say("draw.mask"), icon=":material/format_paint:", key="mask_menu"):
                 self._mask_menu()
-            with st.popover("", icon=":material/help:", key="tool_help", type="tertiary"):
-                st.markdown(projection.TOOL_HELP)
+            with st.popover(
+                say("draw.shortcuts"), icon=":material/keyboard:", key="tool_help", type="tertiary",
+                help=say("draw.shortcuts"),
+            ):  # fmt: skip
+                st.markdown(say("draw.keys"))
         return str(tool or "Arrow")
 
     def options(self, tool: str) -> int:
-        """Brush size, undo and zoom; returns the brush's diameter in canvas px."""
+        """Undo, zoom and the brush's size or a hint; returns the brush's diameter in canvas px."""
         brush = int(self.space.get("brush", 32))
-        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        with st.container(
+            horizontal=True, vertical_alignment="center", gap="xsmall", key="pad_row"
+        ):
+            history = self.history
+            self._button(say("draw.undo"), "undo", self.undo, not history.can_undo, "Ctrl+Z")
+            self._button(say("draw.redo"), "redo", self.redo, not history.can_redo, "Ctrl+Shift+Z")
+            self._zoom_buttons()
+            st.space("small")
             if tool in ("Brush", "Eraser"):
                 brush = self._brush(brush)
             else:
-                st.caption(projection.TOOL_HINTS.get(tool, ""), width="content")
-            st.space("stretch")
-            self._button("Undo", "undo", self.undo, not self.history.can_undo, "Ctrl+Z")
-            self._button("Redo", "redo", self.redo, not self.history.can_redo, "Ctrl+Shift+Z")
-            self._zoom_buttons()
+                st.caption(HINTS[tool], width="content")
         return brush
 
     def _button(
-        self, label: str, icon: str, act: Callable[[], None], off: bool, shortcut: str
+        self, label: str, name: str, act: Callable[[], None], off: bool, shortcut: str
     ) -> None:
         st.button(
             label,
-            key=f"pad_{icon}",
+            key=f"pad_{name}",
             type="tertiary",
-            icon=f":material/{icon}:",
+            icon=f":material/{name}:",
             on_click=act,
             disabled=off,
             shortcut=shortcut,
@@ -171,30 +248,52 @@ class Drawpad:
 
         # Always the same value as default and never set through the state: a slider that is told its
         # value in one run only begins at its lower end when the next run overtakes that one.
-        return int(
-            st.slider(
-                "Brush",
-                *BRUSH,
-                value=brush,
-                key=key,
-                on_change=save,
-                format="%d px",
-                label_visibility="collapsed",
-                width=220,
+        with st.container(horizontal=True, vertical_alignment="center", key="brush_size"):
+            st.markdown(say("draw.brush_size"), width="content")
+            return int(
+                st.slider(
+                    say("draw.brush_size"),
+                    *BRUSH,
+                    value=brush,
+                    key=key,
+                    on_change=save,
+                    format="%d px",
+                    label_visibility="collapsed",
+                    width=220,
+                )
             )
-        )
 
     def _mask_menu(self) -> None:
         width, height = self.size
+        step = max(1, round(0.006 * (width + height)))
         acts: list[tuple[str, str, Callable[[], Drawing]]] = [
-            ("Invert", "invert_colors", lambda: projection.complement(self.drawing, width, height)),
             (
-                "Paint everything",
+                say("draw.grow"),
+                "open_in_full",
+                lambda: self._reshaped(lambda m: selection.grow(m, step)),
+            ),
+            (
+                say("draw.shrink"),
+                "close_fullscreen",
+                lambda: self._reshaped(lambda m: selection.grow(m, -step)),
+            ),
+            (
+                say("draw.smooth"),
+                "blur_on",
+                lambda: self._reshaped(lambda m: selection.smooth(m, step)),
+            ),
+            (
+                say("draw.invert"),
+                "invert_colors",
+                lambda: projection.complement(self.drawing, width, height),
+            ),
+            (
+                say("draw.select_all"),
                 "select_all",
                 lambda: projection.whole(self.drawing, width, height),
             ),
-            ("Clear the mask", "layers_clear", self.drawing.without_mask),
-            ("Delete all arrows", "backspace", self.drawing.without_arrows),
+            (say("draw.clear_mask"), "layers_clear", self.drawing.without_mask),
+            (say("draw.delete_arrows"), "backspace", self.drawing.without_arrows),
         ]
         for label, icon, make in acts:
             st.button(
@@ -202,37 +301,61 @@ class Drawpad:
                 key=f"pad_{icon}",
                 icon=f":material/{icon}:",
                 width="stretch",
-                on_click=lambda make=make: self.change(make()),
+                on_click=lambda make=make: self._try(make),
             )
-        key = f"mask_colour_{self.space.id}"
+        key = f"mask_file_{self.space.id}_{self.state.get('mask_files', 0)}"
+        st.file_uploader(
+            say("draw.load_mask"),
+            type=["png", "jpg", "jpeg", "webp"],
+            key=key,
+            help=say("draw.load_mask_help"),
+            on_change=lambda: self._load_mask(st.session_state.get(key)),
+        )
+        colour_key = f"mask_colour_{self.space.id}"
 
         def recolour() -> None:
-            self.space.set(mask_colour=st.session_state[key])
+            self.space.set(mask_colour=st.session_state[colour_key])
             self.reload()
 
-        names = list(projection.MASK_COLOURS)
-        now = str(self.space.get("mask_colour", "Magenta"))
+        names = ["Automatic", *projection.MASK_COLOURS]
+        now = str(self.space.get("mask_colour", "Automatic"))
         st.selectbox(
-            "Colour",
+            say("draw.colour"),
             names,
             index=names.index(now) if now in names else 0,
-            key=key,
+            key=colour_key,
             on_change=recolour,
-            help="Choose one that the picture does not have.",
+            help=say("draw.colour_help"),
         )
+
+    def _try(self, make: Callable[[], Drawing]) -> None:
+        with guard():
+            self.change(make())
+
+    def _reshaped(self, change: Callable[[Any], Any]) -> Drawing:
+        """The mask (or the proposal, where nothing is painted) in another shape."""
+        mask = self.backend.areas.of(self.space, self.drawing).mask
+        return area.painted_with(self.drawing, change(mask)) if mask.any() else self.drawing
+
+    def _load_mask(self, file: Any) -> None:
+        if file is None:
+            return
+        self.state["mask_files"] = int(self.state.get("mask_files", 0)) + 1  # an empty uploader
+        with guard():
+            rgb = self.backend.decode(file.getvalue(), file.name).rgb
+            self.change(area.painted_with(self.drawing, area.mask_of(rgb, self.size, file.name)))
 
     def _zoom_buttons(self) -> None:
         zoom = float(self.state.get("zoom", 1.0))
         st.button(
-            "Out", key="zoom_out", icon=":material/zoom_out:", type="tertiary",
-            disabled=zoom <= 1, on_click=lambda: self.zoom(-1), help="Zoom out",
+            say("draw.zoom_out"), key="zoom_out", icon=":material/zoom_out:", type="tertiary",
+            disabled=zoom <= 1, on_click=lambda: self.zoom(-1), help=say("draw.zoom_out"),
         )  # fmt: skip
         st.markdown(f"{zoom:g} ×", width="content")
         st.button(
-            "In", key="zoom_in", icon=":material/zoom_in:", type="tertiary",
+            say("draw.zoom_in"), key="zoom_in", icon=":material/zoom_in:", type="tertiary",
             disabled=zoom >= projection.ZOOMS[-1], on_click=lambda: self.zoom(1),
-            help="Zoom in. Ctrl + mouse wheel zooms where the pointer is; then the wheel alone "
-            "moves the view.",
+            help=say("draw.zoom_in_help"),
         )  # fmt: skip
 
     def zoom(self, by: int, at: tuple[float, float] | None = None) -> None:
@@ -257,52 +380,86 @@ class Drawpad:
         )
         self.reload()
 
-    def canvas(self, tool: str, brush: int) -> None:
-        """The canvas itself, with everything that Python draws behind it."""
+    def canvas(self, tool: str, brush: int, coach: str = "") -> None:
+        """The canvas and the stage in front of it; `coach` is said on it while there is no arrow."""
         from streamlit_drawable_canvas import st_canvas
 
         # Until the browser has said how much room there is, nothing is shown: a canvas that changes
         # its size a moment after it appeared would drop the stroke that was begun on it.
-        room = components.width(key=_ROOM, default=int(st.session_state.get("room_known", 0)))
-        if not room:
+        room = components.room(key=_ROOM, default=st.session_state.get("room_known", (0, 0)))
+        if not room[0]:
             st.skeleton(height=480)
             return
         st.session_state["room_known"] = room
-        if room != self.state.get("room"):
-            self.state["room"] = room
+        fits = (room[0], max(240, room[1] - _BELOW))
+        if fits != self.state.get("room"):
+            self.state["room"] = fits
             self.reload()
         view = self.view
         mode = projection.TOOLS[tool]
         with st.container(key="canvas_box", height=view.canvas_height + 4, border=False):
             st_canvas(
                 drawing_mode=mode,
-                stroke_width=brush if mode == "freedraw" else 3 if mode == "line" else 1,
-                stroke_color=self._stroke_colour(tool),
+                stroke_width=brush if mode == "freedraw" else 1,
+                stroke_color=self.paint.eraser if tool == "Eraser" else self.paint.brush,
                 fill_color=self.paint.brush,
-                background_image=self.backend.canvas_background(self.space, self.drawing, view),
+                background_image=self.backend.canvas_background(self.space, view),
                 initial_drawing=self._initial(view),
                 width=view.canvas_width,
                 height=view.canvas_height,
                 key=self.key,
             )
         self.state["shown"] = view
-        with st.container(key="quiet_assist"):
-            components.assist(
-                self.key,
-                key="canvas_assist",
-                tool={"Rectangle": "rect"}.get(tool, tool.lower()),
-                brush=brush,
-                eraser=projection.ERASER,
-                revision=self.revision,
-                zoomed=float(self.state.get("zoom", 1.0)) > 1,
-                on_brush=self._on_brush,
+        with st.container(key="quiet_stage"):
+            components.stage(
+                self._stage(tool, brush, coach, view),
+                key=_STAGE,
+                on_sent=lambda: None,  # `_take` reads it before anything is shown
                 on_zoom=self._on_zoom,
             )
 
-    def _stroke_colour(self, tool: str) -> str:
-        if tool == "Eraser":
-            return self.paint.eraser
-        return self.paint.arrow if projection.TOOLS[tool] == "line" else self.paint.brush
+    def _stage(self, tool: str, brush: int, coach: str, view: Viewport) -> dict[str, Any]:
+        """What the stage needs to know, see `components.stage`."""
+        areas = self.backend.areas
+        pairs = [a.pair for a in self.drawing.arrows if a.on][:_HELD]
+        if (pressed := self.state.get("press")) is not None:
+            pairs.append(PointPair(pressed, pressed))
+        painted = areas.painted(self.drawing, self.size)
+        found = areas.of(self.space, self.drawing)
+        held = {}
+        for pair in pairs:
+            weights = areas.weights(self.space, self.drawing, pair)
+            if weights:
+                held[f"{_half_up(pair.handle.x)},{_half_up(pair.handle.y)}"] = components.data_url(weights)
+        draft = self.backend.draft(self.space, self.drawing, view.canvas_width)
+        return {
+            "target": self.key,
+            "tool": {"Rectangle": "rect"}.get(tool, tool.lower()),
+            "brush": brush,
+            "paint": self.paint.brush,
+            "eraser": projection.ERASER,
+            "generation": self.state["arrows_generation"],
+            "arrows": [{"on": a.on, "pair": a.pair.to_json()} for a in self.drawing.arrows],
+            "size": self.size,
+            "view": (view.x0, view.y0, view.width, view.height),
+            "zoomed": float(self.state.get("zoom", 1.0)) > 1,
+            "masked": bool(painted.any()),
+            "area": components.data_url(areas.picture(found)) if found.proposed else None,
+            "held": held,
+            "draft": draft and {"src": components.data_url(draft[0]), "box": draft[1]},
+            "acked": dict(self.state.get("acked", {})),
+            "colours": self.backend.canvas_colours(),
+            "label": say(
+                "draw.canvas_label", title=self.space.title, width=self.size[0], height=self.size[1]
+            ),
+            "said": area.said(self.drawing, found),
+            "coach": coach,
+            "words": {
+                "before": say("draw.before"),
+                "back": say("draw.back_to_drawing"),
+                "live": say("draw.show_live"),
+            },
+        }  # fmt: skip
 
     def _initial(self, view: Viewport) -> dict[str, Any]:
         """The projection to load: made once per generation, the same object in every run."""
@@ -314,17 +471,8 @@ class Drawpad:
         initial: dict[str, Any] = self.state["initial"]
         return initial
 
-    def _on_brush(self) -> None:
-        step = st.session_state["canvas_assist"].get("brush")
-        now = int(self.space.get("brush", 32))
-        if step:
-            factor = 1.25 if step > 0 else 0.8
-            after = round(now * factor) if now > 4 else now + (1 if step > 0 else -1)
-            self.space.set(brush=max(BRUSH[0], min(BRUSH[1], after)))
-            self.state["brush_keys"] = int(self.state.get("brush_keys", 0)) + 1  # a new slider
-
     def _on_zoom(self) -> None:
-        asked = st.session_state["canvas_assist"].get("zoom")
+        asked = st.session_state[_STAGE].get("zoom")
         if isinstance(asked, Mapping):
             if asked.get("by"):
                 self.zoom(int(asked["by"]), (float(asked["u"]), float(asked["v"])))
@@ -333,12 +481,11 @@ class Drawpad:
 
     def table(self) -> None:
         """The table of arrows."""
-        if not self.drawing.arrows:
-            return
         components.pairs(
             [(a.pair.to_json(), a.on) for a in self.drawing.arrows],
             size=self.size,
             revision=self.revision,
+            add=say("draw.add_arrow"),
             key="pair_table",
             on_change=self._on_table,
         )
@@ -347,12 +494,29 @@ class Drawpad:
         asked = st.session_state["pair_table"].get("change")
         if not isinstance(asked, Mapping) or asked.get("revision") != self.revision:
             return  # the table of a drawing that has changed since
-        n = int(asked["n"])
         with guard():
+            if asked["kind"] == "add":
+                self.change(self.drawing.with_arrow(_first_arrow(self.view)))
+                return
+            n = int(asked["n"])
             if asked["kind"] == "remove":
                 self.change(self.drawing.without_arrow(n))
             elif asked["kind"] == "switch":
                 self.change(self.drawing.switched(n, bool(asked["on"])))
             else:
-                hx, hy, tx, ty = (float(v) for v in asked["pair"])
-                self.change(self.drawing.with_pair(n, PointPair(Point(hx, hy), Point(tx, ty))))
+                hx, hy, tx, ty = (float(v) for v in asked["pair"][:4])
+                pair = dataclasses.replace(
+                    self.drawing.arrows[n].pair, handle=Point(hx, hy), target=Point(tx, ty)
+                )
+                self.change(self.drawing.with_pair(n, pair))
+
+
+def _half_up(value: float) -> int:
+    """Rounded as the browser rounds."""
+    return int(value + 0.5)
+
+
+def _first_arrow(view: Viewport) -> PointPair:
+    """An arrow to begin with by keyboard: from the middle of the view a tenth of it to the right."""
+    x, y = view.x0 + view.width / 2, view.y0 + view.height / 2
+    return PointPair(Point(round(x), round(y)), Point(round(x + view.width / 10), round(y)))

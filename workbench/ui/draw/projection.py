@@ -12,7 +12,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from workbench.canvas.drawing import Drawing, Rect, Stroke
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.canvas.drawing import Arrow, Drawing, Rect, Shape, Stroke
 from workbench.canvas.fabric import Colours, from_canvas_json, to_canvas_json
 from workbench.core.errors import BadInput
 from workbench.core.request import Point
@@ -26,42 +29,56 @@ MASK_COLOURS = {
     "Orange": "#f08000",
     "White": "#f4f4f4",
 }
+# a tool's name -> what the drawing canvas does with it; Arrow, Pin, Select and Polygon are the stage's own
 TOOLS = {
-    "Arrow": "line",
+    "Arrow": "freedraw",
+    "Pin": "freedraw",
+    "Select": "freedraw",
     "Brush": "freedraw",
     "Eraser": "freedraw",
     "Rectangle": "rect",
-    "Polygon": "polygon",
-    "Adjust": "line",
+    "Polygon": "freedraw",
+    "Adjust": "rect",
 }
-TOOL_HINTS = {
-    "Arrow": "Press on the part that shall move, release where it shall go.",
-    "Rectangle": "Press in one corner, release in the other.",
-    "Polygon": "Click corner after corner, then the first one again.",
-    "Adjust": "Move, turn, delete; a second click on an arrow shows its ends.",
-}
-TOOL_HELP = (
-    "**Arrow**: press on the part that shall move, release where it shall go.\n\n"
-    "**Brush** and **Eraser**: paint what may change, or protect it again. The keys `[` and `]` "
-    "change the brush's size.\n\n"
-    "**Rectangle**, **Polygon**: paint an area; a polygon ends with a click on its first corner.\n\n"
-    "**Adjust**: move, turn or delete what is drawn (Delete key); a second click on an arrow "
-    "shows its two ends.\n\n"
-    "Ctrl + mouse wheel zooms. Ctrl + Z takes back, Ctrl + Shift + Z does it again."
-)
 ZOOMS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 _FAR = -100_000.0
 
 
-def colours(mask_colour: str) -> Colours:
-    """The canvas's colours; paint is opaque there, the page makes the whole layer translucent."""
-    known = MASK_COLOURS.get(mask_colour, mask_colour)
+def colours(mask_colour: str, rgb: NDArray[np.uint8] | None = None) -> Colours:
+    """The canvas's colours; paint is opaque there, the stage draws it as hatch and outline.
+
+    Args:
+        mask_colour: a name of `MASK_COLOURS`, or "Automatic": the one that the picture has least of.
+        rgb: the picture, uint8 [H,W,3], for "Automatic".
+    """
+    known = MASK_COLOURS.get(mask_colour)
+    if known is None:
+        known = contrasting(rgb) if rgb is not None else MASK_COLOURS["Magenta"]
     return Colours(brush=known, eraser=ERASER, arrow="#ffffff", off="#b8b8b8", arrow_width=3.0)
 
 
+def contrasting(rgb: NDArray[np.uint8]) -> str:
+    """The mask colour that is farthest from the picture's own colours.
+
+    Far from nearly all of them: the distance that 95 % of the pixels keep decides.
+    """
+    step = max(1, max(rgb.shape[:2]) // 48)
+    pixels = rgb[::step, ::step].reshape(-1, 3).astype(np.float32)
+
+    def apart(colour: str) -> float:
+        own = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
+        weights = np.array(
+            [0.55, 0.8, 0.45], np.float32
+        )  # about as the eye tells red, green, blue apart
+        gaps = np.linalg.norm((pixels - own) * weights, axis=1)
+        return float(np.percentile(gaps, 5))
+
+    return max((c for name, c in MASK_COLOURS.items() if name != "White"), key=apart)
+
+
 def projection(drawing: Drawing, view: Viewport, paint: Colours, generation: int) -> dict[str, Any]:
-    """What the canvas is to load: the drawing in a view, marked with its generation."""
-    made = to_canvas_json(drawing, view, colours=paint)
+    """What the canvas loads: the painted shapes in a view, marked with their generation."""
+    made = to_canvas_json(Drawing(shapes=drawing.shapes), view, colours=paint)
     marker = {
         "type": "Rect", "originX": "left", "originY": "top", "left": _FAR - generation,
         "top": _FAR, "width": 1, "height": 1, "strokeWidth": 0, "opacity": 0,
@@ -69,8 +86,8 @@ def projection(drawing: Drawing, view: Viewport, paint: Colours, generation: int
     return {**made, "objects": [marker, *made["objects"]]}
 
 
-def received(raw: Any, view: Viewport, paint: Colours, generation: int) -> Drawing | None:
-    """The drawing that the browser sent, or None when it belongs to an older projection.
+def received(raw: Any, view: Viewport, paint: Colours, generation: int) -> tuple[Shape, ...] | None:
+    """The shapes that the browser sent, or None when they belong to an older projection.
 
     Raises:
         BadInput: when it is not what the canvas's own tools produce.
@@ -86,7 +103,16 @@ def received(raw: Any, view: Viewport, paint: Colours, generation: int) -> Drawi
             found = number
     if found != generation:
         return None
-    return from_canvas_json({**raw, "objects": kept}, view, colours=paint)
+    return from_canvas_json({**raw, "objects": kept}, view, colours=paint).shapes
+
+
+def arrows_sent(items: Any) -> tuple[Arrow, ...]:
+    """The arrows that the stage sent.
+
+    Raises:
+        BadInput: for anything but a list of {pair, on} within the limits of a drawing.
+    """
+    return Drawing.from_json({"arrows": items}).arrows
 
 
 def _generation(item: Any) -> int | None:
@@ -100,8 +126,10 @@ def _generation(item: Any) -> int | None:
     return round(_FAR - left) if abs(top - _FAR) < 1 and left <= _FAR + 1 else None
 
 
-def settle(before: Drawing, after: Drawing, tolerance: float) -> Drawing:
-    """`after`, with everything that only went round through the browser as it was `before`.
+def settle(
+    before: tuple[Shape, ...], after: tuple[Shape, ...], tolerance: float
+) -> tuple[Shape, ...]:
+    """`after`, with every shape that only went round through the browser as it was `before`.
 
     Fabric rounds what it hands back; without this, each stroke would shift all the others by a
     thousandth of a pixel, and every look at the canvas would be a change. `tolerance`: image px.
@@ -110,15 +138,11 @@ def settle(before: Drawing, after: Drawing, tolerance: float) -> Drawing:
     def near(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(abs(x - y) <= tolerance for x, y in zip(a, b, strict=True))
 
-    arrows = list(after.arrows)
-    for n, (old, new) in enumerate(zip(before.arrows, arrows, strict=False)):
-        if old.on == new.on and near(old.pair.to_json(), new.pair.to_json()):
-            arrows[n] = old
-    shapes = list(after.shapes)
-    for n, (was, now) in enumerate(zip(before.shapes, shapes, strict=False)):
+    shapes = list(after)
+    for n, (was, now) in enumerate(zip(before, shapes, strict=False)):
         if type(was) is type(now) and was.erase == now.erase and near(_flat(was), _flat(now)):
             shapes[n] = was
-    return dataclasses.replace(after, arrows=tuple(arrows), shapes=tuple(shapes))
+    return tuple(shapes)
 
 
 def _flat(shape: Any) -> list[float]:
@@ -156,18 +180,16 @@ def stored(data: Mapping[str, Any]) -> Drawing:
     return Drawing.from_json(data) if data else Drawing()
 
 
-def canvas_size(
-    image_width: int, image_height: int, room: int, tallest: int = 640
-) -> tuple[int, int]:
-    """Width and height of the canvas, CSS px: as wide as there is room, as tall as is seen at once.
+def canvas_size(image_width: int, image_height: int, width: int, height: int) -> tuple[int, int]:
+    """Width and height of the canvas, CSS px: the largest that fits into a room of that size.
 
     Raises:
         BadInput: when the picture has no size.
     """
     if image_width < 1 or image_height < 1:
-        raise BadInput("The picture's size is not known; open it again on the first page.")
-    width = max(160, min(room, round(tallest * image_width / image_height)))
-    return width, max(1, round(image_height * width / image_width))
+        raise BadInput("The size of this picture is not known. Open it again on the first page.")
+    wide = max(160, min(width, round(max(240, height) * image_width / image_height)))
+    return wide, max(1, round(image_height * wide / image_width))
 
 
 def zoom_step(now: float, by: int) -> float:

@@ -23,11 +23,19 @@ from workbench.ui.shell import router
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.text import count, inert, seconds
+from workbench.ui.shell.words import say
 
 POLL = 0.5  # seconds between two looks
 QUEUE_POLL = 2.0  # the same for the jobs beside the one at hand
 TOO_SOON = 0.25  # seconds after a run within which its end may not have reached the browser
+ASKS_AFTER = 30.0  # s of work that are not dropped without asking
 _EDITED = "edited_beside_a_job"
+_SIGNS = {
+    JobState.DONE: ":material/check_circle:",
+    JobState.FAILED: ":material/error:",
+    JobState.CANCELLED: ":material/do_not_disturb_on:",
+    JobState.INTERRUPTED: ":material/power_off:",
+}
 
 
 def edited() -> None:
@@ -40,7 +48,9 @@ def edited() -> None:
     st.session_state[_EDITED] = time.monotonic()
 
 
-def job_panel(backend: Backend, job_id: str, *, key: str, poll: float = POLL) -> JobState | None:
+def job_panel(
+    backend: Backend, job_id: str, *, key: str, poll: float = POLL, on_stage: bool = False
+) -> JobState | None:
     """Show one job until it has ended, and what it came to; returns its state on entry.
 
     Args:
@@ -48,12 +58,13 @@ def job_panel(backend: Backend, job_id: str, *, key: str, poll: float = POLL) ->
         job_id: which one; an unknown id is said so and forgotten.
         key: unique key of the panel.
         poll: seconds between two looks.
+        on_stage: the picture as it changes is shown over the canvas instead of in the panel.
     """
     try:
         at_entry = backend.job(job_id).state
     except BadInput:
         router.remember("job", None)
-        st.info("The job in this address is not known here any more; its result is in the history.")
+        st.info(say("draw.unknown_job"))
         return None
     live = not at_entry.ended
 
@@ -69,8 +80,23 @@ def job_panel(backend: Backend, job_id: str, *, key: str, poll: float = POLL) ->
             if job.state.ended and live:
                 st.rerun()  # once, as a whole: results, checklist and links follow
             _head(backend, job, key)
+            if on_stage:
+                _live(job)
+                with st.expander(say("draw.details")):
+                    _stages(job)
+                    _curves(job, key)
+                return
             _stages(job)
-            _curves(job, key)
+            left, right = (
+                st.columns([2, 3], gap="medium") if job.preview else (None, st.container())
+            )
+            if left is not None:
+                with left:
+                    picture = live_picture(job, _request(job))
+                    shown = [(say("draw.running_picture"), picture)]
+                    components.viewer(shown, mode="single", key=f"live_{key}", max_height=320)
+            with right:
+                _curves(job, key)
 
     st.fragment(panel, run_every=poll if live else None)()
     return at_entry
@@ -79,24 +105,51 @@ def job_panel(backend: Backend, job_id: str, *, key: str, poll: float = POLL) ->
 def _head(backend: Backend, job: Job, key: str) -> None:
     """One line that says how things stand, the bar, and cancel."""
     words, share = describe(job)
-    icon = {
-        JobState.DONE: ":material/check_circle:",
-        JobState.FAILED: ":material/error:",
-        JobState.CANCELLED: ":material/do_not_disturb_on:",
-        JobState.INTERRUPTED: ":material/power_off:",
-    }.get(job.state, ":material/hourglass_top:")
     with st.container(key=f"runbar_{key}", horizontal=True, vertical_alignment="center"):
-        st.markdown(f"{icon} **{inert(words)}**")
+        st.markdown(f"{_SIGNS.get(job.state, ':material/hourglass_top:')} **{inert(words)}**")
         st.space("stretch")
         if not job.state.ended:
-            label = "Stopping …" if job.cancelling else "Cancel"
-            if st.button(label, key=f"cancel_{key}", disabled=job.cancelling, shortcut="Esc"):
-                backend.cancel(job.id)
-                st.rerun(scope="fragment")
+            _cancel(backend, job, key)
     if not job.state.ended:
         st.progress(share)
+        _confirm(backend, job, key)
     if job.error and job.state in (JobState.FAILED, JobState.INTERRUPTED):
         st.error(inert(job.error))
+
+
+def _cancel(backend: Backend, job: Job, key: str) -> None:
+    """Cancel; what has taken longer than `ASKS_AFTER` is dropped only after a question.
+
+    No shortcut: Esc belongs to lists, dialogs and what is being drawn.
+    """
+    label = say("draw.stopping") if job.cancelling else say("draw.cancel")
+    if st.button(label, key=f"cancel_{key}", disabled=job.cancelling):
+        if worked(job) > ASKS_AFTER:
+            st.session_state[f"asked_{job.id}"] = True
+        else:
+            backend.cancel(job.id)
+        st.rerun(scope="fragment")
+
+
+def _confirm(backend: Backend, job: Job, key: str) -> None:
+    asked = f"asked_{job.id}"
+    if not st.session_state.get(asked) or job.cancelling:
+        return
+    with st.container(key=f"confirm_{key}"):
+        st.warning(say("draw.confirm_stop", time=seconds(worked(job))))
+        with st.container(horizontal=True, gap="small"):
+            if st.button(say("draw.stop"), key=f"stop_{key}", type="primary"):
+                st.session_state.pop(asked, None)
+                backend.cancel(job.id)
+                st.rerun(scope="fragment")
+            if st.button(say("draw.keep_running"), key=f"keep_{key}"):
+                st.session_state.pop(asked, None)
+                st.rerun(scope="fragment")
+
+
+def worked(job: Job) -> float:
+    """Seconds since a job was started; 0 while it waits."""
+    return time.time() - job.started if job.started and not job.finished else 0.0
 
 
 def describe(job: Job) -> tuple[str, float]:
@@ -115,7 +168,7 @@ def describe(job: Job) -> tuple[str, float]:
             if job.eta is not None and step.step < step.total:
                 words += f" · about {seconds(job.eta)} left"
         elif step.waiting:
-            words += " · another run is at the same, its result is taken"
+            words += " · waiting for another run that computes the same"
         elif step.total > 1:
             words += f" · step {step.step} of {step.total}"
             if job.eta and step.step < step.total:
@@ -125,6 +178,13 @@ def describe(job: Job) -> tuple[str, float]:
         return words, min(1.0, step.step / step.total) if step.total else 0.0
     took = f" in {seconds(job.finished - job.started)}" if job.started and job.finished else ""
     return f"Done{took}" if job.state is JobState.DONE else job.state.label, 1.0
+
+
+def last_line(job: Job) -> None:
+    """An ended job in one line."""
+    st.caption(f"{_SIGNS.get(job.state, '')} **{inert(describe(job)[0])}**")
+    if job.error and job.state in (JobState.FAILED, JobState.INTERRUPTED):
+        st.error(inert(job.error))
 
 
 def _pace(per_second: float) -> str:
@@ -142,41 +202,42 @@ def _stages(job: Job) -> None:
         st.caption(" · ".join(parts))
 
 
-def _curves(job: Job, key: str) -> None:
-    """Picture with moving handles beside the distance of each; the loss while it trains."""
-    request = job.payload if isinstance(job.payload, EditRequest) else None
-    show_loss = len(job.losses) > 1 and (job.kind != "edit" or not job.tracks)
-    if not (job.preview or len(job.tracks) > 1 or show_loss):
-        return
-    left, right = st.columns([2, 3], gap="medium")
+def _request(job: Job) -> EditRequest | None:
+    return job.payload if isinstance(job.payload, EditRequest) else None
+
+
+def _live(job: Job) -> None:
+    """The picture as it changes, over the canvas."""
     if job.preview:
-        with left:
-            components.viewer(
-                [("The picture as it changes", live_picture(job, request))],
-                mode="single",
-                key=f"live_{key}",
-                max_height=320,
-            )
-    with right if job.preview else st.container():
-        if len(job.tracks) > 1:
-            pairs = len(job.tracks[-1][1])
-            series = {f"Arrow {n + 1}": [(s, d[n]) for s, d in job.tracks] for n in range(pairs)}
-            total = request.drag.steps if request else 0
-            components.chart(
-                series,
-                key=f"distance_{key}",
-                label="Distance of each handle from its target, in pixels, over the steps",
-                y_label="px",
-                total=min(total, 4 * job.tracks[-1][0]),
-            )
-        elif show_loss:
-            total = job.payload.request.lora.steps if isinstance(job.payload, TrainTask) else 0
-            components.chart(
-                {"Loss": smooth(job.losses)},
-                key=f"loss_{key}",
-                label="Training loss over the steps",
-                total=total,
-            )
+        picture = live_picture(job, _request(job))
+        label = say("draw.running_picture")
+        components.shown("live", src=picture, label=label, of=job.id, key="stage_shown")
+    else:
+        components.shown(key="stage_shown")
+
+
+def _curves(job: Job, key: str) -> None:
+    """The distance of each handle; the loss while it trains."""
+    request = _request(job)
+    if len(job.tracks) > 1:
+        pairs = len(job.tracks[-1][1])
+        series = {f"Arrow {n + 1}": [(s, d[n]) for s, d in job.tracks] for n in range(pairs)}
+        total = request.drag.steps if request else 0
+        components.chart(
+            series,
+            key=f"distance_{key}",
+            label="Distance of each handle from its target, in pixels, over the steps",
+            y_label="px",
+            total=min(total, 4 * job.tracks[-1][0]),
+        )
+    elif len(job.losses) > 1:
+        total = job.payload.request.lora.steps if isinstance(job.payload, TrainTask) else 0
+        components.chart(
+            {"Loss": smooth(job.losses)},
+            key=f"loss_{key}",
+            label="Training loss over the steps",
+            total=total,
+        )
 
 
 def live_picture(job: Job, request: EditRequest | None) -> bytes:
@@ -209,18 +270,17 @@ def queue_panel(backend: Backend, *, key: str, but: str | None = None) -> None:
         others = [j for j in backend.queue() if j.id != but]
         if not others:
             return
-        runs = any(j.state is JobState.RUNNING for j in others)
-        with st.expander("Also in the queue", expanded=runs):
+        with st.expander(say("draw.queue", n=len(others)), key=f"queue_{key}"):
             for job in others:
+                name = inert(job.label or job.kind, 40)
                 with st.container(
                     key=f"runbar_{key}_{job.id}", horizontal=True, vertical_alignment="center"
                 ):
-                    st.markdown(f"{inert(job.label or job.kind, 60)} — {inert(describe(job)[0])}")
+                    st.markdown(f"{name} — {inert(describe(job)[0])}")
                     st.space("stretch")
                     st.button(
-                        "Cancel",
+                        say("draw.cancel_job", name=name),
                         key=f"{key}_{job.id}",
-                        help=f"Cancel {inert(job.label or job.kind, 60)}",
                         on_click=_cancel_one(backend, job.id),
                     )
 

@@ -57,7 +57,7 @@ def body(backend: Backend, space: Workspace | None) -> None:
             history_detail.detail(backend, space, forest, chosen, binned=wanted.binned)
 
     with st.container(key="history_room"):
-        room = components.width(key="history_width")
+        room = components.room(key="history_width")[0]
     if 0 < room < NARROW:
         actions.bar(backend, forest, wanted)
         history_list.tree(backend, forest, rows, chosen, below=detail)

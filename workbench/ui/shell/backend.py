@@ -74,6 +74,8 @@ class Backend:
         self.thumbnail = self.store.thumbnail
         self._pixels = lru_cache(maxsize=8)(self.store.image)
         self._shown = lru_cache(maxsize=64)(self._encode_shown)
+        self._behind = lru_cache(maxsize=16)(self._draw_behind)
+        self._drafted: tuple[Any, tuple[bytes, tuple[int, int, int, int]]] | None = None
         self.areas = Areas(self.store)
         self._warm = threading.Lock()  # held for ever by the first warm-up
         self._generations = itertools.count(1)
@@ -160,29 +162,42 @@ class Backend:
         """A number for a projection of a drawing, never used before in this process."""
         return next(self._generations)
 
-    def canvas_background(self, space: Workspace, drawing: Drawing, view: Viewport) -> bytes:
-        """What lies behind the canvas: the picture in that view, marked; WebP bytes."""
-        image = space.image
-        mask = self.areas.of(space, drawing).mask
-        style = colors.style(self.app.settings.ui)
-        return canvas_background(self.pixels(image.id), mask, drawing, view, style)
+    def canvas_background(self, space: Workspace, view: Viewport) -> bytes:
+        """What lies behind the canvas: the picture in that view; WebP bytes."""
+        return self._behind(space.image.id, view)
 
-    def warped(self, space: Workspace, drawing: Drawing, longest: int = 640) -> bytes:
-        """What the drag will roughly do, at once; WebP bytes at most `longest` px long.
+    def _draw_behind(self, image_id: str, view: Viewport) -> bytes:
+        return canvas_background(self.pixels(image_id), view)
 
-        Of a big picture only the part in which something happens (`figures.close_up`).
+    def canvas_colours(self) -> dict[str, Any]:
+        """Colours of arrows and mask on the canvas, and the brightness outside the mask (`dim`)."""
+        return {**colors.chosen(self.app.settings.ui), "off": "#969696"}
+
+    def draft(
+        self, space: Workspace, drawing: Drawing, longest: int = 640
+    ) -> tuple[bytes, tuple[int, int, int, int]] | None:
+        """What the drag will roughly do, at once; None without arrows.
+
+        Returns:
+            WebP bytes at most `longest` px long, and the box (x, y, width, height) of the picture that
+            they show: of a big picture only the part in which something happens.
         """
+        if not any(p.length > 0 for p in drawing.pairs):
+            return None
         image = space.image
         mask = self.areas.of(space, drawing).mask
-        near = figures.close_up((image.width, image.height), mask, drawing.pairs, longest)
-        to = near or figures.frame(image.width, image.height, longest)
-        small = figures.seen(self.pixels(image.id), to)
-        rows, cols = slice(to.y0, to.y0 + to.height), slice(to.x0, to.x0 + to.width)
-        cut = figures.fit_mask(mask[rows, cols], to.out_width, to.out_height)
-        made = moved_picture(
-            small, cut if mask.any() else None, figures.fit_pairs(drawing.pairs, to)
-        )
-        return figures.encode(made)
+        key = (image.id, drawing.pairs, drawing.shapes, mask.any(), longest)
+        known = self._drafted
+        if known is None or known[0] != key:
+            near = figures.close_up((image.width, image.height), mask, drawing.pairs, longest)
+            to = near or figures.frame(image.width, image.height, longest)
+            small = figures.seen(self.pixels(image.id), to)
+            rows, cols = slice(to.y0, to.y0 + to.height), slice(to.x0, to.x0 + to.width)
+            cut = figures.fit_mask(mask[rows, cols], to.out_width, to.out_height)
+            pairs = figures.fit_pairs(drawing.pairs, to)
+            made = figures.encode(moved_picture(small, cut if mask.any() else None, pairs))
+            self._drafted = known = (key, (made, (to.x0, to.y0, to.width, to.height)))
+        return known[1]
 
     def mask_asset(self, space: Workspace, drawing: Drawing) -> MaskAsset | None:
         """The stored mask with which a drawing is run; None where everything may change."""

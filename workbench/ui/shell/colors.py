@@ -20,21 +20,21 @@ THEMES: dict[str, dict[str, Any]] = {
         "handle": "#e53935",
         "target": "#1e64e6",
         "arrow": "#ffffff",
-        "dim": 0.42,
+        "dim": 0.75,
     },
     say("shell.colour_blind_safe"): {
         "handle": "#e69f00",
         "target": "#56b4e9",
         "arrow": "#ffffff",
-        "dim": 0.42,
+        "dim": 0.75,
     },
     say("shell.high_contrast"): {
         "handle": "#ff2d00",
         "target": "#00e5ff",
         "arrow": "#ffff00",
-        "dim": 0.2,
+        "dim": 0.5,
     },
-    say("shell.soft"): {"handle": "#d9665f", "target": "#6f93d6", "arrow": "#f3f0e8", "dim": 0.65},
+    say("shell.soft"): {"handle": "#d9665f", "target": "#6f93d6", "arrow": "#f3f0e8", "dim": 0.85},
 }
 
 
