@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from workbench.core.request import Point, PointPair
-from workbench.imaging.resample import rounded
+from workbench.imaging.resample import grown
 from workbench.warping.grid import Grid
 from workbench.warping.held import held, held_region
 from workbench.warping.motion import displacement
@@ -42,11 +42,22 @@ def part_at(rgb: U8, at: Point) -> Mask:
 
 
 def grow(mask: Mask, by: int) -> Mask:
-    """Move the mask's edge outwards by `by` px, inwards when negative."""
-    if by >= 0:
-        return rounded(mask, by)
-    inner: Mask = ~rounded(~mask, -by)
-    return inner
+    """Move the mask's edge outwards by `by` px, inwards when negative; corners stay round."""
+    if by < 0:
+        inner: Mask = ~grow(~mask, -by)
+        return inner
+    out = mask
+    for step in range(by):
+        if step % 5 in (1, 3):  # squares and crosses in this order make an octagon
+            out = grown(out, 1)
+            continue
+        cross = out.copy()
+        cross[1:] |= out[:-1]
+        cross[:-1] |= out[1:]
+        cross[:, 1:] |= out[:, :-1]
+        cross[:, :-1] |= out[:, 1:]
+        out = cross
+    return out
 
 
 def smooth(mask: Mask, radius: float) -> Mask:
@@ -93,7 +104,9 @@ def weights(rgb: U8, pair: PointPair, mask: Mask | None) -> bytes | None:
     )
     radius = max(1.0, _SOFT * max(size))
     wide = hard.filter(ImageFilter.MaxFilter(2 * round(radius / 2) + 1))
-    both = np.maximum(np.asarray(hard), np.asarray(wide.filter(ImageFilter.GaussianBlur(radius / 2))))
+    both = np.maximum(
+        np.asarray(hard), np.asarray(wide.filter(ImageFilter.GaussianBlur(radius / 2)))
+    )
     out = io.BytesIO()
     Image.fromarray(np.where(both < 6, 0, both).astype(np.uint8)).save(out, "PNG", compress_level=6)
     return out.getvalue()

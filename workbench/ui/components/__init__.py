@@ -245,4 +245,5 @@ def shown(kind: str = "", *, src: bytes = b"", label: str = "", of: str = "", ke
         key: unique key of the element.
     """
     data = {"kind": kind, "src": data_url(src) if kind else "", "label": label, "of": of}
-    _component("shown", '<div class="wb-shown-source" hidden></div>')(key=key, data=data)
+    with st.container(key=f"quiet_{key}"):
+        _component("shown", '<div class="wb-shown-source" hidden></div>')(key=key, data=data)

@@ -27,7 +27,7 @@ const STYLE = `
   .dc-container .canvas-container > .lower-canvas { opacity: 0; }
   .dc-toolbar { display: none !important; }
   .wb-over { position: absolute; inset: 0; z-index: 30; overflow: hidden; pointer-events: none; outline: none; }
-  .wb-over:focus-visible { box-shadow: inset 0 0 0 2px #14705f, inset 0 0 0 4px #fff; }
+  .wb-over.wb-keys:focus { box-shadow: inset 0 0 0 2px #14705f, inset 0 0 0 4px #fff; }
   .wb-over > canvas, .wb-over > svg, .wb-over > .wb-frame { position: absolute; left: 0; top: 0; width: 100%; height: 100%; }
   .wb-frame { overflow: hidden; }
   .wb-frame img { position: absolute; }
@@ -322,6 +322,7 @@ class Stage {
   // --- pointer ------------------------------------------------------------------------------------------
 
   press(event) {
+    this.part("over")?.classList.remove("wb-keys");
     this.flush(event);
     if (event.button !== 0 || !event.isPrimary || !this.isCanvas(event)) return;
     this.part("over").focus({ preventScroll: true });
@@ -559,7 +560,9 @@ class Stage {
   // --- keys -----------------------------------------------------------------------------------------------
 
   key(event) {
-    if (!this.data || typing(event)) return;
+    if (!this.data) return;
+    if (event.key === "Tab") this.part("over")?.classList.add("wb-keys"); // a ring for those who came by keyboard
+    if (typing(event)) return;
     if (event.ctrlKey || event.metaKey) {
       this.flush(event);
       return;

@@ -7,6 +7,7 @@
 // All coordinates are canvas pixels.
 const CELL = 10; // side of a mesh cell
 const REACH = 2.2; // radius of the bump, in lengths of its arrow: below 1.54 the mesh would fold
+const AROUND = [1.5, 0.7]; // the same round a thing that is known, and how far the surroundings follow at most
 
 // A weight map from the server, grey picture of the whole image -> {data, width, height, box of what is not 0}.
 async function weightMap(src) {
@@ -38,7 +39,7 @@ async function weightMap(src) {
 function reachOf(arrow, map, place, span, [width, height]) {
   const { hx, hy, tx, ty } = arrow;
   const [dx, dy] = [tx - hx, ty - hy];
-  const radius = Math.max(0.1 * Math.hypot(width, height), REACH * Math.hypot(dx, dy));
+  const radius = Math.max((map ? 0.05 : 0.1) * Math.hypot(width, height), (map ? AROUND[0] : REACH) * Math.hypot(dx, dy));
   const bump = (x, y) => {
     const r = ((x - hx) ** 2 + (y - hy) ** 2) / radius ** 2;
     return r < 1 ? (1 - r) ** 2 : 0;
@@ -56,7 +57,7 @@ function reachOf(arrow, map, place, span, [width, height]) {
     };
     const top = Math.max(at(hx, hy), 0.2);
     // what is held moves as a whole; the bump takes the surroundings along, so that a long way crushes nothing
-    const weight = (x, y) => Math.min(1, Math.max(at(x, y) / top, bump(x, y)));
+    const weight = (x, y) => Math.min(1, Math.max(at(x, y) / top, AROUND[1] * bump(x, y)));
     return { hx, hy, dx, dy, weight, box: [0, 1, 2, 3].map((i) => (i < 2 ? Math.min : Math.max)(box[i], span[i])) };
   }
   return { hx, hy, dx, dy, weight: bump, box };

@@ -47,7 +47,7 @@ class Areas:
         """Read the pictures from `store`."""
         self._store = store
         self._painted = lru_cache(maxsize=8)(self._rasterise)
-        self._proposed = lru_cache(maxsize=8)(self._propose)
+        self._proposed = lru_cache(maxsize=32)(self._propose)
         self._parts = lru_cache(maxsize=32)(self._part)
         self._weights = lru_cache(maxsize=64)(self._weigh)
         self._pictures: tuple[NDArray[np.bool_], bytes] | None = None
@@ -74,12 +74,11 @@ class Areas:
     def weights(self, space: Workspace, drawing: Drawing, pair: PointPair) -> bytes | None:
         """How far each place follows an arrow's handle: grey PNG of the whole picture; None if unknown.
 
-        Nothing outside of what is painted follows.
+        Nothing outside of what is painted follows; unpainted, outside of what is proposed for the arrow.
         """
         size = (space.image.width, space.image.height)
-        x, y = (float(round(v)) for v in (pair.handle.x, pair.handle.y))
-        held = dataclasses.replace(pair, handle=Point(x, y), target=Point(x, y))
-        return self._weights(space.image.id, held, drawing.shapes, size)
+        shapes = drawing.shapes if drawing.has_mask else ()
+        return self._weights(space.image.id, pair, shapes, size)
 
     def picture(self, area: Area) -> bytes:
         """A mask for the browser: PNG, opaque where the picture may change."""
@@ -97,7 +96,10 @@ class Areas:
     def _weigh(
         self, image: str, pair: PointPair, shapes: tuple[Shape, ...], size: tuple[int, int]
     ) -> bytes | None:
-        return selection.weights(self._store.image(image), pair, self._painted(shapes, False, *size))
+        mask = self._painted(shapes, False, *size) if shapes else None
+        if mask is None and pair.length > 0:
+            mask = self._proposed(image, (pair,))
+        return selection.weights(self._store.image(image), pair, mask)
 
     def _rasterise(
         self, shapes: tuple[Shape, ...], invert: bool, width: int, height: int

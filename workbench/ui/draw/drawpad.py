@@ -430,7 +430,9 @@ class Drawpad:
         for pair in pairs:
             weights = areas.weights(self.space, self.drawing, pair)
             if weights:
-                held[f"{_half_up(pair.handle.x)},{_half_up(pair.handle.y)}"] = components.data_url(weights)
+                held[f"{_half_up(pair.handle.x)},{_half_up(pair.handle.y)}"] = components.data_url(
+                    weights
+                )
         draft = self.backend.draft(self.space, self.drawing, view.canvas_width)
         return {
             "target": self.key,
