@@ -28,8 +28,16 @@ export default function ({ parentElement, setStateValue }) {
     state.observer = new ResizeObserver(soon);
     state.observer.observe(box);
     addEventListener("resize", soon);
+    // what stands above may still arrive and push it down: looked at until it rests
+    let looks = 0;
+    const watch = setInterval(() => {
+      tell();
+      looks += 1;
+      if (looks > 8) clearInterval(watch);
+    }, 400);
     state.stop = () => {
       clearTimeout(timer);
+      clearInterval(watch);
       state.observer.disconnect();
       removeEventListener("resize", soon);
       seen.delete(parentElement);
