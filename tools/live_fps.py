@@ -1,8 +1,8 @@
 """Frames a second while an arrow is drawn: `python tools/live_fps.py [--seconds 4]` prints one table.
 
-A real server, headless Chromium and its mouse on a 1024 x 768 picture. requestAnimationFrame counts the frames
-of the browser during the drag, and those in which the stage drew the bent picture again. First with the
-plain bump (a new arrow), then with the shape of what the handle holds (the end of that arrow dragged on).
+A real server, headless Chromium and its mouse on a 1024 x 768 picture. requestAnimationFrame counts the
+frames of the browser during the drag, and those in which the stage drew the bent picture again. First the
+plain bump (a new arrow), then the shape of what the handle holds (the end of that arrow dragged on).
 """
 
 from __future__ import annotations

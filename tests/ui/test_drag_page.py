@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,11 @@ from workbench.canvas.automask import propose
 from workbench.canvas.checklist import TEXTS, Code, checklist
 from workbench.canvas.drawing import Arrow, Drawing, Rect
 from workbench.canvas.rasterize import rasterise
-from workbench.core.config import METHODS, DragConfig
+from workbench.core.config import METHODS, SPECS, DragConfig
 from workbench.core.record import JobState, StepInfo
-from workbench.core.request import EditRequest, Point, PointPair
+from workbench.core.request import EditRequest, ModelRef, Point, PointPair
 from workbench.jobs.job import Job
-from workbench.ui.draw import run_panel
+from workbench.ui.draw import after, run_panel
 from workbench.ui.draw.projection import stored
 from workbench.ui.shell.text import inert
 from workbench.ui.shell.words import say
@@ -214,3 +215,70 @@ def test_a_job_is_told_with_phase_step_pace_and_time_left() -> None:
     assert "4 s/step" in slow
     first, _ = run_panel.describe(job(progress=StepInfo(stage="drag", step=0, total=80)))
     assert first == "Dragging · step 0 of 80"
+
+
+def stage(page: AppTest, space: Workspace, **sent: Any) -> AppTest:
+    """The page after the stage sent something."""
+    generation = page.session_state[f"pad_{space.id}"]["arrows_generation"]
+    own = {"id": "browser", "number": 1, "generation": generation, "arrows": [], "log": []}
+    page.session_state["canvas_stage"] = {"sent": own | sent}
+    return page.run()
+
+
+def test_the_stage_hands_over_arrows_brush_and_clicks(
+    app: App, make: Callable[..., Workspace], drag_page: Callable[[Workspace], AppTest]
+) -> None:
+    space = make(Drawing())
+    page = drag_page(space)
+    arrows = [{"on": True, "pair": [20.0, 20.0, 34.0, 14.0]}, {"on": False, "pair": [5, 5, 9, 9]}]
+    corners = [[2, 30], [20, 30], [11, 44]]
+    log = [{"number": 1, "kind": "polygon", "points": corners, "erase": False}]
+    stage(page, space, arrows=arrows, log=log, brush=77)
+    drawn = stored(app.store.projects.load(space.id).drawing)
+    assert [a.on for a in drawn.arrows] == [True, False]
+    assert drawn.pairs == (PAIR,)
+    assert rasterise(drawn, *SIZE)[36, 11]
+    assert app.store.projects.load(space.id).settings["brush"] == 77
+    # the same once more (Streamlit runs a script as often as it likes): nothing is done twice
+    page.run()
+    assert len(stored(app.store.projects.load(space.id).drawing).shapes) == 1
+
+
+def test_arrows_of_an_older_drawing_do_not_come_back(
+    app: App, make: Callable[..., Workspace], drag_page: Callable[[Workspace], AppTest]
+) -> None:
+    space = make()
+    page = drag_page(space)
+    page.button(key="pad_backspace").click().run()  # delete all arrows
+    late = [{"on": True, "pair": PAIR.to_json()}]
+    stage(page, space, generation=-1, arrows=late)
+    assert not stored(app.store.projects.load(space.id).drawing).arrows
+
+
+def test_what_the_stage_sends_is_checked(
+    app: App, make: Callable[..., Workspace], drag_page: Callable[[Workspace], AppTest]
+) -> None:
+    space = make()
+    page = stage(drag_page(space), space, arrows=[{"on": True, "pair": [1, 2, "x", 4]}])
+    assert not page.exception
+    assert page.error
+    assert stored(app.store.projects.load(space.id).drawing).pairs == (PAIR,)
+
+
+def test_try_again_offers_own_pixels_and_each_strength(app: App) -> None:
+    asset = app.store.put_image(disc(), "Disc")
+    model = ModelRef(name="micro")
+    for method in METHODS:
+        request = EditRequest(
+            image=asset, model=model, pairs=(PAIR,), drag=SPECS[method].drag_config()
+        )
+        found = after.variants(request)
+        assert found["own"].drag.method == "auto"
+        assert not found["own"].drag.refine
+        steps = [v.drag.steps for n, v in found.items() if n != "own"]
+        assert steps == sorted(steps)
+        assert len(set(steps)) == (3 if SPECS[method].optimises else 0)
+        for name, variant in found.items():
+            assert after.same_drag(variant, dataclasses.replace(variant, parent="else"))
+            others = [v for n, v in found.items() if n != name]
+            assert not any(after.same_drag(variant, v) for v in others)

@@ -1,7 +1,7 @@
 """After a run: how it ended, its result over the canvas, and what can be done with it.
 
-"Try again" holds the same drag at each strength; one that the history has is shown at once, the others
-are computed when they are clicked.
+"Try again" holds the same drag with own pixels only and at each strength; one that the history has is
+shown at once, the others are computed when they are clicked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import streamlit as st
 
 from workbench.canvas.drawing import Drawing
-from workbench.core.config import SPECS, DragConfig
+from workbench.core.config import SPECS, STRENGTHS, with_method
 from workbench.core.record import EditRecord, JobState
 from workbench.core.request import EditRequest
 from workbench.jobs.job import Job
@@ -27,15 +27,19 @@ from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 SHOWN = 1280  # longest side of a result on the canvas, px
-_STRENGTHS = {
+_VARIANTS = {
+    "own": say("draw.own_pixels"),
     "gentle": say("draw.gentle"),
     "normal": say("draw.normal"),
     "strong": say("draw.strong"),
 }
 
 
-def submit(backend: Backend, space: Workspace, request: EditRequest) -> None:
-    """Queue an edit of this project and show it."""
+def submit(
+    backend: Backend, space: Workspace, request: EditRequest, *, base: str | None = None
+) -> None:
+    """Queue an edit of this project and show it; `base` is the edit that it is a variant of."""
+    st.session_state[_base_key(space)] = base
     job = backend.submit_edit(request)
     space.add_job(job)
     st.session_state.pop(_chosen_key(space), None)
@@ -91,6 +95,10 @@ def _chosen_key(space: Workspace) -> str:
     return f"try_again_{space.id}"
 
 
+def _base_key(space: Workspace) -> str:
+    return f"try_base_{space.id}"
+
+
 def _record(backend: Backend, space: Workspace, job: Job | None) -> EditRecord | None:
     """The edit to show: one that was chosen under "Try again", else what the last job made."""
     name = st.session_state.get(_chosen_key(space)) or (job and backend.edit_of(job.id))
@@ -113,9 +121,8 @@ def _outcome(view: EditView) -> None:
 
 def _try_again(backend: Backend, space: Workspace, record: EditRecord) -> None:
     """The same drag at every strength as small pictures; what is not there yet is computed on a click."""
-    request = record.request
-    if not SPECS[request.drag.method].optimises:
-        return  # it has no steps
+    base = _base(backend, space, record)
+    request = base.request
     made = [
         r
         for r in backend.store.records(image=request.image.id)
@@ -123,34 +130,52 @@ def _try_again(backend: Backend, space: Workspace, record: EditRecord) -> None:
     ]
     st.caption(say("draw.try_again"), help=say("draw.try_again_help"))
     with st.container(horizontal=True, gap="small", key="try_again"):
-        for name in _STRENGTHS:
-            wanted = at_strength(request, name)
+        for name, wanted in variants(request).items():
             known = next((r for r in made if same_drag(r.request, wanted)), None)
             here = known is not None and known.id == record.id
             with st.container(
                 key=f"tile_{'on_' if here else '' if known else 'todo_'}strength_{name}",
-                width=92,
+                width=74,
                 gap=None,
             ):
                 image = known.result.image if known and known.result else request.image.id
-                st.image(backend.thumbnail(image, 160), width=92, alt="")
+                st.image(backend.thumbnail(image, 160), width=74, alt="")
                 if st.button(
-                    _STRENGTHS[name],
+                    _VARIANTS[name],
                     key=f"strength_{name}",
                     type="tertiary",
                     width="stretch",
                     icon=None if known else ":material/play_arrow:",
                 ):
                     if known is None:
-                        submit(backend, space, wanted)
+                        submit(backend, space, wanted, base=base.id)
                     st.session_state[_chosen_key(space)] = known.id if known else None
                     st.rerun(scope="app")
 
 
-def at_strength(request: EditRequest, strength: str) -> EditRequest:
-    """The same edit with the step limit of a preset."""
-    steps = DragConfig.preset(request.drag.method, strength).steps
-    return dataclasses.replace(request, drag=dataclasses.replace(request.drag, steps=steps))
+def _base(backend: Backend, space: Workspace, record: EditRecord) -> EditRecord:
+    """The edit that the others are variants of: the one from which "Try again" was first clicked."""
+    name = st.session_state.get(_base_key(space))
+    if name is None:
+        return record
+    base = backend.store.record(name)
+    same = base.request.pairs == record.request.pairs and base.request.mask == record.request.mask
+    return base if same else record
+
+
+def variants(request: EditRequest) -> dict[str, EditRequest]:
+    """The same arrows and mask with the picture's own pixels only, and optimised at each strength."""
+    own, inversion = with_method(request.drag, request.inversion, "auto")
+    own = dataclasses.replace(own, refine=False)
+    out = {"own": dataclasses.replace(request, drag=own, inversion=inversion)}
+    spec = SPECS[request.drag.method]
+    if not spec.optimises:
+        return out
+    for name in STRENGTHS:
+        steps = spec.drag_config(name).steps
+        drag = dataclasses.replace(request.drag, steps=steps, refine=spec.keeps_pixels)
+        out[name] = dataclasses.replace(request, drag=drag)
+    return out
 
 
 def same_drag(a: EditRequest, b: EditRequest) -> bool:
