@@ -350,13 +350,7 @@ class Stage {
       this.drag = { ...found, pair: [...this.arrows[found.n].pair], start: at };
       return;
     }
-    let place = at;
-    if (this.bends) {
-      const reaches = this.reaches();
-      const [dx, dy] = moved(reaches, ...origin(reaches, ...at));
-      if (Math.hypot(dx, dy) > 4) place = origin(reaches, ...at); // what is seen here stands elsewhere in the original
-    }
-    const p = this.toImage(...place);
+    const p = this.toImage(...at);
     this.ask("press", { x: p[0], y: p[1] });
     this.arrows.push({ on: true, pair: [...p, ...p] });
     this.chosen = { n: this.arrows.length - 1, end: this.tool === "pin" ? "both" : "target" };

@@ -78,16 +78,6 @@ function moved(reaches, x, y) {
   return sum ? [(most * sx) / sum, (most * sy) / sum, most] : [0, 0, 0];
 }
 
-// The place of the original that is seen at (x, y) of the bent picture.
-function origin(reaches, x, y) {
-  let [u, v] = [x, y];
-  for (let n = 0; n < 12; n += 1) {
-    const [dx, dy] = moved(reaches, u, v);
-    [u, v] = [x - dx, y - dy];
-  }
-  return [u, v];
-}
-
 class Warp {
   // `source`: ImageData of the picture on the canvas. `limit`: Uint8Array, 0 where nothing may change, or null.
   constructor(canvas, source, limit) {
