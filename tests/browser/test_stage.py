@@ -14,6 +14,7 @@ import pytest
 from conftest import JOB, Bench, Server, picture
 from PIL import Image
 from playwright.sync_api import expect
+from test_jobs_browser import cancel
 
 from workbench.canvas.rasterize import rasterise
 
@@ -323,12 +324,4 @@ def test_fault_5_esc_never_cancels_a_job(server: Server, bench: Bench) -> None:
         bench.page.keyboard.press("Escape")
         bench.page.wait_for_timeout(400)
     expect(bench.page.get_by_text("Dragging · step")).to_be_visible()
-    cancel = bench.page.get_by_role("button", name="Cancel", exact=True)
-    expect(cancel).to_be_enabled()
-    cancel.click()
-    stop = bench.page.get_by_role("button", name="Stop", exact=True)
-    ended = bench.page.get_by_text("Cancelled", exact=True)
-    expect(stop.or_(ended)).to_be_visible()
-    if stop.count():  # a slow machine: more than half a minute was worked, so it asks
-        stop.click()
-    expect(ended).to_be_visible()
+    cancel(bench)

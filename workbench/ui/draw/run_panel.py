@@ -7,7 +7,7 @@ job ends, the page runs once as a whole and the polling stops. Nothing here work
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import streamlit as st
 
@@ -109,7 +109,7 @@ def _head(backend: Backend, job: Job, key: str) -> None:
         st.markdown(f"{_SIGNS.get(job.state, ':material/hourglass_top:')} **{inert(words)}**")
         st.space("stretch")
         if not job.state.ended:
-            _cancel(backend, job, key)
+            _cancel(backend, job, key, say("draw.cancel"))
     if not job.state.ended:
         st.progress(share)
         _confirm(backend, job, key)
@@ -117,12 +117,12 @@ def _head(backend: Backend, job: Job, key: str) -> None:
         st.error(inert(job.error))
 
 
-def _cancel(backend: Backend, job: Job, key: str) -> None:
+def _cancel(backend: Backend, job: Job, key: str, name: str) -> None:
     """Cancel; what has taken longer than `ASKS_AFTER` is dropped only after a question.
 
     No shortcut: Esc belongs to lists, dialogs and what is being drawn.
     """
-    label = say("draw.stopping") if job.cancelling else say("draw.cancel")
+    label = say("draw.stopping") if job.cancelling else name
     if st.button(label, key=f"cancel_{key}", disabled=job.cancelling):
         if worked(job) > ASKS_AFTER:
             st.session_state[f"asked_{job.id}"] = True
@@ -278,17 +278,7 @@ def queue_panel(backend: Backend, *, key: str, but: str | None = None) -> None:
                 ):
                     st.markdown(f"{name} — {inert(describe(job)[0])}")
                     st.space("stretch")
-                    st.button(
-                        say("draw.cancel_job", name=name),
-                        key=f"{key}_{job.id}",
-                        on_click=_cancel_one(backend, job.id),
-                    )
+                    _cancel(backend, job, f"{key}_{job.id}", say("draw.cancel_job", name=name))
+                _confirm(backend, job, f"{key}_{job.id}")
 
     st.fragment(panel, run_every=QUEUE_POLL if backend.queue() else None)()
-
-
-def _cancel_one(backend: Backend, job_id: str) -> Callable[[], None]:
-    def act() -> None:
-        backend.cancel(job_id)
-
-    return act
