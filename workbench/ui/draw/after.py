@@ -80,7 +80,7 @@ def panel(backend: Backend, space: Workspace, drawing: Drawing, job: Job | None)
         st.download_button(
             say("draw.download"),
             data=view.png,
-            file_name=view.name("png"),
+            file_name=view.name("edited.png"),
             mime="image/png",
             key="download_here",
             on_click="ignore",
