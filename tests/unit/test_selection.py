@@ -11,6 +11,7 @@ from PIL import Image
 from workbench.canvas import selection
 from workbench.core.errors import BadInput
 from workbench.core.request import Point, PointPair
+from workbench.imaging.decode import encode_png
 from workbench.ui.draw import area
 from workbench.ui.draw.projection import MASK_COLOURS, contrasting
 
@@ -72,12 +73,13 @@ def test_weights_are_whole_at_the_handle_and_nothing_far_away() -> None:
 def test_a_mask_file_is_scaled_and_must_have_a_light_part() -> None:
     file = np.zeros((60, 80, 3), np.uint8)
     file[10:30, 20:60] = 255
-    mask = area.mask_of(file, (160, 120), "m.png")
+    mask = area.mask_of(encode_png(file), (160, 120), "m.png")
     assert mask.shape == (120, 160)
     assert mask[40, 80]
     assert not mask[100, 80]
     with pytest.raises(BadInput) as caught:
-        area.mask_of(np.zeros((60, 80, 3), np.uint8), (160, 120), "black.png")
+        black = encode_png(np.zeros((60, 80, 3), np.uint8))
+        area.mask_of(black, (160, 120), "black.png")
     assert caught.value.code == "empty-mask"
 
 

@@ -118,14 +118,17 @@ def decode_mask(raw: bytes, width: int, height: int, name: str = "mask") -> Mask
 
 
 def read_mask(
-    raw: bytes, width: int, height: int, name: str = "mask"
+    raw: bytes, width: int, height: int, name: str = "mask", *, fit: bool = False
 ) -> tuple[Mask, tuple[str, ...]]:
-    """As `decode_mask`, with what had to be decided, in sentences for the user."""
+    """As `decode_mask`, with what had to be decided, in sentences for the user.
+
+    `fit` scales a mask of another size to the picture's.
+    """
     label = clean_name(name, "mask")
     colours, alpha = (
         stored_here(raw, label) if is_cheap(raw, label) else sandbox.run("stored", raw, label)[0]
     )
-    if colours.shape[:2] != (height, width):
+    if colours.shape[:2] != (height, width) and not fit:
         raise BadInput(
             f'The mask "{label}" is {colours.shape[1]}x{colours.shape[0]} px but the picture is '
             f"{width}x{height} px; they must have the same size.",
@@ -133,6 +136,9 @@ def read_mask(
             field="mask",
         )
     mask, notices = masks.painted(colours, alpha, label)
+    if mask.shape != (height, width):
+        grey = Image.fromarray(mask.astype(np.uint8) * 255)
+        mask = np.asarray(grey.resize((width, height), Image.Resampling.BILINEAR)) > 127
     return mask, tuple(notices)
 
 

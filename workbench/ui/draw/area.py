@@ -23,6 +23,7 @@ from workbench.canvas.drawing import Drawing, Shape
 from workbench.canvas.rasterize import rasterise
 from workbench.core.errors import BadInput
 from workbench.core.request import Point, PointPair
+from workbench.imaging.decode import read_mask
 from workbench.storage.history import Store
 from workbench.ui.draw import trace
 from workbench.ui.shell.words import say
@@ -134,14 +135,13 @@ def painted_with(drawing: Drawing, mask: NDArray[np.bool_]) -> Drawing:
     return dataclasses.replace(drawing, shapes=trace.polygons(mask), invert=False)
 
 
-def mask_of(rgb: NDArray[np.uint8], size: tuple[int, int], name: str) -> NDArray[np.bool_]:
-    """The mask in a picture uint8 [h,w,3]: what is light; scaled to `size` (width, height).
+def mask_of(raw: bytes, size: tuple[int, int], name: str) -> NDArray[np.bool_]:
+    """The painted part of a mask file, as `imaging.masks` decides it; scaled to `size` (width, height).
 
     Raises:
-        BadInput: when nothing in it is light.
+        BadInput: when it is no mask, or nothing in it is painted.
     """
-    grey = Image.fromarray(rgb).convert("L").resize(size, Image.Resampling.BILINEAR)
-    mask: NDArray[np.bool_] = np.asarray(grey) > 127
+    mask, _notices = read_mask(raw, *size, name, fit=True)
     if not mask.any():
         raise BadInput(say("draw.mask_empty", name=name), code="empty-mask", field="mask")
     return mask

@@ -342,8 +342,8 @@ class Drawpad:
             return
         self.state["mask_files"] = int(self.state.get("mask_files", 0)) + 1  # an empty uploader
         with guard():
-            rgb = self.backend.decode(file.getvalue(), file.name).rgb
-            self.change(area.painted_with(self.drawing, area.mask_of(rgb, self.size, file.name)))
+            mask = area.mask_of(file.getvalue(), self.size, file.name)
+            self.change(area.painted_with(self.drawing, mask))
 
     def _zoom_buttons(self) -> None:
         zoom = float(self.state.get("zoom", 1.0))
