@@ -77,8 +77,8 @@ def test_a_mask_file_is_scaled_and_must_have_a_light_part() -> None:
     assert mask.shape == (120, 160)
     assert mask[40, 80]
     assert not mask[100, 80]
+    black = encode_png(np.zeros((60, 80, 3), np.uint8))
     with pytest.raises(BadInput) as caught:
-        black = encode_png(np.zeros((60, 80, 3), np.uint8))
         area.mask_of(black, (160, 120), "black.png")
     assert caught.value.code == "empty-mask"
 
