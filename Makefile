@@ -2,7 +2,7 @@
 # make app-cluster  the same with worker processes: one per GPU, two on a CPU (docs/scale.md)
 # make test   set up what the tests need and run them all
 # make test-machines  the numerical tests as on processors without AVX-512 or AVX2, with one and two threads
-# make check  lint, format, types, known vulnerabilities, licences
+# make check  lint, format, types, unused code, complexity, known vulnerabilities, licences
 # make attack  hostile files, hosts, kills and full disks against this checkout, on loopback: ten minutes
 # make house  the layout against its limits: modules, lengths, parameters, cycles, unused code
 # make screenshots  photograph every page into docs/screenshots (makes its edits first: minutes)
@@ -62,6 +62,8 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/vulture
+	@test -z "$$($(BIN)/radon cc workbench benchmarks training -n E | tee /dev/stderr)"
 	$(BIN)/python tools/audit.py
 
 house: $(VENV)/.dev

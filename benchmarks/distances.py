@@ -50,7 +50,6 @@ U8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Tensor = torch.Tensor
 
-DEFINITIONS = ("global", "mask", "discs", "global_e1")
 LEAST_RADIUS = 5.0  # px, of RegionDrag's discs
 _ROWS = 16  # of pixels whose features exist at a time: 512 px x 1280 channels need 42 MB
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from workbench.diffusion.model import Runtime
 
 U8 = NDArray[np.uint8]
-LOCATORS = ("features", "template")
 
 
 class Judge:

@@ -147,7 +147,7 @@ def main() -> int:
         ("import cycles between modules", len(rings), 0, not rings),
         ("import cycles between folders", len(folders), 0, not folders),
         ("lines on the reading path", n := sum(map(lines, reading)), f"<= {READING}", n <= READING),
-        ("lines of Python (0.1.0: 38421)", total, "", True),
+        (f"lines of Python (0.1.0: {FIRST_VERSION})", total, "", True),
     ]
     for what, value, limit, good in rows:
         print(f"{'ok' if good else 'X '}  {what:<44} {value!s:>7}   {limit}")

@@ -67,14 +67,13 @@ class App:
         """
         self.settings = settings or Settings.load()
         self.registry = Registry(self.settings.models_file)
-        self.interrupted: list[str] = []
         if host is not None:
             self.store: Store = host.store
             self.cache: Cache = host.cache
             self.loras: LoraLibrary = host.loras
         else:
             self.store = Store(self.settings.history)
-            self.interrupted = self.store.recover()
+            self.store.recover()  # what a dead process left becomes "interrupted"
             self.cache = Cache(self.settings.derived, self.settings.cache_bytes)
             self.loras = LoraLibrary(self.settings.folder / "loras", self.store)
         self._executor: ThreadExecutor | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -46,7 +48,7 @@ def test_editing_a_drawing_leaves_the_old_one() -> None:
     assert d.switched(0, False).pairs == (pair(5, 6, 7, 8),)
     assert d.without_arrow(0).pairs == (pair(5, 6, 7, 8),)
     assert len(d.pairs) == 2
-    s = d.with_shape(Rect(0, 0, 5, 5)).inverted()
+    s = dataclasses.replace(d, shapes=(*d.shapes, Rect(0, 0, 5, 5))).inverted()
     assert s.without_mask() == d
     assert s.without_arrows().shapes == s.shapes
 

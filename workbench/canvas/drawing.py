@@ -115,10 +115,6 @@ class Drawing:
         """Nothing painted and nothing inverted; the arrows stay."""
         return dataclasses.replace(self, shapes=(), invert=False)
 
-    def with_shape(self, shape: Shape) -> Drawing:
-        """One more stroke or shape on top."""
-        return dataclasses.replace(self, shapes=(*self.shapes, shape))
-
     def inverted(self) -> Drawing:
         """Painted and unpainted exchanged."""
         return dataclasses.replace(self, invert=not self.invert)

@@ -74,10 +74,6 @@ class Frame:
         """Both ends of an arrow to the other frame."""
         return replace(pair, handle=self.forward(pair.handle), target=self.forward(pair.target))
 
-    def back_pair(self, pair: PointPair) -> PointPair:
-        """Both ends of an arrow to image pixels."""
-        return replace(pair, handle=self.back(pair.handle), target=self.back(pair.target))
-
     def contains(self, p: Point) -> bool:
         """Whether an image point lies within the rectangle."""
         return (
