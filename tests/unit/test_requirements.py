@@ -14,7 +14,11 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "tools"))
 import install  # noqa: E402
 
-OPTIONAL = {"ray", "triton", "pillow_heif"}  # requirements-dev.txt; with torch; where HEIC is wanted
+OPTIONAL = {
+    "ray",
+    "triton",
+    "pillow_heif",
+}  # requirements-dev.txt; with torch; where HEIC is wanted
 OURS = {"workbench", "benchmarks", "training", "pages"}
 
 
