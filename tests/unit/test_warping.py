@@ -332,3 +332,10 @@ def test_connected_region_of_a_maze() -> None:
     wanted = free.copy()
     wanted[1:7, 7] = False
     np.testing.assert_array_equal(connected(start, free), wanted)
+
+
+def test_one_arrow_and_a_pin_turn_a_thing() -> None:
+    before, mask = bar()
+    turned = red(moved_picture(before, mask, [pair(160, 128, 100, 68), pair(100, 128, 100, 128)]))
+    assert turned[75:125, 100].all()
+    assert not turned[128, 125:].any()

@@ -8,7 +8,8 @@ displacement of its cells, N the pairs of neighbours in it and R_i a turn, it mi
 in turns: R_i from the surroundings of each cell, then u from a Laplace equation. Where the piece runs on
 in its own colour beyond what moves it is tied to what stays (the second sum) and turns about that end;
 across an edge it is free. A share of a smooth displacement, 1 at the handle and 0 at the mask's edge, is
-mixed in. "shift", "turn" and "stretch" are closed forms. Pins are arrows of length 0.
+mixed in. A piece with one arrow and a pin on it turns about the pin. "shift", "turn" and "stretch" are
+closed forms. Pins are arrows of length 0.
 
 Displacements are float32 [2, h, w] (down, right) in cells of the grid that they are found on.
 """
@@ -30,6 +31,8 @@ Mask = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
 
 _HOLD = 18.0  # of 256: radius round a handle that is carried without turning
+_BETWEEN = 0.35  # of the way to the next handle: less is carried where handles lie close together
+_MERGED = 2.0  # cells: handles closer together than this say nothing about a turn
 _TIE = 0.1  # of a piece to what stays and has its colour, against 1 inside the piece
 _TURNS = 12  # most rounds of the rigid fit
 _SETTLED = 0.05  # cells: a round that moves nothing farther is the last
@@ -147,8 +150,40 @@ def _attached(grid: Grid, piece: Mask) -> F32:
 
 
 def _auto(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
+    on = [p for p in pairs if p.length > 0 or _is_on(grid, piece, p)]
+    if len(on) > 1 and sum(p.length > 0 for p in on) == 1:
+        return _turned(grid, on)
     rigid = _rigid(grid, piece, pairs)
     return np.asarray(rigid + _SMOOTH * (_soft(grid, pairs) - rigid), np.float32)
+
+
+def _is_on(grid: Grid, piece: Mask, pair: PointPair) -> bool:
+    """Whether a handle lies on a piece or within two cells of it."""
+    row, col = (round(v) for v in grid.cell(pair.handle))
+    return bool(piece[max(0, row - 2) : row + 3, max(0, col - 2) : col + 3].any())
+
+
+def _turned(grid: Grid, pairs: Sequence[PointPair]) -> F32:
+    """The turn and shift nearest to all arrows and pins [2, h, w].
+
+    What it misses of a target is spread around that handle by inverse squared distances.
+    """
+    ends = [_ends(grid, p) for p in pairs]
+    a = np.array([complex(h[1], h[0]) for h, _ in ends])
+    b = a + np.array([complex(w[1], w[0]) for _, w in ends])
+    scale = complex(1)
+    spread = float((np.abs(a - a.mean()) ** 2).sum())
+    if spread > _MERGED**2:
+        scale = complex(((b - b.mean()) * np.conj(a - a.mean())).sum() / spread)
+        scale /= max(abs(scale), 1e-9)
+    rows, cols = np.mgrid[: grid.shape[0], : grid.shape[1]].astype(np.float32)
+    place = cols + 1j * rows
+    u = (scale - 1) * (place - a.mean()) + (b.mean() - a.mean())
+    missed = b - (a + (scale - 1) * (a - a.mean()) + (b.mean() - a.mean()))
+    if np.abs(missed).max() > 1e-3:
+        weights = [1 / (0.25 + _gap(grid, p) ** 2) for p in pairs]
+        u = u + sum(w * m for w, m in zip(weights, missed, strict=True)) / sum(weights)
+    return np.stack([u.imag, u.real]).astype(np.float32)
 
 
 def _soft(grid: Grid, pairs: Sequence[PointPair]) -> F32:
@@ -188,7 +223,9 @@ def _rigid(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
     u = np.zeros((2, *grid.shape), np.float32)
     for pair in pairs:
         way = _ends(grid, pair)[1]
-        near = seeds_of(grid, [pair.handle], _HOLD) & piece
+        others = [pair.handle.distance(p.handle) for p in pairs if p is not pair]
+        room = min(others, default=np.inf) / max(grid.scale) / grid.unit  # of 256
+        near = seeds_of(grid, [pair.handle], max(2.0, min(_HOLD, _BETWEEN * room))) & piece
         fixed |= near
         u[:, near] = way.astype(np.float32)[:, None]
     inside = (
