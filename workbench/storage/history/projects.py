@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -146,8 +147,12 @@ class Projects:
                 return self.save(dataclasses.replace(base, **fields)), ()
             merged: dict[str, Any] = {}
             collided: list[str] = []
-            for name, mine in fields.items():
-                old, theirs = getattr(base, name), getattr(now, name)
+            for name, wanted in fields.items():
+                # as JSON has them: a tuple here is a list there
+                old, mine, theirs = (
+                    json.loads(json.dumps(v))
+                    for v in (getattr(base, name), wanted, getattr(now, name))
+                )
                 if isinstance(mine, Mapping):
                     merged[name], both = _merge_entries(old, mine, theirs)
                     collided += both

@@ -63,6 +63,7 @@ class Drawpad:
         else:
             self._receive()
         self._take()
+        self._show_others()
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -115,12 +116,19 @@ class Drawpad:
             self._put(history.present)
 
     def _put(self, drawing: Drawing, *, by_hand: bool = False) -> None:
-        before, self.drawing = self.drawing, drawing
-        self.space.change(drawing=drawing.to_json())
+        before, seen = self.drawing, self.state.get("seen")
+        base = self.space.project
+        if by_hand and seen is not None and seen != base.drawing:
+            # another tab has drawn since this one showed the project: an older revision is merged
+            base = dataclasses.replace(base, drawing=seen, revision=-1)
+        self.space.change(base=base, drawing=drawing.to_json())
+        self.drawing = projection.stored(self.space.project.drawing)
         self.state["revision"] = self.revision + 1
-        if not by_hand and drawing.shapes != before.shapes:
+        by_hand = by_hand and self.drawing == drawing
+        self.state["own"] = by_hand  # the browser shows it already
+        if not by_hand and self.drawing.shapes != before.shapes:
             self.reload()
-        if not by_hand and drawing.arrows != before.arrows:
+        if not by_hand and self.drawing.arrows != before.arrows:
             self.state["arrows_generation"] = self.backend.next_generation()
 
     def reload(self) -> None:
@@ -140,6 +148,17 @@ class Drawpad:
             if shapes is not None:
                 shapes = projection.settle(self.drawing.shapes, shapes, 0.02 * shown.k)
                 self.change(dataclasses.replace(self.drawing, shapes=shapes), by_hand=True)
+
+    def _show_others(self) -> None:
+        """Have the browser load what another tab has drawn since the last run of this one."""
+        now = self.drawing.to_json()
+        seen = self.state.get("seen", now)
+        if seen != now and not self.state.pop("own", False):
+            if seen.get("shapes") != now.get("shapes"):
+                self.reload()
+            if seen.get("arrows") != now.get("arrows"):
+                self.state["arrows_generation"] = self.backend.next_generation()
+        self.state["seen"] = now
 
     def _take(self) -> None:
         """Take in arrows, brush size and clicks that the stage sent."""

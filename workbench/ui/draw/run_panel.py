@@ -122,29 +122,34 @@ def _cancel(backend: Backend, job: Job, key: str, name: str) -> None:
 
     No shortcut: Esc belongs to lists, dialogs and what is being drawn.
     """
-    label = say("draw.stopping") if job.cancelling else name
-    if st.button(label, key=f"cancel_{key}", disabled=job.cancelling):
+
+    def act() -> None:  # a callback: a fragment must not ask for its own run in a run of the page
         if worked(job) > ASKS_AFTER:
             st.session_state[f"asked_{job.id}"] = True
         else:
             backend.cancel(job.id)
-        st.rerun(scope="fragment")
+
+    label = say("draw.stopping") if job.cancelling else name
+    st.button(label, key=f"cancel_{key}", disabled=job.cancelling, on_click=act)
 
 
 def _confirm(backend: Backend, job: Job, key: str) -> None:
     asked = f"asked_{job.id}"
     if not st.session_state.get(asked) or job.cancelling:
         return
+
+    def keep() -> None:
+        st.session_state.pop(asked, None)
+
+    def stop() -> None:
+        keep()
+        backend.cancel(job.id)
+
     with st.container(key=f"confirm_{key}"):
         st.warning(say("draw.confirm_stop", time=seconds(worked(job))))
         with st.container(horizontal=True, gap="small"):
-            if st.button(say("draw.stop"), key=f"stop_{key}", type="primary"):
-                st.session_state.pop(asked, None)
-                backend.cancel(job.id)
-                st.rerun(scope="fragment")
-            if st.button(say("draw.keep_running"), key=f"keep_{key}"):
-                st.session_state.pop(asked, None)
-                st.rerun(scope="fragment")
+            st.button(say("draw.stop"), key=f"stop_{key}", type="primary", on_click=stop)
+            st.button(say("draw.keep_running"), key=f"keep_{key}", on_click=keep)
 
 
 def worked(job: Job) -> float:
