@@ -14,12 +14,12 @@ from typing import Any
 
 import streamlit as st
 
-from workbench.canvas import selection
 from workbench.canvas.drawing import Drawing, History, Polygon
 from workbench.core.request import Point, PointPair
 from workbench.imaging.coords import Viewport
 from workbench.ui import components
 from workbench.ui.draw import area, projection
+from workbench.ui.draw.mask_menu import mask_menu
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.words import say
@@ -220,7 +220,9 @@ class Drawpad:
                 label_visibility="collapsed",
             )
             with st.popover(say("draw.mask"), icon=":material/format_paint:", key="mask_menu"):
-                self._mask_menu()
+                mask_menu(
+                    self.backend, self.space, self.drawing, self.state, self.change, self.reload
+                )
             with st.popover(
                 say("draw.shortcuts"), icon=":material/keyboard:", key="tool_help", type="tertiary",
                 help=say("draw.shortcuts"),
@@ -281,88 +283,6 @@ class Drawpad:
                     width=220,
                 )
             )
-
-    def _mask_menu(self) -> None:
-        width, height = self.size
-        step = max(1, round(0.006 * (width + height)))
-        acts: list[tuple[str, str, Callable[[], Drawing]]] = [
-            (
-                say("draw.grow"),
-                "open_in_full",
-                lambda: self._reshaped(lambda m: selection.grow(m, step)),
-            ),
-            (
-                say("draw.shrink"),
-                "close_fullscreen",
-                lambda: self._reshaped(lambda m: selection.grow(m, -step)),
-            ),
-            (
-                say("draw.smooth"),
-                "blur_on",
-                lambda: self._reshaped(lambda m: selection.smooth(m, step)),
-            ),
-            (
-                say("draw.invert"),
-                "invert_colors",
-                lambda: projection.complement(self.drawing, width, height),
-            ),
-            (
-                say("draw.select_all"),
-                "select_all",
-                lambda: projection.whole(self.drawing, width, height),
-            ),
-            (say("draw.clear_mask"), "layers_clear", self.drawing.without_mask),
-            (say("draw.delete_arrows"), "backspace", self.drawing.without_arrows),
-        ]
-        for label, icon, make in acts:
-            st.button(
-                label,
-                key=f"pad_{icon}",
-                icon=f":material/{icon}:",
-                width="stretch",
-                on_click=lambda make=make: self._try(make),
-            )
-        key = f"mask_file_{self.space.id}_{self.state.get('mask_files', 0)}"
-        st.file_uploader(
-            say("draw.load_mask"),
-            type=["png", "jpg", "jpeg", "webp"],
-            key=key,
-            help=say("draw.load_mask_help"),
-            on_change=lambda: self._load_mask(st.session_state.get(key)),
-        )
-        colour_key = f"mask_colour_{self.space.id}"
-
-        def recolour() -> None:
-            self.space.set(mask_colour=st.session_state[colour_key])
-            self.reload()
-
-        names = ["Automatic", *projection.MASK_COLOURS]
-        now = str(self.space.get("mask_colour", "Automatic"))
-        st.selectbox(
-            say("draw.colour"),
-            names,
-            index=names.index(now) if now in names else 0,
-            key=colour_key,
-            on_change=recolour,
-            help=say("draw.colour_help"),
-        )
-
-    def _try(self, make: Callable[[], Drawing]) -> None:
-        with guard():
-            self.change(make())
-
-    def _reshaped(self, change: Callable[[Any], Any]) -> Drawing:
-        """The mask (or the proposal, where nothing is painted) in another shape."""
-        mask = self.backend.areas.of(self.space, self.drawing).mask
-        return area.painted_with(self.drawing, change(mask)) if mask.any() else self.drawing
-
-    def _load_mask(self, file: Any) -> None:
-        if file is None:
-            return
-        self.state["mask_files"] = int(self.state.get("mask_files", 0)) + 1  # an empty uploader
-        with guard():
-            mask = area.mask_of(file.getvalue(), self.size, file.name)
-            self.change(area.painted_with(self.drawing, mask))
 
     def _zoom_buttons(self) -> None:
         zoom = float(self.state.get("zoom", 1.0))
