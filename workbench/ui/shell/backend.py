@@ -30,12 +30,11 @@ from workbench.canvas.overlay import canvas_background
 from workbench.core.config import LoraRef, method_spec
 from workbench.core.errors import BadInput, WorkbenchError
 from workbench.core.record import JobState
-from workbench.core.request import EditRequest, GenerateTask, MaskAsset, SweepTask, TrainTask
+from workbench.core.request import EditRequest, GenerateTask, MaskAsset, TrainTask
 from workbench.diffusion.registry import ModelSpec
 from workbench.imaging import decode as images
 from workbench.imaging.coords import Viewport
 from workbench.imaging.crop import Crop
-from workbench.jobs.job import Job
 from workbench.storage.archive import png_metadata
 from workbench.storage.history import Store
 from workbench.sweeps.results import estimate
@@ -43,6 +42,7 @@ from workbench.ui.draw import trace
 from workbench.ui.draw.area import Areas
 from workbench.ui.results import figures
 from workbench.ui.shell import colors, router
+from workbench.ui.shell.jobs import Jobs
 from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace, settings_of
 from workbench.ui.upload import prepared
@@ -63,13 +63,12 @@ class Undo(OrderedDict[str, History]):
             self.popitem(last=False)
 
 
-class Backend:
+class Backend(Jobs):
     """The engine as the pages see it: with all work, or the work of one owner (`of`)."""
 
     def __init__(self, app: App) -> None:
         """Wrap the process's `App`."""
-        self.app = app
-        self.owner: str | None = None
+        super().__init__(app)
         self.store: Store = app.store
         self.thumbnail = self.store.thumbnail
         self._pixels = lru_cache(maxsize=8)(self.store.image)
@@ -253,24 +252,6 @@ class Backend:
 
     # --- jobs -------------------------------------------------------------------------------------
 
-    def job(self, job_id: str) -> Job:
-        """A job as it stands; `BadInput` for an unknown id."""
-        return self.app.executor.snapshot(job_id, self.owner)
-
-    def knows(self, job_id: str) -> bool:
-        """Whether a job of this id is known here."""
-        if not job_id:
-            return False
-        try:
-            self.job(job_id)
-        except BadInput:
-            return False
-        return True
-
-    def is_live(self, job_id: str) -> bool:
-        """Whether a job runs or waits."""
-        return self.knows(job_id) and not self.job(job_id).state.ended
-
     def is_trained(self, space: Workspace) -> bool:
         """Whether the LoRA that a run of the present drawing would train is there already."""
         if space.lora_file is not None:
@@ -360,46 +341,6 @@ class Backend:
         now = self.piece(space)
         place = [now.x0, now.y0, now.width, now.height]
         return dict(known) if known.get("crop") in (None, place) else {}
-
-    def cancel(self, job_id: str) -> JobState:
-        """Ask a job to stop."""
-        return self.app.executor.cancel(job_id, self.owner)
-
-    def queue(self) -> list[Job]:
-        """Jobs that run or wait, in their order."""
-        return self.app.executor.queue(self.owner)
-
-    def edit_of(self, job_id: str) -> str | None:
-        """The id of the edit that a finished job made, or None."""
-        with contextlib.suppress(BadInput):
-            job = self.job(job_id)
-            if job.kind == "edit" and job.state is JobState.DONE and isinstance(job.result, str):
-                return job.result
-        return None
-
-    def submit_edit(self, request: EditRequest) -> str:
-        """Queue an edit; the same request still under way gives the same job."""
-        return self.app.submit_edit(request, self.owner or "")
-
-    def submit_sweep(self, requests: Sequence[EditRequest], label: str) -> str:
-        """Queue several edits as one job."""
-        return self.app.submit_sweep(SweepTask(tuple(requests), label), self.owner or "")
-
-    def submit_generate(self, task: GenerateTask) -> str:
-        """Queue the making of pictures from a prompt."""
-        return self.app.submit_generate(task, self.owner or "")
-
-    def submit_replay(self, edit: str) -> str:
-        """Queue the recomputing of an edit."""
-        return self.app.submit_replay(edit, self.owner or "")
-
-    def submit_download(self, model: str, *, full: bool) -> str:
-        """Queue the download of a model."""
-        return self.app.submit_download(model, self.owner or "", full=full)
-
-    def recent(self, kind: str) -> list[Job]:
-        """The jobs of a kind that this process ran or will run, newest first."""
-        return [j for j in self.app.executor.recent(self.owner) if j.kind == kind]
 
     def submit_train(self, space: Workspace) -> str:
         """Queue the training and inversion of a project's picture.
