@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +23,13 @@ def until(condition: Callable[[], Any], every: float = 0.005) -> None:
 
 @contextlib.contextmanager
 def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process that is ended and waited for when the block is left, however it is left."""
-    with subprocess.Popen(command, text=True, **options) as process:
+    """A process that is ended and waited for when the block is left, however it is left.
+
+    Ctrl-C reaches it also where the tests run in the background of a shell, which has its children
+    ignore it, and theirs.
+    """
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, text=True, preexec_fn=heard, **options) as process:
         try:
             yield process
         finally:
