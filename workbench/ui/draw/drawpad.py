@@ -369,8 +369,8 @@ class Drawpad:
         for pair in pairs:
             weights = areas.weights(self.space, self.drawing, pair)
             if weights:
-                held[f"{_half_up(pair.handle.x)},{_half_up(pair.handle.y)}"] = components.data_url(
-                    weights
+                held[f"{projection.half_up(pair.handle.x)},{projection.half_up(pair.handle.y)}"] = (
+                    components.data_url(weights)
                 )
         draft = self.backend.draft(self.space, self.drawing, view.canvas_width)
         return {
@@ -437,7 +437,7 @@ class Drawpad:
             return  # the table of a drawing that has changed since
         with guard():
             if asked["kind"] == "add":
-                self.change(self.drawing.with_arrow(_first_arrow(self.view)))
+                self.change(self.drawing.with_arrow(projection.first_arrow(self.view)))
                 return
             n = int(asked["n"])
             if asked["kind"] == "remove":
@@ -450,14 +450,3 @@ class Drawpad:
                     self.drawing.arrows[n].pair, handle=Point(hx, hy), target=Point(tx, ty)
                 )
                 self.change(self.drawing.with_pair(n, pair))
-
-
-def _half_up(value: float) -> int:
-    """Rounded as the browser rounds."""
-    return int(value + 0.5)
-
-
-def _first_arrow(view: Viewport) -> PointPair:
-    """An arrow to begin with by keyboard: from the middle of the view a tenth of it to the right."""
-    x, y = view.x0 + view.width / 2, view.y0 + view.height / 2
-    return PointPair(Point(round(x), round(y)), Point(round(x + view.width / 10), round(y)))

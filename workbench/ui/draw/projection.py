@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from workbench.canvas.drawing import Arrow, Drawing, Rect, Shape, Stroke
 from workbench.canvas.fabric import Colours, from_canvas_json, to_canvas_json
 from workbench.core.errors import BadInput
-from workbench.core.request import Point
+from workbench.core.request import Point, PointPair
 from workbench.imaging.coords import Viewport
 
 ERASER = "#010203"  # opaque and used for nothing else: the browser cuts such strokes out
@@ -208,3 +208,14 @@ def viewport(
         return whole_view
     x, y = centre or ((image[0] - 1) / 2, (image[1] - 1) / 2)
     return whole_view.zoomed(zoom, Point(x, y), *image)
+
+
+def half_up(value: float) -> int:
+    """Rounded as the browser rounds."""
+    return int(value + 0.5)
+
+
+def first_arrow(view: Viewport) -> PointPair:
+    """An arrow to begin with by keyboard: from the middle of the view a tenth of it to the right."""
+    x, y = view.x0 + view.width / 2, view.y0 + view.height / 2
+    return PointPair(Point(round(x), round(y)), Point(round(x + view.width / 10), round(y)))
