@@ -26,16 +26,8 @@ from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 BRUSH = (1, 160)  # diameter, px of the canvas
-HINTS = {
-    "Arrow": say("draw.arrow_hint"),
-    "Pin": say("draw.pin_hint"),
-    "Select": say("draw.select_hint"),
-    "Brush": say("draw.brush_hint"),
-    "Eraser": say("draw.eraser_hint"),
-    "Rectangle": say("draw.rectangle_hint"),
-    "Polygon": say("draw.polygon_hint"),
-    "Adjust": say("draw.adjust_hint"),
-}
+TOOLS = ("Arrow", "Pin", "Select", "Brush", "Eraser", "Rectangle", "Polygon", "Adjust")
+HINTS = {tool: say(f"draw.{tool.lower()}_hint") for tool in TOOLS}
 _ROOM = "canvas_room"  # key of the probe that says how large the canvas may be
 _BELOW = 20  # px under the canvas that stay free
 _STAGE = "canvas_stage"
@@ -369,9 +361,8 @@ class Drawpad:
         for pair in pairs:
             weights = areas.weights(self.space, self.drawing, pair)
             if weights:
-                held[f"{projection.half_up(pair.handle.x)},{projection.half_up(pair.handle.y)}"] = (
-                    components.data_url(weights)
-                )
+                x, y = (projection.half_up(v) for v in (pair.handle.x, pair.handle.y))
+                held[f"{x},{y}"] = components.data_url(weights)
         draft = self.backend.draft(self.space, self.drawing, view.canvas_width)
         return {
             "target": self.key,
