@@ -11,6 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,10 @@ def test_fault_28_the_premise_garbage_is_no_operational_error(tmp_path: Path) ->
 def test_fault_28_a_busy_database_is_not_called_damaged(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """diskcache tries for a minute to open a busy database: a clock a hundred times as fast is enough."""
+    begun = time.time()
+    fast = types.SimpleNamespace(time=lambda: begun + 100 * (time.time() - begun), sleep=time.sleep)
+    monkeypatch.setattr(diskcache.core, "time", fast)
     with contextlib.closing(sqlite3.connect(cache.folder / "db" / "cache.db")) as con:
         con.execute("BEGIN EXCLUSIVE")
         cache._disk._timeout = 0.2
