@@ -28,7 +28,7 @@ U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 _LONGEST = 112  # cells along the picture's longer side on which the proposal is made
-_BIGGEST = 0.2  # of the picture: a larger region is background; less and less is taken for held
+_BIGGEST = 0.12  # of the picture: a larger region is background; less and less is taken for held
 _OPEN = 0.6  # mean conductance across the outline, above which a region is part of the ground
 _SHRINK = (0.4, 0.0, -0.4)  # added to an arrow's own `grow`, in turn
 
