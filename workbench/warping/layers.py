@@ -34,7 +34,6 @@ Mask = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
 
 STRETCHED = (1.25, 1.75)  # from here to there a stretch loses trust; half of it at 1.5
-TURNED = (30.0, 60.0)  # degrees
 _LARGEST = 0.5  # of what may change
 _SHRINK = (0.0, -0.3, -0.6, -0.9)  # added to an arrow's own `grow`, in turn
 _STILL = 0.05  # px: who moves less than this stays
@@ -77,9 +76,8 @@ class Motion:
         for layer in self.layers:
             here, moved = layer.cover, np.hypot(*layer.back) > _STILL
             maps["overlaps"] = np.maximum(maps["overlaps"], np.minimum(cover, here))
-            stretch, angle, folded = _strain(layer.back, self.grid)
+            stretch, folded = _strain(layer.back, self.grid)
             maps["stretched"] = np.maximum(maps["stretched"], here * _ramp(stretch, *STRETCHED))
-            maps["turned"] = np.maximum(maps["turned"], here * _ramp(angle, *TURNED))
             maps["overlaps"] = np.maximum(maps["overlaps"], here * folded)
             edge = 4 * here * (1 - here) * moved
             maps["seams"] = np.maximum(maps["seams"], edge)
@@ -95,7 +93,7 @@ class Trust:
 
     maps: dict[str, F32]
 
-    REASONS = ("uncovered", "stretched", "turned", "seams", "overlaps")
+    REASONS = ("uncovered", "stretched", "seams", "overlaps")
 
     def doubt(self, **weights: float) -> F32:
         """One map [h, w]: the largest of the reasons, each times its weight (1 where none is given)."""
@@ -154,10 +152,10 @@ def plan(
         points = [p.handle for p in arrows if p.grow == grow]
         found = heat(grid, points, options.features, open_ground=open_ground)
         for less in _SHRINK:
-            mine = warm(found, max(-1.0, grow + less))
-            if grow > 0 or mine.sum() <= _LARGEST * grid.area.sum():
+            taken = warm(found, max(-1.0, grow + less))
+            if grow > 0 or taken.sum() <= _LARGEST * grid.area.sum():
                 break  # what fills more of the area is the ground behind, unless more was asked for
-        cells |= mine
+        cells |= taken
     layers, left = [], list(arrows)
     while left:
         piece = connected(_under(grid, left[0], cells), cells)
@@ -267,20 +265,15 @@ def _lay(out: F32, part: U8, layer: Layer, grid: Grid, *, fine: bool) -> None:
         out[i, j] += (own - out[i, j]) * share
 
 
-def _strain(back: F32, grid: Grid) -> tuple[F32, F32, F32]:
-    """Largest stretch, turn in degrees, and whether it is folded (1.0), of a move at every cell."""
+def _strain(back: F32, grid: Grid) -> tuple[F32, F32]:
+    """Largest stretch, and whether it is folded (1.0), of a move at every cell."""
     ky, kx = grid.scale
     (vy, vx), (uy, ux) = (np.gradient(b) for b in back)
     a, b, c, d = 1 - vy / ky, -vx / kx, -uy / ky, 1 - ux / kx  # of the way back
     det = a * d - b * c
     square = (a * a + b * b + c * c + d * d) / 2
     least = np.sqrt(np.maximum(square - np.sqrt(np.maximum(square**2 - det**2, 0)), 1e-6))
-    angle = np.degrees(np.abs(np.arctan2(b - c, a + d)))
-    return (
-        np.asarray(1 / least, np.float32),
-        np.asarray(angle, np.float32),
-        np.asarray(det <= 0, np.float32),
-    )
+    return np.asarray(1 / least, np.float32), np.asarray(det <= 0, np.float32)
 
 
 def _ramp(x: F32, low: float, high: float) -> F32:
