@@ -34,8 +34,6 @@ Mask = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
 
 STRETCHED = (1.25, 1.75)  # from here to there a stretch loses trust; half of it at 1.5
-_LARGEST = 0.5  # of what may change
-_SHRINK = (0.0, -0.3, -0.6, -0.9)  # added to an arrow's own `grow`, in turn
 _STILL = 0.05  # px: who moves less than this stays
 _BAND = 512  # rows at a time
 
@@ -150,12 +148,7 @@ def plan(
     cells = np.zeros(grid.shape, np.bool_)
     for grow in dict.fromkeys(p.grow for p in arrows):
         points = [p.handle for p in arrows if p.grow == grow]
-        found = heat(grid, points, options.features, open_ground=open_ground)
-        for less in _SHRINK:
-            taken = warm(found, max(-1.0, grow + less))
-            if grow > 0 or taken.sum() <= _LARGEST * grid.area.sum():
-                break  # what fills more of the area is the ground behind, unless more was asked for
-        cells |= taken
+        cells |= warm(heat(grid, points, options.features, open_ground=open_ground), grow)
     layers, left = [], list(arrows)
     while left:
         piece = connected(_under(grid, left[0], cells), cells)
