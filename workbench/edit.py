@@ -136,7 +136,8 @@ def _edit(
             known = look(edit) if own else None
             moved = None
             if known is not None:
-                moved = moved_of(image, known.trusted(image.rgb, image.working_mask))
+                free = image.mask is None  # a mask overrules the features: docs/algorithm.md 1.7
+                moved = moved_of(image, known.trusted(image.rgb, None) if free else None)
             lora, weight = (None, 1.0) if drafting else edit.lora()
             with merged(runtime.unet, lora, weight):
                 problem = edit.problem(moved=moved, drafting=drafting, fresh=fresh)
