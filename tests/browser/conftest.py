@@ -175,6 +175,7 @@ class Bench:
     def __init__(self, context: BrowserContext, url: str) -> None:
         self.context = context
         self.url = url
+        context.set_default_timeout(1000 * HANG)  # of clicks and waits; `expect` has its own
         self.page: Page = context.new_page()
         self.faults: list[str] = []
         self._watch(self.page)
