@@ -50,7 +50,7 @@ def test_fault_40_the_job_outlives_the_browser_that_asked_for_it(
 
     third = arrive(chromium, server)
     third.open("/drag", project=name, job=job)
-    expect(third.page.get_by_role("link", name="See the result")).to_be_visible()
+    expect(third.page.get_by_role("link", name="Open in Results")).to_be_visible()
     third.open("/results", project=name, edit=record.id)
     expect(third.page.get_by_role("heading", level=1)).to_have_text("Results")
     leave(third)

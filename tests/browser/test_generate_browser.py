@@ -66,7 +66,7 @@ def test_make_choose_and_drag(server: Server, bench: Bench) -> None:
     bench.goto_page("Mask & points")
     bench.stroke((20, 30), (40, 24), size=SIZE)
     page.get_by_role("button", name="Run", exact=True).click()
-    see = page.get_by_role("link", name="See the result")
+    see = page.get_by_role("link", name="Open in Results")
     expect(see).to_be_visible()
     see.click()
     bench.settle(1.0)
