@@ -160,6 +160,8 @@ def _state_words(backend: Backend, space: Workspace, job: Job | None) -> tuple[s
         if guess is None:
             return "hourglass_top", say("shell.training_now")
         return "hourglass_top", say("shell.ready_soon", time=about(guess))
+    if space.drag.drafts:
+        return "check_circle", say("shell.ready_no_training")
     if backend.is_trained(space):
         return "check_circle", say("shell.ready")
     guess = backend.training_seconds(space)
