@@ -189,7 +189,7 @@ def test_unforeseen_errors_are_recorded_and_raised(
 
 def test_fault_43_changed_model_files_are_noticed(bench: Bench) -> None:
     stale = dataclasses.replace(bench.runtime.ref, fingerprint="wb1:" + "0" * 32)
-    with pytest.raises(ModelError, match="choose the model anew"):
+    with pytest.raises(ModelError):
         bench.edit(bench.request(model=stale))
     assert bench.store.records() == []
 
