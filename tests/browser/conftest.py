@@ -251,12 +251,24 @@ class Bench:
         kx, ky = box["width"] / size[0], box["height"] / size[1]
         return box["x"] + (x + 0.5) * kx, box["y"] + (y + 0.5) * ky
 
+    def stand_still(self) -> None:
+        """Wait until the canvas keeps its place: it takes its size from the window in a second run."""
+        seen: list[Any] = []
+
+        def still() -> bool:
+            self.page.wait_for_timeout(100)
+            seen.append(self.canvas.bounding_box())
+            return len(seen) > 5 and all(box == seen[-1] for box in seen[-6:])
+
+        until(still)
+
     def stroke(
         self, *points: tuple[float, float], size: tuple[int, int], wait: bool = True
     ) -> None:
         """Press, move and release the mouse along points of the picture (image px)."""
         expect(self.canvas).to_have_count(1)
         self.canvas.scroll_into_view_if_needed()
+        self.stand_still()
         places = [self.on_canvas(x, y, size) for x, y in points]
         self.page.mouse.move(*places[0])
         self.page.mouse.down()
