@@ -89,7 +89,7 @@ def test_choose_zoom_slide_and_take_away(server: Server, bench: Bench, space: Wo
     expect(panes).to_have_count(2)
 
     # a third one from the thumbnails; a reload keeps the choice
-    page.get_by_text("Choose edits").click()
+    page.get_by_text(re.compile("^Select edits")).click()
     bench.settle()
     tile(bench, c).click()
     bench.settle()
@@ -205,7 +205,7 @@ def test_a_sweep_of_two_by_two(server: Server, bench: Bench, space: Workspace) -
     page.keyboard.press("Space")
     cells.nth(3).focus()
     page.keyboard.press("Enter")
-    go = page.get_by_role("button", name="Compare the chosen (2)")
+    go = page.get_by_role("button", name=say("compare.compare_selected_number", number=2))
     expect(go).to_be_enabled()
     go.click()
     expect(page.locator(".wb-viewer .pane")).to_have_count(2)

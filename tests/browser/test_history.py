@@ -90,9 +90,11 @@ def test_find_tick_and_download(
         bench.page.locator(f".st-key-ticked_{edits[name].id} label").click()
         bench.settle()
     chosen = bench.page.locator(".st-key-card_ticked")
-    expect(chosen).to_contain_text("2 edits chosen")
+    expect(chosen).to_contain_text("2 edits selected")
     chosen.get_by_role("button", name="Download").click()
-    raw = take(bench, bench.page.get_by_role("button", name="2 edits as a zip"))
+    raw = take(
+        bench, bench.page.get_by_role("button", name=say("history.edits_zip", edits="2 edits"))
+    )
     assert edits_in(raw) == {edits["second"].id, edits["third"].id}
 
     other = Store(tmp_path / "other")  # another person's workspace

@@ -9,6 +9,7 @@ from conftest import JOB, Bench, Server, picture
 from playwright.sync_api import expect
 
 from workbench.core.record import JobState
+from workbench.ui.shell.words import say
 
 SIZE = (64, 48)  # the micro model's own size: short steps, many of them
 LONG = {"lora": {"steps": 2, "batch_size": 1, "rank": 4}, "drag": {"steps": 2000}}
@@ -96,7 +97,7 @@ def test_the_page_can_be_left_and_more_can_be_queued(server: Server, bench: Benc
 def test_an_unknown_job_or_project_in_the_address_is_said_so(server: Server, bench: Bench) -> None:
     name = server.project(picture(*SIZE, seed=25))
     bench.open("/drag", project=name, job="01ARZ3NDEKTSV4RRFFQ69G5FAV")
-    expect(bench.page.get_by_text("not known here any more")).to_be_visible()
+    expect(bench.page.get_by_text(say("draw.unknown_job"))).to_be_visible()
     bench.open("/drag", project="../../etc/passwd")
     expect(bench.page.get_by_text("No picture is open.")).to_be_visible()
     expect(bench.page.get_by_text("Traceback")).to_have_count(0)
