@@ -70,6 +70,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker("browser")
+            # Streamlit's front end now and then receives an element for a container that a page change has
+            # just removed; nothing of ours decides that order, and a reload mends the page. Only that
+            # message is tried again; every other failure counts at once.
+            item.add_marker(pytest.mark.flaky(reruns=2, only_rerun=["delta path"]))
             item.add_marker(pytest.mark.timeout(1500))  # a busy machine; alone it is a tenth
 
 
@@ -206,8 +210,14 @@ class Bench:
     def settle(self, wait: float = SENT_AFTER) -> None:
         """Let what is under way arrive: the canvas's patience, then the script's run."""
         self.page.wait_for_timeout(1000 * wait)
-        done = "[data-testid=stApp][data-test-script-state=notRunning]"
-        self.page.wait_for_selector(done, timeout=1000 * HANG)
+        done = self.page.locator("[data-testid=stApp][data-test-script-state=notRunning]")
+
+        def ended() -> bool:
+            assert not any("delta path" in fault for fault in self.faults), self.faults
+            self.page.wait_for_timeout(50)
+            return done.count() > 0
+
+        until(ended)
 
     def query(self, name: str) -> str | None:
         """A parameter of the page's address, as soon as it is there."""
