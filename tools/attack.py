@@ -73,6 +73,7 @@ class Row:
 
 def _child(work: Callable[[Any], None], items: list[Any], pipe: Any) -> None:
     """Do the work on each item; only the errors that a caller may expect are expected."""
+    pipe.send(psutil.Process().memory_info().rss)
     for number, item in enumerate(items):
         try:
             work(item)
@@ -87,10 +88,11 @@ def apart(work: Callable[[Any], None], items: list[Any]) -> tuple[list[str], flo
     """(what went wrong, MB held beyond the start, seconds of CPU) of the items in one forked process."""
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe(duplex=False)
-    before = psutil.Process().memory_info().rss / 1024  # a fork begins with its parent's memory
     process = context.Process(target=_child, args=(work, items, theirs))
     process.start()
     theirs.close()
+    # Measured in the child: a fork keeps its parent's own pages, but not those of its mapped libraries.
+    before = mine.recv() / 1024
     wrong = []
     while True:
         try:

@@ -45,7 +45,7 @@ def test_the_whole_way(
     assert load_file(lora)
 
     edit = ["edit", str(picture), "--pair", "24,30:40,30", "--whole", "--prompt", "a robot",
-            *model, *SMALL, "--drag-steps", "2"]  # fmt: skip
+            *model, *SMALL, "--drag-steps", "2", "--drag-refine"]  # fmt: skip
     own = call(*edit, "-o", str(tmp_path / "own.png"))
     assert own["status"] == "done"
     assert {"lora", "invert"} <= set(own["result"]["cached"])

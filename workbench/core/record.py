@@ -162,7 +162,7 @@ class EditResult:
                 (_number(left), _number(alike)) for left, alike in parts.get("found", ())
             )
             for name in ("choice", "knows"):
-                parts[name] = {_text(k): v for k, v in dict(parts.get(name, {})).items()}
+                parts[name] = {_text(k): _plain(v) for k, v in dict(parts.get(name, {})).items()}
             parts["iterations"] = int(_number(parts.get("iterations", 0)))
             parts["change_outside_mask"] = _number(parts.get("change_outside_mask", 0.0))
             parts["stop"] = _text(parts.get("stop", StopReason.STEP_LIMIT.name))
@@ -247,6 +247,11 @@ def _number(value: Any) -> float:
     ):
         raise TypeError(f"{value!r:.40} is no finite number")
     return value
+
+
+def _plain(value: Any) -> str | float | None:
+    """A text, a finite number, a truth value or nothing: what `choice` and `knows` hold."""
+    return value if value is None or isinstance(value, (str, bool)) else _number(value)
 
 
 @dataclass(frozen=True, slots=True)
