@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 from workbench import WEB
 from workbench.storage.settings import Settings
 from workbench.ui.shell.gate import Gate, Hosts, Owners
-from workbench.ui.shell.router import ICON, PAGES
+from workbench.ui.shell.shell import ICON, PAGES
 
 
 def main() -> None:

@@ -30,9 +30,9 @@ from workbench.core.record import OnStep
 from workbench.core.request import EditRequest
 from workbench.diffusion import model
 from workbench.diffusion.model import Runtime
-from workbench.diffusion.registry import find_files
+from workbench.diffusion.registry.files import find_files
 from workbench.edit import run_edit
-from workbench.editing.oom_retry import environment
+from workbench.editing.memory import environment
 from workbench.editing.prepare import Engine
 from workbench.imaging.decode import clean_name, encode_png
 from workbench.storage.files import write_atomic

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from benchmarks import metrics
 from benchmarks.locate import FeatureMap, Features, seed_of
 from benchmarks.scenes import AnyDrag, Pictures
-from workbench.drag.template import Found, Template
+from workbench.drag.tracking import Found, Template
 
 if TYPE_CHECKING:
     from workbench.diffusion.model import Runtime

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from workbench.core.request import Point, PointPair
-from workbench.drag.template import Disc, Found
+from workbench.drag.tracking import Disc, Found
 
 if TYPE_CHECKING:
     from workbench.diffusion.model import Runtime

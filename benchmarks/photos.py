@@ -27,7 +27,7 @@ from benchmarks.scenes import BUCKETS, Pictures, painted
 from workbench.core.errors import BadInput
 from workbench.core.request import Point, PointPair
 from workbench.imaging import decode
-from workbench.imaging.resample import bilinear, blurred, cubic, grown
+from workbench.imaging.masks import bilinear, blurred, cubic, grown
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]

@@ -30,7 +30,7 @@ from workbench.core.request import (
     Point,
     PointPair,
 )
-from workbench.imaging import decode
+from workbench.imaging import decode, opening
 
 U8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -127,7 +127,7 @@ def _walk(top: Path, folder: Path, depth: int) -> Iterator[Entry]:
 def _dragbench(entry: Entry) -> Sample:
     """DragBench (arXiv 2306.14435): prompt, points and mask in a pickle."""
     path = entry.path / META
-    meta = read_pickle(_bytes(path, decode.MAX_BYTES), f"{entry.name}/{META}")
+    meta = read_pickle(_bytes(path, opening.MAX_BYTES), f"{entry.name}/{META}")
     if not isinstance(meta, dict):
         raise BadInput(f"{entry.name}/{META} holds no dictionary with prompt, points and mask.")
     for wanted in ("prompt", "points", "mask"):
@@ -150,7 +150,7 @@ def _gooddrag(entry: Entry) -> Sample:
     picture = _picture(original, entry.name)
     mask: Any = None
     if (entry.path / MASK).is_file():
-        raw = _bytes(entry.path / MASK, decode.MAX_BYTES)
+        raw = _bytes(entry.path / MASK, opening.MAX_BYTES)
         mask = decode.decode_mask(raw, picture.width, picture.height, f"{entry.name}/{MASK}")
     return _sample(entry, picture, _points(data["points"], entry.name), "", mask)
 
@@ -165,11 +165,11 @@ def _listed(entry: Entry) -> Sample:
         raise BadInput(f"{entry.name}: 'pairs' must be a list of 1 to {MAX_PAIRS} arrows.")
     mask: Any = item.get("mask")
     if mask == "auto":
-        from workbench.canvas.automask import propose
+        from workbench.canvas.selection import propose
 
         mask = propose(picture.rgb, [PointPair.from_json(p) for p in pairs])
     elif mask is not None:
-        raw = _bytes(_inside(top, mask, entry.name), decode.MAX_BYTES)
+        raw = _bytes(_inside(top, mask, entry.name), opening.MAX_BYTES)
         mask = decode.decode_mask(raw, picture.width, picture.height, entry.name)
     return _sample(
         entry, picture, [PointPair.from_json(p) for p in pairs], item.get("prompt", ""), mask
@@ -264,7 +264,7 @@ def _points(points: Any, name: str) -> list[PointPair]:
 
 
 def _picture(path: Path, name: str) -> decode.Decoded:
-    return decode.decode(_bytes(path, decode.MAX_BYTES), name)
+    return decode.decode(_bytes(path, opening.MAX_BYTES), name)
 
 
 def _inside(top: Path, name: Any, what: str) -> Path:

@@ -33,7 +33,7 @@ from workbench.core.request import EditRequest, TrainTask
 from workbench.diffusion.device import processor
 from workbench.diffusion.model import Runtime
 from workbench.edit import prepare, run_edit
-from workbench.editing.oom_retry import environment
+from workbench.editing.memory import environment
 from workbench.editing.prepare import Engine
 from workbench.editing.text_to_image import to_rgb
 from workbench.storage.history import Store

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.rows import Record, ResultLog
 from workbench.core.errors import BadInput, WorkbenchError
 from workbench.core.record import JobState, OnStep, StepInfo
-from workbench.jobs.job import Task
+from workbench.jobs import Task
 
 Measure = Callable[[argparse.Namespace, ResultLog, OnStep], Any]
 

@@ -21,9 +21,9 @@ from benchmarks import baseline
 from workbench.core.errors import BadInput
 from workbench.diffusion import device as devices
 from workbench.diffusion import model as runtimes
-from workbench.diffusion.registry import ModelSpec, Registry, find_files
+from workbench.diffusion.registry import WEIGHTS, ModelSpec, Registry
+from workbench.diffusion.registry.files import find_files
 from workbench.diffusion.registry.loading import Parts
-from workbench.diffusion.registry.specs import WEIGHTS
 
 log = logging.getLogger(__name__)
 

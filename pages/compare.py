@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from workbench.ui.compare import page as compare
+from workbench.ui import compare
 from workbench.ui.compare import sweep
 from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.forms import say
 from workbench.ui.shell.shell import page
-from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 

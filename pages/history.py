@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from workbench.ui.history import page as history
+from workbench.ui import history
 from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.forms import say
 from workbench.ui.shell.shell import page
-from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 

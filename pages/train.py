@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
+from workbench.ui import upload
 from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.forms import say
 from workbench.ui.shell.shell import page
-from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
-from workbench.ui.upload import intake, training
+from workbench.ui.upload import intake
 
 
 def body(backend: Backend, space: Workspace | None) -> None:
@@ -20,9 +21,9 @@ def body(backend: Backend, space: Workspace | None) -> None:
     with left:
         intake.what_was_read(backend, space)
     with right:
-        training.prompt_and_lora(backend, space)
-        training.progress(backend, space)
-    training.reconstruction(backend, space)
+        upload.prompt_and_lora(backend, space)
+        upload.progress(backend, space)
+    upload.reconstruction(backend, space)
 
 
 page(

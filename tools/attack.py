@@ -44,9 +44,11 @@ from workbench.core.errors import BadInput, WorkbenchError  # noqa: E402
 from workbench.core.record import EditRecord, EditResult, JobState  # noqa: E402
 from workbench.core.request import EditRequest, Point, PointPair  # noqa: E402
 from workbench.imaging import decode  # noqa: E402
-from workbench.storage.archive import export_zip, import_zip  # noqa: E402
+from workbench.storage.archive.read import import_zip  # noqa: E402
+from workbench.storage.archive.write import export_zip  # noqa: E402
 from workbench.storage.cache import Cache  # noqa: E402
-from workbench.storage.history import Store, verify  # noqa: E402
+from workbench.storage.history import Store  # noqa: E402
+from workbench.storage.history.folder import verify  # noqa: E402
 
 MEMORY, SECONDS = 1 << 30, 10.0  # what an upload may hold: bytes beyond the program, seconds of CPU
 PORT = 8697

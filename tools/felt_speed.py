@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 from find_chromium import find_chromium  # noqa: E402
 
-from workbench.ui.shell.words import say  # noqa: E402
+from workbench.ui.shell.forms import say  # noqa: E402
 
 ARGS = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking"]
 REPEATS = 5

@@ -16,8 +16,8 @@ REPO = Path(__file__).resolve().parent.parent
 MODULES, LENGTH, PARAMETERS, READING = 120, 450, 8, 2000
 FIRST_VERSION = 38_421  # lines of Python under workbench/ at version 0.1.0, with bench/ and demo/
 READING_PATH = (
-    "edit.py", "editing/prepare.py", "drag/problem.py", "drag/loop.py", "drag/methods.py", "drag/auto.py",
-    "diffusion/unet.py", "diffusion/attention.py",
+    "edit.py", "editing/prepare.py", "drag/problem.py", "drag/loop.py", "drag/methods.py",
+    "diffusion/unet.py",
 )  # fmt: skip
 KERNELS = "groupnorm_triton.py"
 ENTRANCES = {"__init__.py", "__main__.py", "app.py", "doctor.py", "edit.py"}
@@ -90,12 +90,15 @@ def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def module_graph() -> dict[str, set[str]]:
-    """Who imports whom, by module; a module of a package does not depend on the package's facade."""
+    """Who imports whom, by module; a package's own code counts where it is run."""
     paths = {name_of(p): p for p in sources("workbench", "benchmarks", "training")}
     graph = {}
     for name, path in paths.items():
         seen = set(imports(path, set(paths)))
-        graph[name] = {n for n in seen if n != name and not name.startswith(f"{n}.")}
+        # importing a module runs the packages around it first
+        around = {".".join(n.split(".")[:k]) for n in seen for k in range(1, n.count(".") + 1)}
+        own = {".".join(name.split(".")[:k]) for k in range(1, name.count(".") + 2)}
+        graph[name] = (seen | (around & set(paths) - own)) - {name}
     return graph
 
 

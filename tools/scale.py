@@ -26,7 +26,7 @@ from workbench.app import App  # noqa: E402
 from workbench.core.config import LoraConfig, method_spec  # noqa: E402
 from workbench.core.record import JobState  # noqa: E402
 from workbench.core.request import EditRequest, ModelRef, TrainTask  # noqa: E402
-from workbench.jobs.job import Task  # noqa: E402
+from workbench.jobs import Task  # noqa: E402
 from workbench.jobs.ray_executor import RayExecutor, connect  # noqa: E402
 from workbench.storage.settings import Settings  # noqa: E402
 

@@ -36,8 +36,8 @@ from workbench.core.config import DragConfig, InversionConfig, lora_preset  # no
 from workbench.core.record import EditRecord  # noqa: E402
 from workbench.core.request import EditRequest, ModelRef, TrainTask  # noqa: E402
 from workbench.storage.settings import Settings  # noqa: E402
+from workbench.ui.shell import workspace  # noqa: E402
 from workbench.ui.shell.workspace import Workspace, settings_of  # noqa: E402
-from workbench.ui.upload import prepared  # noqa: E402
 from workbench.ui.upload.intake import examples  # noqa: E402
 
 EXAMPLES = REPO / "workbench" / "ui" / "examples"
@@ -84,7 +84,7 @@ def prepare(cache: Path) -> dict[str, str]:
         request = _request(app, robot, drawing)
         known = app.perform("train", TrainTask(request=request, preview=True))
         names = ("lora", "reconstruction", "psnr", "notices")
-        robot.set(prepared={"of": prepared.digest(request), **{k: known.get(k) for k in names}})
+        robot.set(prepared={"of": workspace.digest(request), **{k: known.get(k) for k in names}})
         edits = [_run(app, robot, request)]
         refined = DragConfig.preset("auto")
         edits.append(_run(app, robot, dataclasses.replace(request, drag=refined)))

@@ -22,21 +22,12 @@ from workbench.core import keys
 from workbench.core.errors import BadInput, WorkbenchError
 from workbench.core.record import OnStep, ignore_steps
 from workbench.core.request import EditRequest, GenerateTask, ModelRef, SweepTask, TrainTask
-from workbench.diffusion.registry import (
-    ModelSpec,
-    Registry,
-    find_files,
-    fingerprint,
-    native_size,
-)
-from workbench.diffusion.registry.specs import BY_PICTURE, suited
+from workbench.diffusion.registry import BY_PICTURE, ModelSpec, Registry, suited
+from workbench.diffusion.registry.files import find_files, fingerprint, native_size
 from workbench.editing import crop_plan
-from workbench.editing.crop_plan import StageNames
+from workbench.editing.crop_plan import Look, StageNames, look_of
 from workbench.editing.lora_library import LoraLibrary
-from workbench.editing.picture_look import Look, look_of
-from workbench.jobs import run_job
-from workbench.jobs.board import Board
-from workbench.jobs.job import CancelToken, Job, Task
+from workbench.jobs import Board, CancelToken, Job, Task, run_job
 from workbench.jobs.queue import ThreadExecutor
 from workbench.storage.cache import Cache
 from workbench.storage.history import Store
@@ -47,8 +38,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from workbench.diffusion.model import Runtime
-    from workbench.editing.memory_estimate import Need
-    from workbench.jobs.remote import Host
+    from workbench.editing.memory import Need
+    from workbench.jobs.run_job import Host
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +167,7 @@ class App:
             BadInput, ModelError: when the model is unknown or not here.
         """
         from workbench.diffusion import device as devices
-        from workbench.editing.memory_estimate import estimate
+        from workbench.editing.memory import estimate
 
         where = devices.devices(device or self.settings.devices()[0].partition("@")[0])[0]
         spec = self.registry.resolve(request.model.name)

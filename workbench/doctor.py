@@ -126,7 +126,7 @@ def _disk(folder: Path) -> Iterator[Finding]:
 
 
 def _models(app: App, deep: bool) -> Iterator[Finding]:
-    from workbench.diffusion.registry import find_files
+    from workbench.diffusion.registry.files import find_files
 
     for spec in app.registry.specs():
         try:
@@ -164,7 +164,7 @@ def _cache(app: App, deep: bool) -> Iterator[Finding]:
 
 
 def _history(app: App, deep: bool) -> Iterator[Finding]:
-    from workbench.storage.history import verify
+    from workbench.storage.history.folder import verify
 
     records = app.store.records(binned=None)
     text = f"edits: {len(records)}"

@@ -26,16 +26,14 @@ from workbench.core.errors import Cancelled, ModelError, StoreError
 from workbench.core.record import EditRecord, EditResult, JobState, OnStep, StepInfo, ignore_steps
 from workbench.core.request import EditRequest, PointPair, TrainTask
 from workbench.diffusion.lora import merged
+from workbench.drag.latents import NotFinite, moved_clean
 from workbench.drag.methods import run
-from workbench.drag.optimizer import NotFinite
 from workbench.drag.problem import DragOutcome
-from workbench.drag.warp import moved_clean
-from workbench.editing.oom_retry import attempts, environment, now, sentence, with_fingerprint
+from workbench.editing.memory import attempts, environment, now, sentence, with_fingerprint
 from workbench.editing.own_pixels import delivered, found_in, look, moved_of
 from workbench.editing.prepare import Engine, JobReport, PreparedEdit
-from workbench.editing.previews import PreviewRecorder
 from workbench.editing.text_to_image import to_rgb
-from workbench.editing.working_image import WorkingImage
+from workbench.editing.working_image import PreviewRecorder, WorkingImage
 from workbench.imaging import decode
 from workbench.imaging.coords import Frame, shrink_mask
 from workbench.storage.history import Store

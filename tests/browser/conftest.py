@@ -29,7 +29,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 from workbench.canvas.drawing import Drawing
 from workbench.core.request import PointPair
 from workbench.storage.history import Store
-from workbench.ui.draw.projection import stored
+from workbench.ui.shell.projection import stored
 from workbench.ui.shell.workspace import Workspace
 
 REPO = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ from workbench.canvas.drawing import Arrow, Drawing
 from workbench.core.config import DragConfig
 from workbench.core.record import EditRecord, EditResult, JobState
 from workbench.core.request import Point, PointPair
-from workbench.ui.shell.words import say
+from workbench.ui.shell.forms import say
 from workbench.ui.shell.workspace import Workspace
 
 SIZE = (64, 48)

@@ -13,7 +13,7 @@ from conftest import ARGS, Bench, Server, picture
 from find_chromium import find_chromium
 from playwright.sync_api import Browser, expect
 
-from workbench.ui.shell.words import say
+from workbench.ui.shell.forms import say
 
 # What a page may try; each answers "open" where it got through.
 ATTACKS = """async (target) => {

@@ -9,7 +9,7 @@ from conftest import QUICK, Bench, Server
 from playwright.sync_api import expect
 
 from workbench.core.record import JobState
-from workbench.ui.shell.words import say
+from workbench.ui.shell.forms import say
 
 SIZE = (64, 64)
 

@@ -15,9 +15,10 @@ from edit_samples import add_edit
 from playwright.sync_api import Locator, expect
 
 from workbench.core.record import EditRecord
-from workbench.storage import archive
+from workbench.storage.archive.read import import_zip
+from workbench.storage.archive.write import export_zip
 from workbench.storage.history import Store
-from workbench.ui.shell.words import say
+from workbench.ui.shell.forms import say
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_find_tick_and_download(
     assert edits_in(raw) == {edits["second"].id, edits["third"].id}
 
     other = Store(tmp_path / "other")  # another person's workspace
-    done = archive.import_zip(other, raw, name="from-the-page.zip")
+    done = import_zip(other, raw, name="from-the-page.zip")
     assert set(done.added) == {edits["second"].id, edits["third"].id}
     result = edits["second"].result
     assert result is not None
@@ -137,7 +138,7 @@ def test_delete_restore_and_import(
 
     other = Store(tmp_path / "other")
     theirs = add_edit(other, seed=21, name="Theirs.png", prompt="drawn elsewhere")
-    raw = archive.export_zip(other)
+    raw = export_zip(other)
     other.close()
     bench.page.get_by_role("button", name="Import", exact=True).click()
     bench.upload(raw, "theirs.zip", "application/zip")

@@ -9,7 +9,7 @@ from conftest import JOB, Bench, Server, picture
 from playwright.sync_api import expect
 
 from workbench.core.record import JobState
-from workbench.ui.shell.words import say
+from workbench.ui.shell.forms import say
 
 SIZE = (64, 48)  # the micro model's own size: short steps, many of them
 LONG = {"lora": {"steps": 2, "batch_size": 1, "rank": 4}, "drag": {"steps": 2000}}

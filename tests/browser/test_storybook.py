@@ -11,8 +11,8 @@ from workbench.canvas.rasterize import rasterise
 from workbench.core.config import DragConfig
 from workbench.core.record import JobState
 from workbench.core.request import Point, PointPair
-from workbench.drag.template import Template
-from workbench.ui.shell.words import say
+from workbench.drag.tracking import Template
+from workbench.ui.shell.forms import say
 
 SIZE = (256, 256)
 GUN = PointPair(Point(221.5, 113.7), Point(213.5, 57.7))  # of the scene robot-784

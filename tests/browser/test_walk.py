@@ -16,7 +16,7 @@ from playwright.sync_api import expect
 from workbench.canvas.rasterize import rasterise
 from workbench.core.record import JobState
 from workbench.imaging import decode
-from workbench.ui.shell.words import say
+from workbench.ui.shell.forms import say
 
 SIZE = (64, 48)  # the micro model's own size, so that no crop is made
 

@@ -17,7 +17,8 @@ from PIL import Image
 from workbench.core.errors import StoreError
 from workbench.core.record import EditRecord, EditResult, JobState
 from workbench.core.request import EditRequest, Point, PointPair
-from workbench.storage.archive import Limits, import_zip
+from workbench.storage.archive import Limits
+from workbench.storage.archive.read import import_zip
 from workbench.storage.history import Store
 
 

@@ -24,8 +24,7 @@ from workbench.core.record import (
     StepInfo,
 )
 from workbench.core.request import EditRequest, Point, PointPair
-from workbench.jobs.board import Board
-from workbench.jobs.job import Task
+from workbench.jobs import Board, Task
 from workbench.jobs.queue import ThreadExecutor
 from workbench.storage.cache import Cache
 from workbench.storage.history import Store

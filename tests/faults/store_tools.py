@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,3 +26,10 @@ def edit(store: Store, seed: int = 0) -> EditRecord:
     record = EditRecord(id=name, request=req, status=JobState.DONE, result=result)
     store.finish(record)
     return record
+
+
+def orphans(store: Store) -> list[Path]:
+    """Files that no record, note, project or pending edit mentions, and unfinished writes."""
+    known = {name for text in store.texts() for name in re.findall(r"wb1:[0-9a-f]{32}", text)}
+    found = [path for _, name, path in store.files() if name not in known]
+    return found + sorted((store.folder / "temp").glob("*.part"))

@@ -20,9 +20,10 @@ import pytest
 from archive_tools import make_source, png, rebuild, refused
 
 from workbench.core.errors import StoreError
-from workbench.storage.archive import export_file, export_zip, import_zip
-from workbench.storage.history import Store, verify
-from workbench.storage.history.folder import seal
+from workbench.storage.archive.read import import_zip
+from workbench.storage.archive.write import export_file, export_zip
+from workbench.storage.history import Store
+from workbench.storage.history.folder import seal, verify
 
 
 @pytest.fixture(scope="module")

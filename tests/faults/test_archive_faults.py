@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from archive_tools import make_source, names, png, rebuild, refused
 
-from workbench.storage.archive import Limits, export_zip, import_zip
+from workbench.storage.archive import Limits
+from workbench.storage.archive.read import import_zip
+from workbench.storage.archive.write import export_zip
 from workbench.storage.history import Store
 
 

@@ -16,12 +16,14 @@ from typing import Any
 import killed_writer
 import pytest
 from patience import HANG, started, until
+from store_tools import orphans
 
 from workbench.core.record import JobState
-from workbench.jobs.board import Board
+from workbench.jobs import Board
 from workbench.jobs.queue import ThreadExecutor
 from workbench.storage.cache import Cache
-from workbench.storage.history import Store, orphans, verify
+from workbench.storage.history import Store
+from workbench.storage.history.folder import verify
 
 REPO = Path(__file__).resolve().parents[2]
 SEED = 20261123
@@ -165,7 +167,7 @@ def test_fault_30_a_hundred_kills_at_random_moments(writer: Writer, record_prope
         "interrupted": len(interrupted),
         "lost": len(set(acknowledged) - {r.id for r in done}),
         "unreadable": len(store.unreadable()),
-        "unfinished files": len(orphans(store, grace=-1)),
+        "unfinished files": len(orphans(store)),
     }
     for name, value in figures.items():
         record_property(name, value)
@@ -177,7 +179,7 @@ def test_fault_42_a_signal_ends_the_process(tmp_path: Path, how: int) -> None:
     """A worker thread whose job would never end does not hold the process; records stay consistent."""
     code = """
 import sys, threading, time
-from workbench.jobs.board import Board
+from workbench.jobs import Board
 from workbench.jobs.queue import ThreadExecutor
 from workbench.core.record import StepInfo
 from workbench.storage.history import Store

@@ -13,8 +13,8 @@ import pytest
 from store_tools import edit, picture
 
 from workbench.core.errors import StoreError
-from workbench.storage.history import Store, verify
-from workbench.storage.history.folder import seal
+from workbench.storage.history import Store
+from workbench.storage.history.folder import seal, verify
 
 
 @pytest.fixture

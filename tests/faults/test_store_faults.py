@@ -21,8 +21,8 @@ from store_tools import edit
 from workbench.core.errors import StoreError, WorkbenchError
 from workbench.core.record import EditRecord, JobState
 from workbench.core.request import EditRequest
-from workbench.storage.history import Store, verify
-from workbench.storage.history.folder import seal, unseal
+from workbench.storage.history import Store
+from workbench.storage.history.folder import seal, unseal, verify
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -260,8 +260,9 @@ def test_a_read_only_history_can_be_listed_shown_and_exported() -> None:
     code = """
 import os, sys
 from workbench.core.errors import StoreError
-from workbench.storage.archive import export_zip
-from workbench.storage.history import Store, verify
+from workbench.storage.archive.write import export_zip
+from workbench.storage.history import Store
+from workbench.storage.history.folder import verify
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 store = Store(sys.argv[1])

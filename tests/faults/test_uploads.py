@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from workbench.core.errors import BadInput
-from workbench.imaging import decode, headers, opening, sandbox
+from workbench.imaging import decode, headers, opening
 
 
 def save(im: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -252,7 +252,7 @@ def test_fault_11_profile_bomb_and_chunk_flood() -> None:
 
 
 def test_fault_11_too_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert decode.MAX_BYTES == 64 * 2**20
+    assert opening.MAX_BYTES == 64 * 2**20
     monkeypatch.setattr(opening, "MAX_BYTES", 2**20)
     assert refused(bytes(3 * 2**20)) == "too-large"
 
@@ -373,7 +373,7 @@ def test_fault_01_warnings_as_errors_change_nothing() -> None:
 def test_a_picture_at_the_limit_is_read() -> None:
     """64 megapixels are taken (any phone's or camera's picture), at bounded cost."""
     raw = save(Image.new("L", (8000, 8000), 77), compress_level=1)
-    assert len(raw) < decode.MAX_BYTES
+    assert len(raw) < opening.MAX_BYTES
     got = decode.decode(raw)
     assert got.rgb.shape == (8000, 8000, 3)
     assert (got.rgb[::1000, ::1000] == 77).all()
@@ -442,13 +442,13 @@ def test_fault_11_what_passes_the_header_is_decoded_under_limits(
     monkeypatch.setattr(opening, "_CHEAP_PIXELS", 0)
     raw = save(photo())
     assert decode.decode(raw).rgb.shape == (40, 60, 3)
-    helper = sandbox._helper
+    helper = opening._helper
     assert helper is not None
     helper.process.kill()
     helper.process.wait()
     assert decode.decode(raw).rgb.shape == (40, 60, 3)
-    assert sandbox._helper is not helper
-    again = sandbox._helper
+    assert opening._helper is not helper
+    again = opening._helper
     assert again is not None
 
     def dies(_self: object, *_given: object) -> None:
@@ -459,7 +459,7 @@ def test_fault_11_what_passes_the_header_is_decoded_under_limits(
         patch.setattr(type(again), "ask", dies)
         assert refused(raw) == "exhausting"
     assert decode.decode(raw).rgb.shape == (40, 60, 3)
-    sandbox.close()
+    opening.close()
 
 
 def test_the_helper_gives_what_this_process_gives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,7 +474,7 @@ def test_the_helper_gives_what_this_process_gives(monkeypatch: pytest.MonkeyPatc
     assert refused(save(photo())[:200]) == "cut-off"
     mask = decode.decode_mask(save(Image.new("L", (60, 40), 255)), 60, 40)
     assert mask.all()
-    sandbox.close()
+    opening.close()
 
 
 @pytest.mark.parametrize(("lacks", "code"), [(2, ""), (5, ""), (600, "cut-off")])
@@ -503,4 +503,4 @@ def test_avif_and_jpeg_2000_open_and_heic_says_how() -> None:
         assert got.rgb.shape == (40, 60, 3)
         assert np.abs(got.rgb.astype(int) - np.asarray(photo())).mean() < 12
     assert refused(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)) == "heic"
-    sandbox.close()
+    opening.close()

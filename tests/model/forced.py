@@ -20,7 +20,7 @@ from golden import Case, Micro, worst
 
 from workbench.core.record import StepInfo
 from workbench.drag import methods
-from workbench.drag.optimizer import LatentOptimiser
+from workbench.drag.latents import LatentOptimiser
 from workbench.drag.problem import DragOutcome, Reference
 from workbench.drag.tracking import patches
 

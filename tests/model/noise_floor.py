@@ -25,7 +25,7 @@ from workbench.diffusion.lora import merged
 from workbench.drag import methods
 
 CASES = ("masked", "nomask", "odd", "gen", "gooddrag_masked", "gooddrag_nomask")
-RUNS = 4
+RUNS = 10
 
 
 def led(case: Case, micro: Micro) -> dict[str, Any]:

@@ -26,8 +26,7 @@ from workbench.core.request import (
     SweepTask,
     TrainTask,
 )
-from workbench.jobs import run_job
-from workbench.jobs.job import Job
+from workbench.jobs import Job, run_job
 from workbench.storage.settings import Settings
 
 

@@ -25,7 +25,7 @@ from workbench.cli import BAD_INPUT, OK, main
 from workbench.core.request import Point, PointPair
 from workbench.diffusion import model
 from workbench.diffusion.model import Runtime
-from workbench.drag.template import Disc
+from workbench.drag.tracking import Disc
 from workbench.imaging.decode import decode
 
 SANITY = "nothing,truth,roundtrip,moved"

@@ -25,7 +25,8 @@ from workbench.cli.parsers import read_points
 from workbench.core.errors import WorkbenchError
 from workbench.core.request import EditRequest, ImageAsset, Point, PointPair
 from workbench.diffusion.lora_files import read
-from workbench.diffusion.registry import ModelSpec, find_files
+from workbench.diffusion.registry import ModelSpec
+from workbench.diffusion.registry.files import find_files
 from workbench.imaging import decode
 
 DATA = Path(__file__).resolve().parents[1] / "data"

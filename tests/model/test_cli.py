@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from workbench.cli import main
 from workbench.core.record import STAGES
 from workbench.doctor import Finding, verdict
-from workbench.editing import oom_retry
+from workbench.editing import memory
 from workbench.imaging import decode
 from workbench.jobs import run_job
 
@@ -184,7 +184,7 @@ def test_a_replay_fails_when_it_differs_by_more_than_it_should(
         return dataclasses.replace(record, result=dataclasses.replace(record.result, image=image))
 
     monkeypatch.setattr(run_job, "edit", off)
-    monkeypatch.setattr(oom_retry, "expected_difference", lambda _then, _now: expected)
+    monkeypatch.setattr(memory, "expected_difference", lambda _then, _now: expected)
     capsys.readouterr()
     done = main(["replay", "last", "--quiet", "--json", "--device", "cpu"])
     out, err = capsys.readouterr()

@@ -17,7 +17,7 @@ from workbench.core.record import EditRecord, JobState, StopReason
 from workbench.core.request import EditRequest, ModelRef, Point, PointPair
 from workbench.diffusion import model
 from workbench.diffusion.registry import Registry
-from workbench.drag.optimizer import LatentOptimiser
+from workbench.drag.latents import LatentOptimiser
 from workbench.drag.tracking import track
 
 W, H = 72, 64

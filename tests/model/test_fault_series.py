@@ -16,7 +16,7 @@ from edit_bench import Bench
 from workbench.core.config import METHODS, DragConfig, InversionConfig, LoraConfig
 from workbench.core.errors import Cancelled
 from workbench.core.record import JobState, StepInfo
-from workbench.diffusion.model_guard import snapshot
+from workbench.diffusion.model import snapshot
 
 GROWTH = 48 * 2**20  # bytes of resident memory that a series may end above its beginning
 PAGE = 4096

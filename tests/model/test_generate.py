@@ -15,8 +15,7 @@ from workbench.core.record import StepInfo
 from workbench.core.request import GenerateTask, ModelRef
 from workbench.diffusion import model
 from workbench.diffusion.ddim import schedule_from
-from workbench.diffusion.model import Runtime
-from workbench.diffusion.model_guard import snapshot
+from workbench.diffusion.model import Runtime, snapshot
 from workbench.editing.text_to_image import (
     Path,
     cached_path,

@@ -9,13 +9,12 @@ import pytest
 import torch
 from edit_bench import Bench
 
-from workbench.accel.cuda_graphs import Recorder
+from workbench.accel.cuda import Recorder
 from workbench.core.config import METHODS, DragConfig
 from workbench.core.record import EditResult, JobState
 from workbench.core.request import EditRequest, Point, PointPair
 from workbench.diffusion.model import Runtime
-from workbench.editing.crop_plan import stage_names
-from workbench.editing.picture_look import look_of
+from workbench.editing.crop_plan import look_of, stage_names
 from workbench.imaging.crop import blend_weight
 from workbench.warping.layers import plan, render
 

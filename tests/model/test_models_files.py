@@ -15,15 +15,9 @@ from refusals import refusal
 from safetensors.torch import load_file, save_file
 
 from workbench.core.errors import BadInput, ModelError
-from workbench.diffusion.registry import (
-    BUILTIN,
-    ModelSpec,
-    Registry,
-    find_files,
-    fingerprint,
-)
+from workbench.diffusion.registry import BUILTIN, ModelSpec, Registry, suited
+from workbench.diffusion.registry.files import find_files, fingerprint
 from workbench.diffusion.registry.loading import load_parts
-from workbench.diffusion.registry.specs import suited
 from workbench.imaging import decode
 
 REPO = Path(__file__).resolve().parents[2]

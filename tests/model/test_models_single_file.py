@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from workbench.core.errors import ModelError
 from workbench.diffusion.ddim import schedule_from
-from workbench.diffusion.registry import ModelFiles, ModelSpec, Registry, find_files, fingerprint
-from workbench.diffusion.registry.files import STANDARD
+from workbench.diffusion.registry import ModelSpec, Registry
+from workbench.diffusion.registry.files import STANDARD, ModelFiles, find_files, fingerprint
 from workbench.diffusion.registry.loading import _tokenizers, load_parts
 
 CPU = torch.device("cpu")

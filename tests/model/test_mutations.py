@@ -23,13 +23,12 @@ from golden import Case, Micro, load_case, load_micro
 
 from workbench.diffusion import ddim, lora
 from workbench.diffusion import unet as denoiser
-from workbench.diffusion.attention import MutualSelfAttention, shared_layers
 from workbench.diffusion.ddim import CLEAN, Schedule
-from workbench.diffusion.unet import Denoiser
-from workbench.drag import denoise as finish
+from workbench.diffusion.unet import Denoiser, MutualSelfAttention, shared_layers
+from workbench.drag import latents
 from workbench.drag import loop as drag
 from workbench.drag import tracking as features
-from workbench.drag.optimizer import LatentOptimiser
+from workbench.drag.latents import LatentOptimiser
 from workbench.drag.problem import Reference
 from workbench.imaging.coords import mask_levels
 
@@ -55,7 +54,7 @@ def reference(case: Callable[[str], Case], micro: Micro) -> Callable[[str], Refe
     @cache
     def made(name: str) -> Reference:
         with lora.merged(micro.unet, case(name).adapter):
-            return finish.reference_of(case(name).problem(micro))
+            return latents.reference_of(case(name).problem(micro))
 
     return made
 
@@ -269,7 +268,7 @@ def attention_shared_from_the_wrong_layer(patch: Patch) -> None:
 
 
 def attention_shared_from_the_wrong_step(patch: Patch) -> None:
-    real = finish.denoise
+    real = latents.denoise
     monkey = sys.modules["gates"]
     patch.setattr(monkey, "denoise", lambda *given: real(*given, share_from=1))
 

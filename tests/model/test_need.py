@@ -14,9 +14,10 @@ from workbench.core.config import LoraConfig
 from workbench.core.request import EditRequest, ImageAsset, Point, PointPair
 from workbench.diffusion import model
 from workbench.diffusion.device import Memory
-from workbench.diffusion.registry import ModelFiles, Registry, find_files
-from workbench.editing import memory_estimate
-from workbench.editing.memory_estimate import Need, estimate
+from workbench.diffusion.registry import Registry
+from workbench.diffusion.registry.files import ModelFiles, find_files
+from workbench.editing import memory
+from workbench.editing.memory import Need, estimate
 
 REQUEST = EditRequest(
     image=ImageAsset(id="wb1:1", width=512, height=512),
@@ -52,7 +53,7 @@ def test_counted_activations_are_those_of_a_real_run(
     run = model.load(str(tiny_model(kind)), device="cpu")
     files = find_files(Registry().resolve(str(tiny_model(kind))))
     for side in (64, 128):
-        counted = memory_estimate._counted(files)(1, side, side) * 4
+        counted = memory._counted(files)(1, side, side) * 4
         assert counted == pytest.approx(saved_bytes(run, side), rel=0.05)
 
 
@@ -97,4 +98,4 @@ def test_a_loaded_model_counts_as_free(files: ModelFiles) -> None:
     given = {"native": 512, "device": "cpu", "dtype": "fp32", "memory": Memory(GB, 2 * GB)}
     cold = estimate(REQUEST, files, loaded=False, **given)  # type: ignore[arg-type]
     warm = estimate(REQUEST, files, loaded=True, **given)  # type: ignore[arg-type]
-    assert warm.free - cold.free == memory_estimate._weights(files, "fp32") > 4_000_000
+    assert warm.free - cold.free == memory._weights(files, "fp32") > 4_000_000

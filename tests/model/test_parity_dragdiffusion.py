@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from workbench.diffusion.lora import merged
 from workbench.diffusion.lora_format import parse
-from workbench.drag.denoise import denoise, reference_of
+from workbench.drag.latents import denoise, reference_of
 from workbench.drag.problem import Reference
 
 pytestmark = pytest.mark.numerics

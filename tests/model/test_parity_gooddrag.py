@@ -14,9 +14,9 @@ import pytest
 import torch
 from golden import Case, Micro, load_case, load_micro, worst
 
-from workbench.diffusion.attention import sharing
 from workbench.diffusion.lora import merged
-from workbench.drag.denoise import reference_of
+from workbench.diffusion.unet import sharing
+from workbench.drag.latents import reference_of
 from workbench.drag.loop import anchor_patches
 from workbench.drag.tracking import samples
 

@@ -22,7 +22,7 @@ from workbench.diffusion import model
 from workbench.diffusion.model import Runtime
 from workbench.edit import prepare
 from workbench.editing.lora_library import LoraLibrary
-from workbench.editing.oom_retry import OTHER_PROCESSOR, environment, expected_difference
+from workbench.editing.memory import OTHER_PROCESSOR, environment, expected_difference
 from workbench.imaging import decode
 from workbench.storage.cache import Cache
 

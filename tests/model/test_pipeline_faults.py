@@ -19,7 +19,7 @@ from workbench.core.errors import Cancelled, ModelError, OutOfMemory
 from workbench.core.record import JobState, StepInfo
 from workbench.core.request import Point, PointPair
 from workbench.diffusion import model
-from workbench.diffusion.model_guard import snapshot
+from workbench.diffusion.model import snapshot
 from workbench.storage.cache import Cache
 
 
@@ -73,7 +73,7 @@ def test_fault_22_nan_in_the_drag_keeps_the_last_finite_step(bench: Bench) -> No
     """The learning rate's limit is no protection: the numbers may overflow all the same."""
     request = bench.request(drag=DragConfig(steps=4))
     calls = 0
-    from workbench.drag.optimizer import LatentOptimiser
+    from workbench.drag.latents import LatentOptimiser
 
     real = LatentOptimiser.gradient
 
@@ -102,7 +102,7 @@ def test_fault_22_nan_in_the_drag_keeps_the_last_finite_step(bench: Bench) -> No
 @pytest.mark.parametrize(
     ("where", "kind"),
     [
-        ("workbench.editing.lora_training.train", "lora"),
+        ("workbench.diffusion.lora.train", "lora"),
         ("workbench.editing.prepare.invert", "inversion"),
     ],
 )
@@ -125,7 +125,7 @@ def test_fault_22_nan_before_the_drag_is_not_cached(bench: Bench, where: str, ki
 
 
 @pytest.mark.parametrize(
-    "where", ["editing.lora_training.train", "editing.prepare.reference_of", "edit.run"]
+    "where", ["diffusion.lora.train", "editing.prepare.reference_of", "edit.run"]
 )
 def test_fault_38_out_of_memory_once_is_survived(bench: Bench, where: str) -> None:
     module, _, name = where.rpartition(".")

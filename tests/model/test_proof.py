@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from workbench.cli import main
-from workbench.cli.proof import psnr
+from workbench.cli.doctor import psnr
 
 STEPS = ["files", "load", "round trip", "prompt", "inversion", "drag"]
 

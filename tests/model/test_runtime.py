@@ -13,8 +13,7 @@ from tiny_models import KINDS
 
 from workbench.core.errors import BadInput, ModelError
 from workbench.diffusion import device, model
-from workbench.diffusion.model import Runtime
-from workbench.diffusion.model_guard import differences, snapshot, unchanged
+from workbench.diffusion.model import Runtime, differences, snapshot, unchanged
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from workbench.canvas.drawing import Arrow, Drawing, Polygon
 from workbench.core.request import Point, PointPair
 from workbench.imaging import decode
 from workbench.imaging.crop import Crop
-from workbench.storage.archive import png_metadata
-from workbench.ui.results import figures
+from workbench.storage.archive import page as png_metadata
+from workbench.ui.shell import figures
 from workbench.ui.shell.backend import Backend, get_backend
 from workbench.ui.shell.workspace import Workspace
-from workbench.ui.upload import intake, training
+from workbench.ui.upload import intake
 
 QUICK: dict[str, Any] = {
     "lora": {"steps": 0},
@@ -144,7 +144,7 @@ def test_every_shape_comes_back_at_its_own_size(backend: Backend, width: int, he
 
 def test_the_edited_part_is_lit() -> None:
     rgb = np.full((100, 200, 3), 200, np.uint8)
-    shown = training.lit(rgb, Crop(400, 200, 400, 400, 64, 64), (2000, 1000))
+    shown = intake.lit(rgb, Crop(400, 200, 400, 400, 64, 64), (2000, 1000))
     assert (shown[50, 60] == 200).all()  # inside: as it was
     assert (shown[5, 5] == 90).all()  # outside: darkened
     assert (shown[20, 45] == 255).all()  # the edge

@@ -20,14 +20,13 @@ from workbench.canvas.drawing import Arrow, Drawing
 from workbench.core.config import DragConfig, LoraConfig
 from workbench.core.record import EditRecord, EditResult, JobState
 from workbench.core.request import EditRequest, ImageAsset, ModelRef, Point, PointPair, SweepTask
-from workbench.jobs.job import Job
-from workbench.sweeps.plan import Axis, Plan
+from workbench.jobs import Job
+from workbench.sweeps import Axis, Plan
 from workbench.sweeps.results import metrics_csv
 from workbench.ui.compare import facts, sweep_form
-from workbench.ui.results.edits import EditView
 from workbench.ui.shell.backend import Backend, get_backend
-from workbench.ui.shell.text import inert
-from workbench.ui.shell.words import say
+from workbench.ui.shell.edits import EditView
+from workbench.ui.shell.forms import inert, say
 from workbench.ui.shell.workspace import Workspace
 
 PAIRS = (PointPair(Point(10, 12), Point(30, 12)),)
@@ -241,7 +240,7 @@ def test_an_empty_history_says_what_to_do(app: App, compare_page: Callable[..., 
 
 
 def test_the_contact_sheet_of_the_chosen(app: App, two: list[EditRecord]) -> None:
-    from workbench.ui.compare.page import contact_sheet
+    from workbench.ui.compare import contact_sheet
 
     views = [EditView(app.store, r) for r in two]
     raw = contact_sheet(views, facts.names(two))

@@ -11,18 +11,18 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
-from workbench.canvas.automask import propose
 from workbench.canvas.checklist import TEXTS, Code, checklist
 from workbench.canvas.drawing import Arrow, Drawing, Rect
 from workbench.canvas.rasterize import rasterise
+from workbench.canvas.selection import propose
 from workbench.core.config import METHODS, SPECS, DragConfig
 from workbench.core.record import JobState, StepInfo
 from workbench.core.request import EditRequest, ModelRef, Point, PointPair
-from workbench.jobs.job import Job
-from workbench.ui.draw import after, run_panel
-from workbench.ui.draw.projection import stored
-from workbench.ui.shell.text import inert
-from workbench.ui.shell.words import say
+from workbench.jobs import Job
+from workbench.ui import draw
+from workbench.ui.draw import run_panel
+from workbench.ui.shell.forms import inert, say
+from workbench.ui.shell.projection import stored
 from workbench.ui.shell.workspace import Workspace
 
 PAIR = PointPair(Point(20, 20), Point(34, 14))
@@ -272,13 +272,13 @@ def test_try_again_offers_own_pixels_and_each_strength(app: App) -> None:
         request = EditRequest(
             image=asset, model=model, pairs=(PAIR,), drag=SPECS[method].drag_config()
         )
-        found = after.variants(request)
+        found = draw.variants(request)
         assert found["own"].drag.method == "auto"
         assert not found["own"].drag.refine
         steps = [v.drag.steps for n, v in found.items() if n != "own"]
         assert steps == sorted(steps)
         assert len(set(steps)) == (3 if SPECS[method].optimises else 0)
         for name, variant in found.items():
-            assert after.same_drag(variant, dataclasses.replace(variant, parent="else"))
+            assert draw.same_drag(variant, dataclasses.replace(variant, parent="else"))
             others = [v for n, v in found.items() if n != name]
-            assert not any(after.same_drag(variant, v) for v in others)
+            assert not any(draw.same_drag(variant, v) for v in others)

@@ -14,10 +14,9 @@ from workbench.core.config import GenerationConfig
 from workbench.core.record import JobState
 from workbench.core.request import GenerateTask, ModelRef, Point, PointPair
 from workbench.ui.shell.backend import get_backend
-from workbench.ui.shell.text import inert
-from workbench.ui.shell.words import say
+from workbench.ui.shell.forms import inert, say
 from workbench.ui.shell.workspace import Workspace, settings_of
-from workbench.ui.upload import generating, ideas
+from workbench.ui.upload import generating
 
 CONFIG = GenerationConfig(steps=3, guidance=3.0, seed=7, width=64, height=64, negative_prompt="fog")
 
@@ -185,10 +184,10 @@ def test_an_idea_is_written_into_the_prompt(app: App, prompt_page: AppTest) -> N
     assert not [b for b in page.button if b.key == "gen_idea"]  # none for a model of one's own
     page.selectbox(key="gen_model").set_value("storybook").run()
     seen = []
-    for _ in ideas.IDEAS["storybook"]:
+    for _ in generating.IDEAS["storybook"]:
         page.button(key="gen_idea").click().run()
         seen.append(page.text_area(key="gen_prompt").value)
-    assert tuple(seen) == ideas.IDEAS["storybook"]
+    assert tuple(seen) == generating.IDEAS["storybook"]
     page.button(key="gen_idea").click().run()
     assert page.text_area(key="gen_prompt").value == seen[0]
 
@@ -198,7 +197,7 @@ def test_ideas_are_in_the_words_that_the_model_was_taught() -> None:
     from training import scenes
 
     known = {w for s in scenes.sample_batch(400, 5) for w in s.caption.replace(",", "").split()}
-    for idea in ideas.IDEAS["storybook"]:
+    for idea in generating.IDEAS["storybook"]:
         assert set(idea.replace(",", "").split()) <= known
 
 

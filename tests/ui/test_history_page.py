@@ -17,16 +17,14 @@ from workbench.core.config import DragConfig, InversionConfig, LoraConfig
 from workbench.core.record import EditRecord, JobState
 from workbench.core.request import EditRequest, ModelRef, Point
 from workbench.core.request import PointPair as Pair
-from workbench.storage import archive
+from workbench.storage.archive.write import export_zip
 from workbench.storage.files import UlidMaker
 from workbench.storage.history import Store
 from workbench.storage.history.folder import seal
-from workbench.ui.history import actions
-from workbench.ui.history import list as history_list
-from workbench.ui.history.tree import Filter, Forest
+from workbench.ui import history
+from workbench.ui.history.tree import Filter, Forest, zip_maker
 from workbench.ui.shell.backend import get_backend
-from workbench.ui.shell.text import inert
-from workbench.ui.shell.words import say
+from workbench.ui.shell.forms import inert, say
 from workbench.ui.shell.workspace import Workspace
 
 Visit = Callable[..., AppTest]
@@ -134,8 +132,8 @@ def test_five_hundred_edits_cost_one_page(
     monkeypatch.setattr(get_backend(), "thumbnail", lambda *args: asked.append(args) or real(*args))
     page = visit_history()
     assert any("500 edits" in c.value for c in page.caption)
-    assert len(shown(page)) == history_list.PER_PAGE
-    assert len(asked) == history_list.PER_PAGE + 1  # one each, and the family's
+    assert len(shown(page)) == history.PER_PAGE
+    assert len(asked) == history.PER_PAGE + 1  # one each, and the family's
 
 
 # --- finding ------------------------------------------------------------------------------------------
@@ -274,7 +272,7 @@ def test_what_a_download_holds(app: App) -> None:
     app.store.bin([made["b"].id])
     backend = get_backend()
     for ids, wanted in ((None, ("a", "a1", "a2", "a11")), ([made["a1"].id], ("a1",))):
-        raw = actions.zip_maker(backend, ids, with_lora=False)()
+        raw = zip_maker(backend, ids, with_lora=False)()
         with zipfile.ZipFile(io.BytesIO(raw)) as file:
             names = file.namelist()
             assert "index.html" in names
@@ -287,7 +285,7 @@ def test_import_merges_and_refuses_a_hostile_zip_whole(
 ) -> None:
     other = Store(tmp_path / "other")
     theirs = add_edit(other, seed=5, prompt="theirs")
-    raw = archive.export_zip(other)
+    raw = export_zip(other)
     other.close()
     page = visit_history()
     page.file_uploader(key="history_import_0").upload("theirs.zip", raw, "application/zip").run()

@@ -21,10 +21,10 @@ from workbench.core.record import (
     StopReason,
 )
 from workbench.core.request import EditRequest, ModelRef, Point, PointPair
-from workbench.ui.draw.projection import stored
-from workbench.ui.results.edits import EditView
-from workbench.ui.results.results import VIEWS
-from workbench.ui.shell.words import say
+from workbench.ui.results import VIEWS
+from workbench.ui.shell.edits import EditView
+from workbench.ui.shell.forms import say
+from workbench.ui.shell.projection import stored
 from workbench.ui.shell.workspace import Workspace
 
 PAIRS = (PointPair(Point(10, 12), Point(30, 12)), PointPair(Point(40, 30), Point(40, 10)))

@@ -29,14 +29,12 @@ from workbench.doctor import Finding, verdict
 from workbench.storage.cache import CacheEntry
 from workbench.storage.settings import Settings
 from workbench.ui.settings import models
-from workbench.ui.settings.loras import take
-from workbench.ui.shell import colors
+from workbench.ui.shell import forms
 from workbench.ui.shell.backend import Backend, get_backend
-from workbench.ui.shell.text import inert
-from workbench.ui.shell.words import say
+from workbench.ui.shell.forms import inert, say
+from workbench.ui.shell.loras import card_of, take
 from workbench.ui.shell.workspace import Workspace
 from workbench.ui.upload import intake
-from workbench.ui.upload.loras import card_of
 
 Open = Callable[[str], AppTest]
 
@@ -405,7 +403,7 @@ def test_canvas_takes_the_chosen_colours(app: App, open_part: Open) -> None:
     page = open_part("Defaults & colours")
     page.selectbox(key="colour_theme_Classic").set_value("Colour-blind safe").run()
     assert not page.exception
-    assert app.settings.ui[colors.ENTRY] == colors.THEMES["Colour-blind safe"]
+    assert app.settings.ui[forms.ENTRY] == forms.THEMES["Colour-blind safe"]
     backend = get_backend()
     colours = backend.canvas_colours()
     assert (colours["handle"], colours["target"], colours["dim"]) == ("#e69f00", "#56b4e9", 0.75)
@@ -416,7 +414,7 @@ def test_canvas_takes_the_chosen_colours(app: App, open_part: Open) -> None:
     [None, "red", {"handle": "red"}, {"handle": 7, "dim": 5}, {"target": "#12345", "dim": True}],
 )
 def test_damaged_colours_are_classic(kept: Any) -> None:
-    assert colors.theme_of(colors.chosen({colors.ENTRY: kept})) == "Classic"
+    assert forms.theme_of(forms.chosen({forms.ENTRY: kept})) == "Classic"
 
 
 def test_a_picked_colour_is_a_theme_of_ones_own(app: App, open_part: Open) -> None:
@@ -424,7 +422,7 @@ def test_a_picked_colour_is_a_theme_of_ones_own(app: App, open_part: Open) -> No
     key = next(c.key for c in page.color_picker if str(c.key).startswith("colour_handle"))
     page.color_picker(key=key).set_value("#00ff00").run()
     assert not page.exception
-    assert colors.style(app.settings.ui).handle == (0, 255, 0)
+    assert forms.style(app.settings.ui).handle == (0, 255, 0)
     assert [s.value for s in page.selectbox if s.key == "colour_theme_Custom"] == ["Custom"]
 
 

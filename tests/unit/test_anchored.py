@@ -15,13 +15,18 @@ from workbench.core.errors import Cancelled
 from workbench.core.record import StepInfo, StopReason
 from workbench.diffusion.ddim import invert
 from workbench.diffusion.unet import Prompt
-from workbench.drag import auto
-from workbench.drag.denoise import reference_of
+from workbench.drag import methods
+from workbench.drag.latents import (
+    NotFinite,
+    located,
+    moved_clean,
+    moved_latent,
+    reference_of,
+    start_index,
+)
 from workbench.drag.loop import settled, stalled
 from workbench.drag.methods import run
-from workbench.drag.optimizer import NotFinite
 from workbench.drag.problem import AutoOptions, DragProblem, Pixels, StopCriteria
-from workbench.drag.warp import located, moved_clean, moved_latent, start_index
 
 Tensor = torch.Tensor
 HANDLES = torch.tensor([[10.0, 10.0], [20.0, 22.0]])
@@ -172,7 +177,7 @@ def test_the_moved_picture_is_put_together_with_its_own_noise(unet: Any, trail: 
 def test_a_draft_leaves_every_cell_that_can_be_trusted(unet: Any, trail: Tensor) -> None:
     """Only the cells with doubtful pixels are the model's; nothing is trained or optimised."""
     given = problem(unet, trail, drag={"refine": False})
-    cells = auto.doubtful_cells(given)
+    cells = methods.doubtful_cells(given)
     assert cells is not None
     assert cells[0, 0].sum() == 6
     seen: list[str] = []

@@ -18,15 +18,11 @@ from PIL import Image
 from workbench.core.config import LoraRef
 from workbench.core.errors import BadInput, Cancelled, StoreError
 from workbench.core.keys import digest
-from workbench.storage.archive import (
-    Imported,
-    Limits,
-    export_file,
-    export_zip,
-    import_zip,
-)
-from workbench.storage.history import Store, verify
-from workbench.storage.history.upkeep import references
+from workbench.storage.archive import Limits
+from workbench.storage.archive.read import Imported, import_zip
+from workbench.storage.archive.write import export_file, export_zip
+from workbench.storage.history import Store
+from workbench.storage.history.folder import references, verify
 
 FORMATS = Path(__file__).resolve().parents[1] / "data" / "formats"
 

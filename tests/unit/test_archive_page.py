@@ -10,7 +10,7 @@ import pytest
 from archive_samples import edit, entries
 
 from workbench.core.record import EditRecord, JobState
-from workbench.storage.archive import export_zip
+from workbench.storage.archive.write import export_zip
 from workbench.storage.history import Store
 
 

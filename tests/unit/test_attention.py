@@ -9,14 +9,14 @@ import torch
 from small_unet import denoiser, normal, small_unet
 
 from workbench.core.errors import Cancelled
-from workbench.diffusion.attention import (
+from workbench.diffusion.unet import (
     MutualSelfAttention,
+    Prompt,
     ReferenceKV,
     self_attentions,
     shared_layers,
     sharing,
 )
-from workbench.diffusion.unet import Prompt
 
 Tensor = torch.Tensor
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.canvas.automask import propose
+from workbench.canvas.selection import propose
 from workbench.core.request import Point, PointPair
 
 

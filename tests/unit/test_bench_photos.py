@@ -17,7 +17,7 @@ from benchmarks.photos import (
     similarity,
 )
 from workbench.core.errors import BadInput
-from workbench.drag.template import Template
+from workbench.drag.tracking import Template
 from workbench.imaging.decode import encode_png, resize
 
 U8 = np.ndarray

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from workbench.core.request import Point, PointPair
-from workbench.drag.template import Disc, Template
+from workbench.drag.tracking import Disc, Template
 
 U8 = np.ndarray
 

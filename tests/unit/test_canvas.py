@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from workbench.canvas.curves import affine, cubic_box, flatten_quadratic
 from workbench.canvas.drawing import Arrow, Drawing, Polygon, Rect, Stroke
 from workbench.canvas.fabric import Colours, from_canvas_json, to_canvas_json
-from workbench.canvas.rasterize import rasterise
+from workbench.canvas.rasterize import affine, cubic_box, flatten_quadratic, rasterise
 from workbench.core.request import Point, PointPair
 from workbench.imaging.coords import Viewport
 

@@ -14,9 +14,9 @@ from workbench.canvas.checklist import (
     check_request,
     checklist,
     ready,
+    tokens,
 )
 from workbench.canvas.drawing import Arrow, Drawing, History, Rect
-from workbench.canvas.prompts import tokens
 from workbench.core.config import DragConfig
 from workbench.core.request import EditRequest, ImageAsset, Point, PointPair
 

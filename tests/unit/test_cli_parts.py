@@ -20,21 +20,19 @@ import pytest
 from patience import HANG, until
 
 from workbench.cli import build_parser, execute, main
+from workbench.cli.engine import Progress, stopping
 from workbench.cli.parsers import (
     CONFIGS,
     option_name,
     pair,
     read_points,
 )
-from workbench.cli.progress import Progress
-from workbench.cli.stopping import stopping
 from workbench.core.config import GenerationConfig
-from workbench.core.errors import BadInput
-from workbench.core.interrupts import held
+from workbench.core.errors import BadInput, held
 from workbench.core.options import options_of
 from workbench.core.record import StepInfo
 from workbench.core.request import Point, PointPair
-from workbench.jobs.job import CancelToken
+from workbench.jobs import CancelToken
 
 REPO = Path(__file__).resolve().parents[2]
 

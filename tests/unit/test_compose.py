@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.warping.compose import agreement, composed, seams
+from workbench.warping.layers import agreement, composed, seams
 
 
 def ramp(side: int = 96, noise: float = 0.0, seed: int = 0) -> np.ndarray:

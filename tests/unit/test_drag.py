@@ -15,8 +15,8 @@ from workbench.core.config import DragConfig
 from workbench.core.errors import Cancelled, ModelError
 from workbench.core.record import StepInfo
 from workbench.diffusion.unet import Denoiser, Prompt, frozen
+from workbench.drag.latents import LatentOptimiser, NotFinite
 from workbench.drag.loop import DragLoop, anchor_patches, mask_loss, motion_loss
-from workbench.drag.optimizer import LatentOptimiser, NotFinite
 from workbench.drag.problem import DragProblem, DragState, Original, StopCriteria, Supervision
 
 Tensor = torch.Tensor

@@ -20,7 +20,7 @@ from workbench.core.config import METHODS, SPECS, STRENGTHS, method_spec
 from workbench.core.errors import BadInput
 from workbench.core.request import EditRequest, ImageAsset, Point, PointPair
 from workbench.storage.settings import Settings
-from workbench.sweeps.plan import METHOD, Axis, Plan
+from workbench.sweeps import METHOD, Axis, Plan
 from workbench.ui.draw.drag_form import choose_method, choose_strength
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.workspace import Workspace

@@ -8,12 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.drag.tracking import (
-    inside,
-    patches,
-    samples,
-    track,
-)
+from workbench.drag.tracking import inside, patches, samples, track
 
 Tensor = torch.Tensor
 SHAPES = [((16, 16), (64, 64)), ((12, 18), (50, 75)), ((3, 5), (13, 20)), ((8, 8), (8, 8))]

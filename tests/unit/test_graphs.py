@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from workbench.accel.cuda_graphs import GraphedCallable, GraphedForward, Recorder
+from workbench.accel.cuda import GraphedCallable, GraphedForward, Recorder
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,8 @@ from patience import HANG
 
 from workbench.core.errors import BadInput
 from workbench.core.record import JobState, StepInfo
-from workbench.jobs.job import Task, WorkerLost
+from workbench.jobs import Task, Turns, WorkerLost
 from workbench.jobs.queue import KEEP, ThreadExecutor
-from workbench.jobs.turns import Turns
 
 
 class Gate:

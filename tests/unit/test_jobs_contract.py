@@ -15,8 +15,7 @@ from patience import HANG, until
 from workbench.core.errors import BadInput, Cancelled, ModelError
 from workbench.core.record import JobState, StepInfo
 from workbench.core.request import EditRequest, ImageAsset, Point
-from workbench.jobs.board import Board
-from workbench.jobs.job import Task
+from workbench.jobs import Board, Task
 from workbench.jobs.queue import ThreadExecutor
 
 STEPS = 5

@@ -30,13 +30,12 @@ from workbench.app import App
 from workbench.core.config import DragConfig, InversionConfig, LoraConfig
 from workbench.core.record import EditRecord, EditResult, JobState, StepInfo
 from workbench.core.request import EditRequest, ModelRef, Point, PointPair
-from workbench.jobs import ray_executor
-from workbench.jobs.board import Board
-from workbench.jobs.job import Task
+from workbench.jobs import Board, Task, ray_executor
 from workbench.jobs.queue import ThreadExecutor
 from workbench.jobs.ray_executor import RayExecutor, connect
 from workbench.storage.cache import Cache
-from workbench.storage.history import Store, verify
+from workbench.storage.history import Store
+from workbench.storage.history.folder import verify
 from workbench.storage.settings import Settings
 
 REPO = Path(__file__).resolve().parents[2]

@@ -14,8 +14,7 @@ from patience import HANG
 
 from workbench.core.errors import BadInput, Cancelled
 from workbench.core.record import JobState, StepInfo
-from workbench.jobs.board import Board
-from workbench.jobs.job import MOST_POINTS, CancelToken, Entry, Job, Task
+from workbench.jobs import MOST_POINTS, Board, CancelToken, Entry, Job, Task
 from workbench.jobs.queue import ThreadExecutor
 from workbench.storage.files import UlidMaker
 

@@ -21,7 +21,7 @@ from workbench.diffusion.lora import (
 )
 from workbench.diffusion.lora_files import to_kohya_keys
 from workbench.diffusion.lora_format import parse, rank_of
-from workbench.diffusion.model_guard import snapshot
+from workbench.diffusion.model import snapshot
 from workbench.diffusion.unet import Prompt
 
 Tensor = torch.Tensor

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from workbench.imaging.color import unflatten
-from workbench.storage.archive.png_metadata import followed
+from workbench.imaging.masks import unflatten
+from workbench.storage.archive.page import followed
 
 PEACH = (250, 200, 160)
 

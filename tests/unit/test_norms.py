@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from small_unet import TEXT, normal, small_unet
 from torch import nn
 
-from workbench.accel import layout
+from workbench.accel import cuda
 
 Tensor = torch.Tensor
 HERE = importlib.util.find_spec("triton") is not None
@@ -84,7 +84,7 @@ def test_a_unet_keeps_its_maps_in_that_order_and_says_the_same(dtype: torch.dtyp
     with torch.no_grad():
         exact = small_unet().double()(z.double(), t, text.double(), return_dict=False)[0]
         before = dict(unet.__dict__)
-        with layout.channels_last(unet, on=True):
+        with cuda.channels_last(unet, on=True):
             out = unet(z, t, text, return_dict=False)[0]
         assert seen and all(seen)
         assert not any("forward" in vars(m) for m in unet.modules())
@@ -104,9 +104,9 @@ def test_where_the_kernels_do_not_run_torch_does_it(
         raise RuntimeError("Failed to find C compiler.")
 
     monkeypatch.setattr(groupnorm_triton, "group_norm", broken)
-    layout._norms.cache_clear()
+    cuda._norms.cache_clear()
     unet = small_unet().to(dtype)
-    with layout.channels_last(unet, on=True):
+    with cuda.channels_last(unet, on=True):
         assert not any("forward" in vars(m) for m in unet.modules())
     assert "C compiler" in caplog.text
-    layout._norms.cache_clear()
+    cuda._norms.cache_clear()

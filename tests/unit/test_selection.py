@@ -12,8 +12,8 @@ from workbench.canvas import selection
 from workbench.core.errors import BadInput
 from workbench.core.request import Point, PointPair
 from workbench.imaging.decode import encode_png
-from workbench.ui.draw import area
-from workbench.ui.draw.projection import MASK_COLOURS, contrasting
+from workbench.ui.shell import area
+from workbench.ui.shell.projection import MASK_COLOURS, contrasting
 
 
 def disc(cx: float, cy: float, radius: float, size: tuple[int, int] = (160, 120)) -> np.ndarray:

@@ -26,15 +26,11 @@ from workbench.core.record import (
 )
 from workbench.core.request import EditRequest, Point
 from workbench.storage.archive import Limits
-from workbench.storage.history import (
-    Notes,
-    Pending,
-    Project,
-    Store,
-    verify,
-)
+from workbench.storage.history import Store
 from workbench.storage.history import folder as fmt
 from workbench.storage.history.blobs import SUFFIXES
+from workbench.storage.history.folder import Notes, Pending, verify
+from workbench.storage.history.projects import Project
 
 FORMATS = Path(__file__).resolve().parents[1] / "data" / "formats"
 

@@ -18,7 +18,7 @@ from workbench.core.errors import BadInput
 from workbench.core.options import options_of
 from workbench.core.record import EditRecord, EditResult, JobState
 from workbench.core.request import EditRequest, ImageAsset, ModelRef, Point, PointPair
-from workbench.sweeps.plan import (
+from workbench.sweeps import (
     METHOD,
     MOST_RUNS,
     PARTS,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from workbench.core.errors import BadInput
-from workbench.storage.history import Project, Store
+from workbench.storage.history import Store
+from workbench.storage.history.projects import Project
 
 A, B, C = ({"pair": [n, n, n + 9, n]} for n in (1.0, 2.0, 3.0))
 

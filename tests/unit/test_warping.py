@@ -8,11 +8,9 @@ import pytest
 from benchmarks import metrics
 from benchmarks.scenes import drag_set
 from workbench.core.request import Point, PointPair
-from workbench.imaging.resample import bilinear, blurred, connected, cubic, filled
-from workbench.warping.grid import Grid
-from workbench.warping.held import PictureFeatures, heat, held_region
+from workbench.imaging.masks import bilinear, blurred, connected, cubic, filled
+from workbench.warping.held import Grid, PictureFeatures, conductance, heat, held_region, solve
 from workbench.warping.layers import Plan, moved_picture, plan, render
-from workbench.warping.solver import conductance, solve
 
 WALL, BALL = (180, 200, 190), (200, 60, 40)
 

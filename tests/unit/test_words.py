@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 from string import Formatter
 
-from workbench.ui.shell.words import words
+from workbench.ui.shell.forms import words
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -15,9 +15,9 @@ from workbench.core.request import (
     PointPair,
 )
 from workbench.editing.working_image import WorkingImage
-from workbench.imaging.color import unflatten
 from workbench.imaging.crop import whole
 from workbench.imaging.decode import image_id
+from workbench.imaging.masks import unflatten
 
 
 def piece(alpha: str | None) -> WorkingImage:

@@ -19,13 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.canvas.curves import (
-    Affine,
-    affine,
-    box_of,
-    cubic_box,
-    flatten_quadratic,
-)
 from workbench.canvas.drawing import (
     Arrow,
     Budget,
@@ -38,7 +31,14 @@ from workbench.canvas.drawing import (
     listed,
     number,
 )
-from workbench.canvas.rasterize import rasterise
+from workbench.canvas.rasterize import (
+    Affine,
+    affine,
+    box_of,
+    cubic_box,
+    flatten_quadratic,
+    rasterise,
+)
 from workbench.core.errors import BadInput
 from workbench.core.request import Point, PointPair
 from workbench.imaging.coords import Viewport

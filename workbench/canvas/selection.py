@@ -1,25 +1,126 @@
-"""Select parts of a picture by a click, reshape a mask, and weigh what a handle moves.
+"""Which part may change: proposed from the arrows, selected by a click, reshaped; what a handle holds.
 
-Masks are bool [H, W] over the whole picture; positions are image pixels.
+Around each arrow a capsule, since what moves needs room on its way; and what the handle holds
+(`workbench.warping.held`), where it is, on its way and where it will be. The proposal is shown, and the
+brush corrects it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
+from workbench.canvas.drawing import Drawing, Stroke
+from workbench.canvas.rasterize import rasterise
 from workbench.core.request import Point, PointPair
-from workbench.imaging.resample import grown
-from workbench.warping.grid import Grid
-from workbench.warping.held import held, held_region
+from workbench.imaging.coords import Frame
+from workbench.imaging.decode import resize
+from workbench.imaging.masks import grown
+from workbench.warping.held import EDGE, Grid, PictureFeatures, conductance, held, held_region
 from workbench.warping.motion import displacement
 
 U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+
+_LONGEST = 112  # cells along the picture's longer side on which the proposal is made
+_BIGGEST = 0.12  # of the picture: a larger region is background; less and less is taken for held
+_OPEN = 0.6  # mean conductance across the outline, above which a region is part of the ground
+_SHRINK = (0.4, 0.0, -0.4)  # added to an arrow's own `grow`, in turn
+
+
+def propose(rgb: U8, pairs: Sequence[PointPair], features: PictureFeatures | None = None) -> Mask:
+    """Where the picture should be allowed to change for these arrows.
+
+    Args:
+        rgb: uint8 [H, W, 3].
+        pairs: arrows in image pixels; those of length 0 only hold a point and add nothing.
+        features: the model's features of the picture, where they are known.
+
+    Returns:
+        bool [H, W]; covers every handle and target inside the picture; empty without arrows.
+    """
+    height, width = rgb.shape[:2]
+    moving = [p for p in pairs if p.length > 0]
+    if not moving:
+        return np.zeros((height, width), np.bool_)
+    grid = Grid.of(rgb, None, _LONGEST)
+    if grid is None:
+        return np.ones((height, width), np.bool_)
+    h, w = grid.shape
+    frame = Frame.whole(width, height, w, h)
+    mask = np.zeros((h, w), np.bool_)
+    for pair in moving:
+        small = frame.forward_pair(pair)
+        mask |= _capsule(small, (w, h))
+        mask |= _way(grid, pair, _held(grid, pair, features), pairs)
+    soft = _smooth(mask, max(2, round(0.014 * max(h, w))))
+    painted: Mask = resize(soft, (width, height), "bicubic") > 127
+    return painted | _ends(moving, width, height)
+
+
+def _held(grid: Grid, pair: PointPair, features: PictureFeatures | None) -> Mask:
+    """What an arrow's handle holds; nothing when that is background however little is taken."""
+    for less in _SHRINK:
+        grown = dataclasses.replace(pair, grow=max(-1.0, pair.grow + less))
+        region = held(grid, [grown], features, open_ground=True)
+        if region.sum() <= _BIGGEST * region.size and _bounded(grid, region):
+            return region
+    return np.zeros(grid.shape, np.bool_)
+
+
+def _bounded(grid: Grid, region: Mask) -> bool:
+    """Whether a region ends at edges of colour, as things do, and not somewhere in an even ground."""
+    down, right = conductance(grid.rgb, EDGE)
+    v, u = region[1:] ^ region[:-1], region[:, 1:] ^ region[:, :-1]
+    crossed = np.concatenate([down[v], right[u]])
+    return bool(crossed.size) and float(crossed.mean()) < _OPEN
+
+
+def _way(grid: Grid, pair: PointPair, region: Mask, pairs: Sequence[PointPair]) -> Mask:
+    """Where a region is, where it passes, and where it ends."""
+    out = region.copy()
+    if not region.any():
+        return out
+    near = [p for p in pairs if p is pair or p.length == 0]
+    u = displacement(grid, region, near)
+    at = np.argwhere(region)
+    way = u[:, region].T
+    h, w = region.shape
+    for share in np.linspace(0, 1, 2 + int(np.abs(way).max() / 3)):
+        y, x = np.rint(at + share * way).astype(np.int64).T
+        good = (y >= 0) & (y < h) & (x >= 0) & (x < w)
+        out[y[good], x[good]] = True
+    return out
+
+
+def _capsule(pair: PointPair, size: tuple[int, int]) -> Mask:
+    """Room around an arrow: 0.6 of its length, within 8 to 22 % of the picture's diagonal."""
+    diagonal = float(np.hypot(*size))
+    radius = float(np.clip(0.6 * pair.length, 0.08 * diagonal, 0.22 * diagonal))
+    stroke = Stroke((pair.handle, pair.target), 2 * radius)
+    return rasterise(Drawing(shapes=(stroke,)), *size)
+
+
+def _ends(pairs: Sequence[PointPair], width: int, height: int) -> Mask:
+    """A dot on every handle and target: a protected handle could not move."""
+    wide = max(7.0, 0.02 * float(np.hypot(width, height)))
+    dots = tuple(Stroke((p,), wide) for pair in pairs for p in (pair.handle, pair.target))
+    return rasterise(Drawing(shapes=dots), width, height)
+
+
+def _smooth(mask: Mask, radius: int) -> U8:
+    """Grow by `radius`, close gaps, round corners; still grey, so that its enlargement is smooth."""
+    im = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
+    grown = im.filter(ImageFilter.MaxFilter(4 * radius + 1)).filter(
+        ImageFilter.MinFilter(2 * radius + 1)
+    )
+    return np.array(grown.filter(ImageFilter.GaussianBlur(radius)))
+
 
 _CELLS = 88  # along the picture's longer side, for weights
 _WEIGHTS = 128  # longest side of a weight map

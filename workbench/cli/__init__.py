@@ -6,17 +6,20 @@ Exit codes: 0 done, 1 failure, 2 bad input, 130 cancelled. One sentence on stand
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import importlib.util
 import logging
 import os
+import runpy
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench import __version__
+from workbench import WEB, __version__
 from workbench.cli.parsers import Parser, describe, option_name
 from workbench.core.errors import BadInput, Cancelled, WorkbenchError
 
@@ -24,16 +27,9 @@ OK, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 
 # Each module has `add_parsers(subparsers)`; every parser sets `run(args) -> int`.
 _COMMANDS = (
-    "workbench.cli.app",
     "workbench.cli.edit",
-    "workbench.cli.train",
-    "workbench.cli.generate",
     "workbench.cli.batch",
-    "workbench.cli.sweep",
-    "workbench.cli.replay",
-    "workbench.cli.models",
-    "workbench.cli.loras",
-    "workbench.cli.cache",
+    "workbench.cli.library",
     "workbench.cli.history",
     "workbench.cli.doctor",
 )
@@ -54,6 +50,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--debug", action="store_true", help="show tracebacks and the log")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_app_parser(subparsers)
     for name in _COMMANDS:
         importlib.import_module(name).add_parsers(subparsers)
     for name, module, text in _GROUPS:
@@ -121,3 +118,36 @@ def _say(what: object, code: int, debug: bool) -> int:
     with contextlib.suppress(OSError):  # nobody reads any more
         sys.stderr.write(f"workbench: {text}\n")
     return code
+
+
+HOST = "127.0.0.1"
+
+
+def _add_app_parser(subparsers: Any) -> None:
+    """Add `app`."""
+    parser = subparsers.add_parser("app", help="start the workbench in the browser")
+    parser.add_argument("--port", type=int, default=8501, help="port on this machine, 1 to 65535")
+    parser.set_defaults(run=run_app)
+
+
+def run_app(args: argparse.Namespace) -> int:
+    """Serve the pages until Ctrl-C.
+
+    Raises:
+        BadInput: when the port is out of range or in use.
+    """
+    if not 1 <= args.port <= 65535:
+        raise BadInput(f"--port is {args.port}; choose one from 1 to 65535.")
+    try:
+        socket.create_server((HOST, args.port)).close()
+    except OSError as exc:
+        raise BadInput(
+            f"Port {args.port} is in use or not allowed ({exc.strerror}); choose another with --port."
+        ) from exc
+    print(f"The drag workbench: http://{HOST}:{args.port}   (Ctrl+C stops it)", flush=True)
+    sys.argv = ["streamlit", "run", str(WEB / "streamlit_app.py"), "--server.port", str(args.port)]
+    try:
+        runpy.run_module("streamlit", run_name="__main__", alter_sys=True)
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else 0
+    return 0

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import dataclasses
 import json
 import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.core.errors import BadInput
-from workbench.doctor import examine, verdict
+import numpy as np
+from jinja2 import Environment
+from numpy.typing import NDArray
+
+from workbench import __version__, doctor
+from workbench.app import App
+from workbench.canvas.drawing import Drawing
+from workbench.canvas.rasterize import rasterise
+from workbench.core.config import DragConfig
+from workbench.core.errors import BadInput, WorkbenchError
+from workbench.core.record import OnStep, ignore_steps
+from workbench.core.request import EditRequest, ModelRef, TrainTask
+from workbench.imaging import decode
+from workbench.sweeps.results import verdict
 
 _MARKS = {"ok": "ok", "warning": "! ", "problem": "X ", "skipped": "- "}
 
@@ -52,14 +68,14 @@ def run(args: argparse.Namespace) -> int:
 
     found = []
     with opened_app() as app:
-        for finding in examine(app, deep=args.deep):
+        for finding in doctor.examine(app, deep=args.deep):
             found.append(finding)
             if not args.json:
                 print(f"{_MARKS[finding.state]}  {finding.what:<26} {finding.text}", flush=True)
     if args.json:
         print(json.dumps([dataclasses.asdict(f) for f in found], indent=1))
     else:
-        print(f"\n{verdict(found)}")
+        print(f"\n{doctor.verdict(found)}")
         if not args.deep:
             print(
                 "'python -m workbench doctor --deep' also reads every stored byte and loads the model."
@@ -70,7 +86,6 @@ def run(args: argparse.Namespace) -> int:
 def _prove(args: argparse.Namespace) -> int:
     """Print each step as it ends, and write the report."""
     from workbench.cli.engine import opened_app, steps
-    from workbench.cli.proof import page, prove
     from workbench.cli.requests import write_file
 
     found = []
@@ -93,3 +108,227 @@ def _prove(args: argparse.Namespace) -> int:
             f"\n{'Falls short: ' + ', '.join(failed) if failed else 'Everything holds'}. Report: {out}"
         )
     return 1 if failed else 0
+
+
+U8 = NDArray[np.uint8]
+EXAMPLE = Path(__file__).resolve().parents[1] / "ui" / "examples"
+_NAME = "robot-784.png"
+ROUND_TRIP_DB = 22.0  # an autoencoder of Stable Diffusion gives 25 to 35 dB
+RECONSTRUCTION_DB = 18.0  # inversion and back, with the picture's LoRA
+PROMPT_EFFECT = 1e-3  # relative change of the prediction between two prompts
+
+
+@dataclass(slots=True)
+class Step:
+    """One step: whether it holds, what was measured, and its pictures by name."""
+
+    name: str
+    state: str = "ok"  # ok, problem, skipped
+    text: str = ""
+    seconds: float = 0.0
+    memory: float = 0.0  # GB at most, of this process or the GPU
+    pictures: dict[str, U8] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data without the pictures."""
+        return {"name": self.name, "state": self.state, "text": self.text,
+                "seconds": round(self.seconds, 2), "memory_gb": round(self.memory, 2)}  # fmt: skip
+
+
+def prove(app: App, model: str, on_step: OnStep = ignore_steps) -> Iterator[Step]:
+    """Yield the steps one by one. The picture is the bundled example with its own arrows."""
+    request, rgb = _example(app, model)
+    facts: dict[str, Any] = {}
+    trials: tuple[tuple[str, Callable[[Step], None]], ...] = (
+        ("files", lambda step: _files(app, model, step)),
+        ("load", lambda step: _load(app, model, on_step, step, facts)),
+        ("round trip", lambda step: _round_trip(rgb, step, facts)),
+        ("prompt", lambda step: _prompt(request.prompt, step, facts)),
+        ("inversion", lambda step: _inversion(app, request, on_step, step)),
+        ("drag", lambda step: _drag(app, request, on_step, step)),
+    )
+    for name, trial in trials:
+        step = Step(name)
+        if name not in ("files", "load") and "runtime" not in facts:
+            step.state, step.text = "skipped", "The model is not loaded."
+            yield step
+            continue
+        start = time.perf_counter()
+        try:
+            trial(step)
+        except (WorkbenchError, RuntimeError, MemoryError) as exc:
+            step.state = "problem"
+            step.text = " ".join(str(exc).split())[:400] or type(exc).__name__
+        step.seconds = time.perf_counter() - start
+        step.memory = _memory(facts)
+        yield step
+
+
+def _example(app: App, model: str) -> tuple[EditRequest, U8]:
+    rgb = decode.decode((EXAMPLE / _NAME).read_bytes(), _NAME).rgb
+    listing = json.loads((EXAMPLE / "examples.json").read_text(encoding="utf-8"))
+    entry = next(e for e in listing if e["file"] == _NAME)
+    drawing = Drawing.from_json(entry["drawing"])
+    image = app.store.put_image(rgb, _NAME)
+    mask = rasterise(drawing, image.width, image.height)
+    request = EditRequest(
+        image=image,
+        mask=app.store.put_mask(mask) if mask.any() else None,
+        pairs=drawing.pairs,
+        prompt=entry["prompt"],
+        model=ModelRef(name=model),
+        drag=DragConfig.preset("dragdiffusion"),
+    )
+    return request, rgb
+
+
+def _files(app: App, model: str, step: Step) -> None:
+    ref = app.model_ref(model)
+    step.text = f"{ref.name}, fingerprint {ref.fingerprint[:16]}"
+
+
+def _load(app: App, model: str, on_step: OnStep, step: Step, facts: dict[str, Any]) -> None:
+    runtime = facts["runtime"] = app.runtime(model, on_step=on_step)
+    config = runtime.scheduler_config
+    kind = "Stable Diffusion XL" if len(runtime._encoders) > 1 else "Stable Diffusion 1.x or 2.x"
+    step.text = (
+        f"{kind}, {runtime.dtype_name} on {runtime.device}, native {runtime.native_size} px, predicts "
+        f"{config.get('prediction_type', 'epsilon')}"
+        + (", zero terminal SNR" if config.get("rescale_betas_zero_snr") else "")
+    )
+
+
+def _round_trip(rgb: U8, step: Step, facts: dict[str, Any]) -> None:
+    import torch
+
+    run = facts["runtime"]
+    size = decode.working_size(rgb.shape[1], rgb.shape[0], run.native_size)
+    given = facts["rgb"] = decode.resize(rgb, size)
+    with torch.no_grad():
+        pixels = torch.from_numpy(given).permute(2, 0, 1)[None].float() / 127.5 - 1
+        facts["latent"], _spread = run.encode(pixels)
+        back = run.decode(facts["latent"])[0].permute(1, 2, 0).cpu().numpy()
+    got = (np.clip(back, 0, 1) * 255 + 0.5).astype(np.uint8)
+    db = psnr(got, given)
+    step.text = f"{db:.1f} dB through the autoencoder; {ROUND_TRIP_DB:g} and more is expected"
+    step.state = "ok" if db >= ROUND_TRIP_DB else "problem"
+    step.pictures = {"Picture": given, "Through the autoencoder": got}
+
+
+def _prompt(prompt: str, step: Step, facts: dict[str, Any]) -> None:
+    import torch
+
+    run = facts["runtime"]
+    size = facts["rgb"].shape[1::-1] if "rgb" in facts else (run.native_size,) * 2
+    latent = facts.get("latent")
+    if latent is None:
+        latent = torch.zeros(1, 4, size[1] // run.factor, size[0] // run.factor)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (latent.cpu() * 0.7 + noise * 0.7).to(run.device, run.unet.dtype)
+    out = []
+    with torch.no_grad():
+        for text in (prompt, ""):
+            found = run.text(text)
+            given = {"encoder_hidden_states": found.embedding.to(run.unet.dtype)}
+            added = run.added(found, (int(size[0]), int(size[1])))
+            if added:
+                given["added_cond_kwargs"] = {k: v.to(run.unet.dtype) for k, v in added.items()}
+            out.append(run.unet(noisy, 500, return_dict=False, **given)[0].float())
+    change = float((out[0] - out[1]).norm() / out[1].norm())
+    step.text = (
+        f"the prompt changes the prediction by {change:.2%}; expected {PROMPT_EFFECT:.1%} or more"
+    )
+    step.state = "ok" if np.isfinite(change) and change > PROMPT_EFFECT else "problem"
+
+
+def _inversion(app: App, request: EditRequest, on_step: OnStep, step: Step) -> None:
+    from workbench.jobs.run_job import train
+
+    made = train(
+        app, TrainTask(request=request, preview=True), on_step=on_step, owner="", device=""
+    )
+    db = made["psnr"] or 0.0
+    step.text = (
+        f"{db:.1f} dB after LoRA training, inversion and denoising back; {RECONSTRUCTION_DB:g} and more is "
+        f"expected ({_spent(made['seconds'])})"
+    )
+    step.state = "ok" if db >= RECONSTRUCTION_DB else "problem"
+    if made["reconstruction"]:
+        step.pictures = {"Inverted and denoised again": app.store.image(made["reconstruction"])}
+
+
+def _drag(app: App, request: EditRequest, on_step: OnStep, step: Step) -> None:
+    from workbench.jobs.run_job import edit
+
+    record = edit(app, request, on_step=on_step)
+    assert record.result is not None
+    start = [p.length for p in record.request.pairs]
+    left = record.result.distances
+    moved = sum(start) > 0 and (not left or sum(left) < 0.7 * sum(start))
+    step.text = f"{verdict(record)} ({_spent(record.result.seconds)})"
+    step.state = "ok" if moved else "problem"
+    step.pictures = {"Dragged": app.store.image(record.result.image)}
+    if record.result.strip is not None:
+        step.pictures["Arrows, mask and result"] = decode.decode(
+            app.store.blob(record.result.strip)
+        ).rgb
+
+
+def psnr(a: U8, b: U8) -> float:
+    """Peak signal-to-noise ratio of two pictures in dB, 99 for equal ones."""
+    error = float(np.mean((a.astype(np.float64) - b) ** 2))
+    return 99.0 if error == 0 else min(99.0, 10 * float(np.log10(255**2 / error)))
+
+
+def _spent(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{k} {v:.1f} s" for k, v in seconds.items() if v >= 0.05)
+
+
+def _memory(facts: dict[str, Any]) -> float:
+    """Most memory so far, GB: of the GPU where the model is there, else of this process."""
+    run = facts.get("runtime")
+    if run is not None and run.device.type == "cuda":
+        import torch
+
+        return float(torch.cuda.max_memory_allocated(run.device) / 1e9)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Model report: {{ model }}</title>
+<style>
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 72rem; }
+section { border-top: 1px solid #8884; padding: .8rem 0; }
+.problem { color: #c62828; } .ok { color: #2e7d32; } .skipped { color: #777; }
+figure { display: inline-block; margin: .6rem 1rem 0 0; } img { max-width: 22rem; display: block; }
+figcaption, .meta { color: #777; font-size: .87rem; }
+</style></head><body>
+<h1>{{ model }}</h1>
+<p class="meta">drag workbench {{ version }}; {{ machine }}</p>
+{% for step in steps %}<section>
+<h2><span class="{{ step.state }}">{{ step.state }}</span> {{ step.name }}</h2>
+<p>{{ step.text }}</p>
+<p class="meta">{{ "%.1f" % step.seconds }} s, {{ "%.1f" % step.memory }} GB at most so far</p>
+{% for name, data in pictures[loop.index0] %}<figure><img src="{{ data }}" alt="{{ name }}">
+<figcaption>{{ name }}</figcaption></figure>{% endfor %}
+</section>{% endfor %}
+</body></html>
+"""
+
+
+def page(model: str, steps: list[Step], machine: str) -> str:
+    """The report as one HTML file."""
+    pictures = [
+        [(name, f"data:image/png;base64,{base64.b64encode(decode.encode_png(rgb)).decode()}")
+         for name, rgb in step.pictures.items()]
+        for step in steps
+    ]  # fmt: skip
+    template = Environment(autoescape=True).from_string(_PAGE)
+    return template.render(
+        model=model, steps=steps, pictures=pictures, version=__version__, machine=machine
+    )

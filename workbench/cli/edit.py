@@ -1,4 +1,4 @@
-"""`edit`: drag one picture."""
+"""`edit`, `train`, `generate`: one picture dragged, prepared for drags, or made from a prompt."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from workbench.cli.parsers import (
     add_model,
     add_run,
     add_strict,
+    configured,
     pair,
     read_points,
 )
 from workbench.cli.requests import (
     add_common,
+    lora_ref,
     make_request,
     read_generation,
     read_mask,
@@ -29,14 +31,17 @@ from workbench.cli.requests import (
     told,
     write_file,
 )
+from workbench.core.config import GenerationConfig
 from workbench.core.errors import BadInput
 from workbench.core.record import EditRecord, StopReason, left_of
-from workbench.core.request import EditRequest, PointPair
+from workbench.core.request import EditRequest, GenerateTask, ImageAsset, PointPair, TrainTask
+from workbench.imaging import decode
 from workbench.imaging.headers import FORMATS
-from workbench.storage.archive.png_metadata import result_png
+from workbench.storage.archive import page
+from workbench.storage.archive.page import result_png
 
 
-def add_parsers(subparsers: Any) -> None:
+def _add_edit_parser(subparsers: Any) -> None:
     """Add `edit`."""
     parser = subparsers.add_parser(
         "edit",
@@ -228,3 +233,149 @@ def summary(record: EditRecord) -> list[str]:
     lines.append(f"{result.iterations} steps; seconds: {spent}{cached}.")
     lines.append(f"Edit {record.id}")
     return lines
+
+
+def _add_train_parser(subparsers: Any) -> None:
+    """Add `train`."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a picture's LoRA and invert it",
+        usage="%(prog)s PICTURE [options]",
+        epilog="Example: %(prog)s robot.png --prompt 'a grey robot' --lora-preset thorough --name robot",
+        description="Train a LoRA on one picture and invert the picture. What was computed is kept in "
+        "the cache, and the same picture, prompt and options find it there.",
+    )
+    parser.add_argument("picture", type=Path, metavar="PICTURE", help=FORMATS)
+    parser.add_argument(
+        "--mask", type=Path, metavar="FILE", help="decides the crop of a big picture"
+    )
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="also write the LoRA here")
+    parser.add_argument("--name", default="", help="keep the LoRA in the library under this name")
+    parser.add_argument("--from", dest="start", metavar="NAME|FILE", help="go on from this LoRA")
+    parser.add_argument(
+        "--reconstruction", type=Path, metavar="PNG", help="write the inverted picture, denoised"
+    )
+    add_common(parser)
+    add_model(parser)
+    add_method(parser)
+    add_run(parser)
+    for prefix, cls, title in CONFIGS[:2]:
+        add_config(parser, prefix, cls, title)
+    parser.set_defaults(run=run_train)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train, and write what was asked for."""
+    if args.reconstruction:
+        check_out(args.reconstruction, args.picture)
+    if args.out and args.out.suffix.lower() != ".safetensors":
+        raise BadInput(f"A LoRA is a .safetensors file; {args.out.name!r:.80} is not.")
+    with opened_app(args) as app:
+        if args.name:
+            app.loras.path(args.name)  # an impossible name is refused before minutes are spent
+        picture = read_picture(app, args.picture)
+        image, notices = picture.asset, picture.notices
+        mask, more = read_mask(app, image, picture.rgb, (), args.mask or "whole")
+        request = make_request(app, args, image=image, mask=mask, pairs=())
+        task = TrainTask(request=request, start=lora_ref(app, args.start, 1.0), name=args.name)
+        with steps(quiet=args.quiet) as (on_step, _):
+            made = app.perform("train", task, on_step=on_step)
+        if args.out:
+            lora = made["lora_file"]
+            raw = app.store.blob(lora["id"]) if lora else app.cache.get(made["lora"] or "")
+            if raw is None:
+                raise BadInput("No LoRA was trained (0 steps), so there is none to write.")
+            write_file(args.out, raw)
+        if args.reconstruction:
+            write_file(
+                args.reconstruction, decode.encode_png(app.store.image(made["reconstruction"]))
+            )
+    if args.json:
+        print(json.dumps({**made, "notices": [*notices, *more, *made["notices"]]}, indent=1))
+        return 0
+    for line in (*notices, *more, *made["notices"]):
+        print(line)
+    losses = made["losses"]
+    if losses:
+        tenth = max(1, len(losses) // 10)
+        print(
+            f"Trained {len(losses)} steps; loss {sum(losses[:tenth]) / tenth:.4f} at first, "
+            f"{sum(losses[-tenth:]) / tenth:.4f} at last."
+        )
+    if made["cached"]:
+        print(f"From the cache: {', '.join(made['cached'])}.")
+    print(f"Inverted and denoised again, the picture comes back at {made['psnr']:.1f} dB.")
+    return 0
+
+
+def _add_generate_parser(subparsers: Any) -> None:
+    """Add `generate`."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="make pictures from a prompt",
+        usage="%(prog)s PROMPT [options]",
+        epilog="Example: %(prog)s 'an orange cat, tail up' -o cats --count 2",
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="what the picture shall show")
+    parser.add_argument("-o", "--out", type=Path, default=Path(), metavar="FOLDER",
+                        help="folder for the pictures, made if need be [default: here]")  # fmt: skip
+    parser.add_argument(
+        "--count", type=int, default=1, metavar="N", help="how many, 1 to 16 [default 1]"
+    )
+    add_model(parser)
+    add_run(parser)
+    add_config(parser, "generate", GenerationConfig, "generation")
+    parser.set_defaults(run=run_generate)
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    """Make the pictures and write them."""
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as exc:
+        raise BadInput(f"{str(args.out)!r:.200} is a file; name a folder with -o.") from exc
+    except OSError as exc:
+        raise BadInput(
+            f"The folder {str(args.out)!r:.200} cannot be made ({exc.strerror}); name another."
+        ) from exc
+    config = configured(args, "generate", GenerationConfig())
+    with opened_app(args) as app:
+        model = app.model_ref(args.model or app.settings.model)
+        task = GenerateTask(prompt=args.prompt, config=config, model=model, count=args.count)
+        with steps(quiet=args.quiet) as (on_step, _):
+            made = app.perform("generate", task, on_step=on_step)
+        for picture in made["pictures"]:
+            path = args.out / f"generated-{picture['config']['seed']}.png"
+            write_file(path, _png(app, task, picture))
+            picture["file"] = str(path)
+    if args.json:
+        print(json.dumps(made, indent=1))
+        return 0
+    if made["notice"]:
+        print(made["notice"])
+    for picture in made["pictures"]:
+        print(picture["file"])
+    return 0
+
+
+def _png(app: App, task: GenerateTask, picture: dict[str, Any]) -> bytes:
+    """A made picture with how it was made, so that an edit can start from the sampler's latents."""
+    name = f"seed {picture['config']['seed']}"
+    request = EditRequest(
+        image=ImageAsset(
+            id=picture["image"], width=picture["width"], height=picture["height"], name=name
+        ),
+        pairs=(),
+        prompt=task.prompt,
+        model=task.model,
+        generation=GenerationConfig(**picture["config"]),
+    )
+    rgb = app.store.image(picture["image"])
+    return decode.encode_png(rgb, edit=page.card_of_request(request))
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add `edit`, `train` and `generate`."""
+    _add_edit_parser(subparsers)
+    _add_train_parser(subparsers)
+    _add_generate_parser(subparsers)

@@ -1,25 +1,24 @@
-"""`history`: list, show, export, import, verify, bin."""
+"""`history` and `replay`: list, show, export, import, verify, bin; recompute an edit and compare."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from workbench.app import App
 from workbench.cli.edit import check_out, summary, write_result
-from workbench.cli.engine import (
-    EDIT,
-    edit_id,
-    opened_app,
-    steps,
-)
+from workbench.cli.engine import EDIT, edit_id, opened_app, steps
+from workbench.cli.parsers import add_model, add_run, add_strict
+from workbench.cli.requests import told, write_file
 from workbench.core.errors import BadInput, WorkbenchError
 from workbench.core.record import EditRecord, StepInfo
+from workbench.imaging import decode
 
 
-def add_parsers(subparsers: Any) -> None:
+def _add_history_parser(subparsers: Any) -> None:
     """Add `history list|show|save|export|import|verify|bin|restore|empty-bin`."""
     parser = subparsers.add_parser("history", help="every edit: list, show, export, import, verify")
     parser.set_defaults(run=run_list, search="", limit=20, json=False, binned=False)
@@ -141,7 +140,7 @@ def run_save(args: argparse.Namespace) -> int:
 
 def run_export(args: argparse.Namespace) -> int:
     """Write the zip."""
-    from workbench.storage.archive import export_file
+    from workbench.storage.archive.write import export_file
 
     if args.out.suffix.lower() != ".zip" or args.out.is_dir():
         raise BadInput(f"An export is a zip, but {args.out.name!r:.80} does not end in .zip.")
@@ -168,7 +167,7 @@ def _lora(app: App, record: EditRecord) -> bytes | None:
 
 def run_import(args: argparse.Namespace) -> int:
     """Merge a zip."""
-    from workbench.storage.archive import import_zip
+    from workbench.storage.archive.read import import_zip
 
     if not args.zip.is_file():
         raise BadInput(f"There is no file {str(args.zip)!r:.200}; check its name and folder.")
@@ -188,7 +187,7 @@ def run_import(args: argparse.Namespace) -> int:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Check every hash; 1 when something is wrong."""
-    from workbench.storage.history import verify
+    from workbench.storage.history.folder import verify
 
     with opened_app() as app, steps(quiet=args.quiet or args.json) as (on_step, _):
         found = verify(app.store, lambda i, n: on_step(StepInfo(stage="check", step=i, total=n)))
@@ -220,7 +219,7 @@ def run_restore(args: argparse.Namespace) -> int:
 
 def run_empty(args: argparse.Namespace) -> int:
     """Remove what is in the bin."""
-    from workbench.storage.history import empty_bin
+    from workbench.storage.history.folder import empty_bin
 
     if not args.yes:
         raise BadInput("This removes the binned edits for good; add --yes if that is wanted.")
@@ -228,3 +227,68 @@ def run_empty(args: argparse.Namespace) -> int:
         count, freed = empty_bin(app.store)
     print(f"{count} edits were removed, {freed / 1e6:.1f} MB freed.")
     return 0
+
+
+def _add_replay_parser(subparsers: Any) -> None:
+    """Add `replay`."""
+    parser = subparsers.add_parser(
+        "replay",
+        help="recompute an edit from its record and compare the pictures",
+        description="Recompute an edit. With the versions, the device and the processor of its record "
+        "the result is expected to be bit-identical; elsewhere, to differ by rounding that a drag "
+        "magnifies. Exits with 1 when it differs by more.",
+    )
+    parser.add_argument("edit", metavar="EDIT", help=EDIT)
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the new picture")
+    add_model(parser)
+    add_run(parser)
+    add_strict(parser)
+    parser.set_defaults(run=run)
+
+
+def verdict(made: Mapping[str, Any]) -> str:
+    """What was found, in a sentence."""
+    if made["identical"]:
+        return "The picture is bit-identical."
+    by = f"The pictures differ: at most {made['max']} of 255, {made['mean']:.4f} in the mean"
+    if made["expected"] is None:
+        return f"{by}."
+    if made["expected"] == 0:
+        return f"{by}. On the same machine, with the same versions, they should be bit-identical."
+    if made["as_expected"]:
+        return f"{by}; another machine, device or version explains up to {made['expected']}."
+    return f"{by}; another machine, device or version explains {made['expected']}, not this."
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay and report."""
+    with opened_app(args) as app:
+        from workbench.jobs.run_job import replay
+
+        edit = edit_id(app, args.edit)
+        again = app.store.record(edit).request
+        notices = told(app, again, strict=args.strict)
+        findings = [f.to_json() for f in app.check(again)]
+        with steps(quiet=args.quiet) as (on_step, _):
+            made = replay(app, {"edit": edit}, on_step=on_step)
+        if args.out:
+            record = app.store.record(made["replayed"])
+            assert record.result is not None
+            write_file(args.out, decode.encode_png(app.store.image(record.result.image)))
+    code = 0 if made["as_expected"] else 1
+    if args.json:
+        print(json.dumps({**made, "findings": findings}, indent=1))
+        return code
+    for line in (*notices, *made["notices"]):
+        print(line)
+    print(verdict(made))
+    for name, (old, new) in made["environment"].items():
+        print(f"{name}: {old or 'not recorded'} then, {new or 'not recorded'} now")
+    print(f"Edit {made['replayed']}")
+    return code
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add `history` and `replay`."""
+    _add_history_parser(subparsers)
+    _add_replay_parser(subparsers)

@@ -27,8 +27,8 @@ from workbench.core.config import (
 )
 from workbench.core.errors import BadInput, Notice, StoreError
 from workbench.core.request import EditRequest, ImageAsset, MaskAsset, ModelRef, PointPair
-from workbench.imaging import decode
-from workbench.storage.archive import png_metadata
+from workbench.imaging import decode, opening
+from workbench.storage.archive import page
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def read_picture(app: App, path: Path) -> Picture:
     Raises:
         BadInput: when the file is no picture that can be worked on.
     """
-    decoded = decode.decode(read_file(path, decode.MAX_BYTES), path.name)
+    decoded = decode.decode(read_file(path, opening.MAX_BYTES), path.name)
     asset = app.store.put_image(decoded.rgb, decoded.name)
     if decoded.alpha is not None:
         out = io.BytesIO()
@@ -83,7 +83,7 @@ def read_generation(
     if picture.card is None:
         return {}, ""
     try:
-        made = png_metadata.restore(picture.card, picture.rgb, app.store).request
+        made = page.restore(picture.card, picture.rgb, app.store).request
     except BadInput:
         return {}, ""  # the settings are damaged or newer; the picture is fine
     if made.generation is None or made.image.id != picture.asset.id:
@@ -117,12 +117,12 @@ def read_mask(
     if wanted == "whole" or (wanted == "auto" and not pairs):
         return None, []
     if wanted == "auto":
-        from workbench.canvas.automask import propose
+        from workbench.canvas.selection import propose
 
         mask = propose(rgb, pairs)
         return app.store.put_mask(mask), ["No mask was given: one was proposed from the arrows."]
     path = Path(wanted)
-    raw = read_file(path, decode.MAX_BYTES)
+    raw = read_file(path, opening.MAX_BYTES)
     mask, notices = decode.read_mask(raw, image.width, image.height, path.name)
     if invert:
         mask = ~mask

@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from workbench.accel.cpu_attention import MergedLoraLinear, merges_lora
-from workbench.accel.cuda_graphs import AsyncScalarReader, GraphedCallable, Recorder
+from workbench.accel.cuda import AsyncScalarReader, GraphedCallable, Recorder
 from workbench.core.config import LoraConfig
-from workbench.core.errors import ModelError
-from workbench.core.interrupts import held
+from workbench.core.errors import ModelError, held
 from workbench.diffusion.ddim import Schedule
 from workbench.diffusion.lora_format import by_module
 from workbench.diffusion.unet import Prompt, frozen
@@ -208,7 +207,7 @@ def _loss(unet: Any, batch: Batch, text: Tensor, added: Mapping[str, Tensor] | N
 
 
 class _Replayed:
-    """Loss and gradients of a batch, on tensors that stay where they are (see `accel/cuda_graphs.py`)."""
+    """Loss and gradients of a batch, on tensors that stay where they are (see `accel/cuda.py`)."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A loaded model on a device: text, pixels <-> latents, U-Net, schedule, fingerprint.
+"""A loaded model on a device (text, pixels <-> latents, U-Net, schedule), left as it was found.
 
 A runtime serves one thread at a time: hold `runtime.lock` for a whole job. Nothing here depends on
 a picture; what does is in `workbench/editing`.
@@ -18,19 +18,13 @@ from typing import Any
 import torch
 
 from workbench.accel.cpu_attention import fast_cpu_layers
-from workbench.accel.cuda_graphs import Recorder
-from workbench.accel.layout import channels_last
+from workbench.accel.cuda import Recorder, channels_last
+from workbench.core.errors import held
 from workbench.core.record import OnStep, ignore_steps
 from workbench.core.request import ModelRef
 from workbench.diffusion import device as devices
-from workbench.diffusion.model_guard import unchanged
-from workbench.diffusion.registry import (
-    ModelSpec,
-    Registry,
-    find_files,
-    fingerprint,
-    native_size,
-)
+from workbench.diffusion.registry import ModelSpec, Registry
+from workbench.diffusion.registry.files import find_files, fingerprint, native_size
 from workbench.diffusion.registry.loading import Parts, load_parts
 from workbench.diffusion.unet import Prompt
 
@@ -309,3 +303,103 @@ def _dropped(tokenizer: Any, prompt: str, window: int) -> str:
     if len(ids) <= window:
         return ""
     return str(tokenizer.decode(ids[window - 1 : -1])).strip()
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A snapshot of everything but the numbers: two equal snapshots mean an untouched model."""
+
+    modules: tuple[tuple[str, int, bool], ...]  # name, identity, training
+    parameters: tuple[tuple[str, int, bool, bool], ...]  # name, identity, requires_grad, has grad
+    versions: tuple[int, ...]  # counts in-place changes of the weights
+    processors: tuple[tuple[str, int], ...]
+    hooks: tuple[tuple[str, str, tuple[int, ...]], ...]
+    adapters: tuple[str, ...]
+    checkpointing: bool
+    grad_enabled: bool
+
+
+def snapshot(model: Any) -> ModelState:
+    """Take a snapshot of a diffusers model."""
+    modules = list(model.named_modules())
+    parameters = list(model.named_parameters())
+    processors = getattr(model, "attn_processors", {})
+    return ModelState(
+        modules=tuple((n, id(m), m.training) for n, m in modules),
+        parameters=tuple((n, id(p), p.requires_grad, p.grad is not None) for n, p in parameters),
+        versions=tuple(p._version for _, p in parameters),
+        processors=tuple(sorted((n, id(p)) for n, p in processors.items())),
+        hooks=tuple(
+            (n, kind, tuple(found))
+            for n, m in modules
+            for kind in _HOOKS
+            if (found := getattr(m, kind, None))
+        ),
+        adapters=tuple(sorted(getattr(model, "peft_config", None) or ())),
+        checkpointing=bool(getattr(model, "is_gradient_checkpointing", False)),
+        grad_enabled=torch.is_grad_enabled(),
+    )
+
+
+def differences(before: ModelState, after: ModelState) -> list[str]:
+    """Names of the parts in which two snapshots differ."""
+    return [name for name in ModelState.__slots__ if getattr(before, name) != getattr(after, name)]
+
+
+@contextlib.contextmanager
+def unchanged(model: Any) -> Iterator[None]:
+    """Give the model back as it was, whatever happens in the block.
+
+    What differs afterwards is an error of ours: it is logged, and put back as far as that is
+    possible (processors, hooks, gradient switches, checkpointing, adapters).
+    """
+    before = snapshot(model)
+    kept = dict(getattr(model, "attn_processors", {}))
+    level = logging.ERROR
+    try:
+        yield
+    except KeyboardInterrupt:  # between two lines of ours: no error, and the process ends
+        level = logging.INFO
+        raise
+    finally:
+        with held():
+            torch.set_grad_enabled(before.grad_enabled)
+            after = snapshot(model)
+            if after != before:
+                changed = ", ".join(differences(before, after))
+                log.log(level, "a job left the model changed: %s", changed)
+                _repair(model, before, kept)
+
+
+def _repair(model: Any, before: ModelState, processors: dict[str, Any]) -> None:
+    added = set(getattr(model, "peft_config", None) or ()) - set(before.adapters)
+    if added and not before.adapters:
+        model.unload_lora()  # takes peft's wrappers off again; deleting would leave them
+    elif added:
+        model.delete_adapters(sorted(added))
+    if processors and dict(model.attn_processors) != processors:
+        model.set_attn_processor(dict(processors))
+    hooks = {(n, kind): set(keys) for n, kind, keys in before.hooks}
+    training = {n: t for n, _, t in before.modules}
+    for name, module in model.named_modules():
+        module.training = training.get(name, False)
+        for kind in _HOOKS:
+            found = getattr(module, kind, None) or {}
+            for key in set(found) - hooks.get((name, kind), set()):
+                del found[key]
+    grads = {n: g for n, _, g, _ in before.parameters}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(grads.get(name, False))
+        parameter.grad = None
+    if not before.checkpointing and getattr(model, "is_gradient_checkpointing", False):
+        model.disable_gradient_checkpointing()

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from workbench.accel.cuda_graphs import GraphedCallable
+from workbench.accel.cuda import GraphedCallable
 from workbench.core.record import OnStep, StepInfo
 from workbench.core.request import Point
 from workbench.diffusion.unet import Denoiser
-from workbench.drag.optimizer import LatentOptimiser, NotFinite
+from workbench.drag.latents import LatentOptimiser, NotFinite
 from workbench.drag.problem import DragProblem, Original, StopCriteria, Supervision
 from workbench.drag.tracking import Size, Tracked, contrast, inside, patches, samples, track
 

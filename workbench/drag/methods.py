@@ -1,4 +1,4 @@
-"""The drag methods: how each supervises motion, and the run from latent to edited latent.
+"""The drag methods, from latent to edited latent: their parameters, moved pixels first, denoising last.
 
 | | DragDiffusion | GoodDrag | auto, refined |
 |---|---|---|---|
@@ -15,14 +15,29 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from workbench.core.config import SPECS
-from workbench.core.record import OnStep, StopReason, ignore_steps
+from workbench.core.record import OnStep, StepInfo, StopReason, ignore_steps
+from workbench.diffusion.ddim import CLEAN
 from workbench.diffusion.unet import frozen
-from workbench.drag import auto, warp
-from workbench.drag.denoise import denoise, reference_for
+from workbench.drag.latents import (
+    denoise,
+    moved_clean,
+    moved_latent,
+    reference_for,
+    run_warp,
+    start_index,
+)
 from workbench.drag.loop import DragLoop, stuck
-from workbench.drag.problem import DragOutcome, DragProblem, DragState, StopCriteria, Supervision
+from workbench.drag.problem import (
+    DragOutcome,
+    DragProblem,
+    DragState,
+    Reference,
+    StopCriteria,
+    Supervision,
+)
 
 
 def supervision(problem: DragProblem) -> Supervision:
@@ -53,9 +68,9 @@ def run(problem: DragProblem, on_step: OnStep = ignore_steps) -> DragOutcome:
         Cancelled: passed through from `on_step`.
     """
     if not SPECS[problem.config.method].optimises:
-        return warp.run(problem, on_step)
+        return run_warp(problem, on_step)
     if problem.config.drafts:
-        return auto.draft(problem, on_step)
+        return draft(problem, on_step)
     denoiser, rules, timesteps = problem.denoiser(), supervision(problem), problem.timesteps
     with frozen(problem.unet):
         reference = reference_for(problem, on_step)
@@ -63,7 +78,7 @@ def run(problem: DragProblem, on_step: OnStep = ignore_steps) -> DragOutcome:
         if problem.resume is not None:
             z, index = problem.resume.latent.to(denoiser.device), timesteps.index(problem.resume.t)
         elif problem.config.method == "auto":
-            index, z, points = auto.start(problem, reference)
+            index, z, points = start(problem, reference)
             loop.place(points)
         else:
             z, index = problem.start.to(denoiser.device), 0
@@ -105,3 +120,65 @@ def _stop(problem: DragProblem, loop: DragLoop) -> StopReason:
         return StopReason.REACHED
     resting = stuck(loop.trajectory, loop.distances < least)
     return StopReason.STUCK if loop.ended or resting else StopReason.STEP_LIMIT
+
+
+Tensor = torch.Tensor
+
+
+def start(problem: DragProblem, reference: Reference) -> tuple[int, Tensor, Tensor]:
+    """Index of the timestep to start at, the latent there [1,C,h,w], and where its handles are [P,2]."""
+    options = problem.auto
+    first = start_index(problem, options.start.noise_level)
+    if options.warp_start and problem.pixels is not None:
+        return first, moved_latent(problem, reference, first), problem.targets
+    return first, reference.latents[first].to(problem.inversion_latents.device), problem.handles
+
+
+@torch.no_grad()
+def draft(problem: DragProblem, on_step: OnStep) -> DragOutcome:
+    """Draw what the moved picture leaves open; the problem's `inversion_latents` are plainly noised.
+
+    The result is the moved picture's own latent in every cell that can be trusted.
+    """
+    options, schedule = problem.auto.draft, problem.schedule
+    clean = moved_clean(problem)
+    cells = doubtful_cells(problem)
+    if cells is not None and bool(cells.any()):
+        with frozen(problem.unet):
+            denoiser = problem.denoiser()
+            first = start_index(problem, options.noise_level)
+            steps = schedule.thinned(problem.timesteps[first], options.denoise_steps)
+            noise = noise_of(problem)
+            z = schedule.noised(clean, noise, steps[0])
+            ends = [*steps[1:], CLEAN]
+            for done, (t, to) in enumerate(zip(steps, ends, strict=True), 1):
+                z = schedule.step(z, denoiser.eps(z, t), t, to)
+                held = clean if to == CLEAN else schedule.noised(clean, noise, to)
+                z = torch.where(cells, z, held)
+                on_step(StepInfo(stage="denoise", step=done, total=len(steps)))
+            clean = z
+    still = problem.pixels is None
+    points = problem.handles if still else problem.targets
+    return DragOutcome(
+        latent=clean, trajectory=(problem.handles, points),
+        distances=tuple((problem.targets - points).norm(dim=1).tolist()), losses=(), iterations=0,
+        stop=StopReason.NO_MOTION if still else StopReason.ONE_STEP,
+    )  # fmt: skip
+
+
+def doubtful_cells(problem: DragProblem) -> Tensor | None:
+    """Latent cells [1,1,h,w] that hold a pixel which cannot be trusted; None where nothing moved."""
+    if problem.pixels is None:
+        return None
+    size = (problem.inversion_latents.shape[-2], problem.inversion_latents.shape[-1])
+    doubt = problem.pixels.doubt.to(problem.inversion_latents.device, torch.float32)
+    found: Tensor = F.adaptive_max_pool2d(doubt[None, None], size) > problem.auto.doubted
+    return found
+
+
+def noise_of(problem: DragProblem) -> Tensor:
+    """The noise in the noisiest latent, which is sqrt(a) x0 + sqrt(1-a) noise."""
+    a = problem.schedule.alpha(problem.timesteps[0])
+    x0 = problem.inversion_latents[0].float()
+    noise: Tensor = (problem.start.to(x0) - a**0.5 * x0) / (1 - a) ** 0.5
+    return noise

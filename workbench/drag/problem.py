@@ -1,4 +1,4 @@
-"""Input and output of a drag method, the same for all methods.
+"""Input and output of a drag method, and Adam on a latent.
 
 Positions are (row, col) on the lattice (half the working image), float32, on the CPU. Latents are
 float32 in the U-Net's scale, on the U-Net's device.
@@ -17,13 +17,11 @@ from typing import Any
 
 import torch
 
-from workbench.accel.cuda_graphs import Recorder
+from workbench.accel.cuda import Recorder
 from workbench.core.config import DragConfig
 from workbench.core.record import StopReason
-from workbench.diffusion.attention import ReferenceKV
 from workbench.diffusion.ddim import Schedule
-from workbench.diffusion.unet import Denoiser, Prompt
-from workbench.drag.optimizer import AdamState
+from workbench.diffusion.unet import Denoiser, Prompt, ReferenceKV
 from workbench.drag.tracking import Size
 
 Tensor = torch.Tensor
@@ -146,6 +144,15 @@ class Reference:
         kv = ReferenceKV.from_tensors(tensors)
         block, layer = (int(v) for v in tensors["facts"])
         return cls(tensors["latents"], features, kv if kv.states else None, block, layer)
+
+
+@dataclass(frozen=True, slots=True)
+class AdamState:
+    """Moments and step count of Adam on one latent; what `run on` continues with."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

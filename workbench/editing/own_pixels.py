@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from workbench.core.request import PointPair
-from workbench.drag.template import Template
-from workbench.editing.picture_look import LEVEL, NOISES, Look, look_key, look_of, unfit
+from workbench.drag.tracking import Template
+from workbench.editing.crop_plan import LEVEL, NOISES, Look, look_key, look_of, unfit
 from workbench.editing.text_to_image import denoiser_of, to_rgb
 from workbench.editing.working_image import WorkingImage
 from workbench.imaging import decode
 from workbench.imaging.coords import Frame
-from workbench.warping.compose import agreement, composed, seams
 from workbench.warping.held import PictureFeatures
-from workbench.warping.layers import Motion, Plan, plan, render
+from workbench.warping.layers import Motion, Plan, agreement, composed, plan, render, seams
 
 if TYPE_CHECKING:
     from workbench.editing.prepare import PreparedEdit
@@ -152,7 +151,7 @@ TEXTURE = 0.5  # octaves of detail that make up for it
 def found_in(image: WorkingImage, result: U8) -> tuple[tuple[float, float], ...]:
     """Where each handle's surroundings are in a result uint8 [H, W, 3]: (px from the target, likeness).
 
-    Found by `workbench.drag.template` on the part that was edited, at the model's size; px are the
+    Found by `workbench.drag.tracking` on the part that was edited, at the model's size; px are the
     picture's own. It asks the picture, not the model, so that no model can praise itself.
     """
     rows, cols = image.crop.slices

@@ -29,11 +29,10 @@ from workbench.diffusion.lora_files import (
     check,
     read,
 )
-from workbench.drag.denoise import denoise, reference_of
-from workbench.drag.optimizer import NotFinite
+from workbench.drag.latents import NotFinite, denoise, reference_of
 from workbench.drag.problem import DragOutcome, DragProblem, DragState, Pixels, Reference
 from workbench.editing.crop_plan import names_of
-from workbench.editing.lora_training import train_lora
+from workbench.editing.lora_library import train_lora
 from workbench.editing.own_pixels import MovedPicture, moved_of
 from workbench.editing.text_to_image import cached_path, denoiser_of, freeu
 

@@ -1,4 +1,4 @@
-"""The cropped, resized image that the model edits, and pasting it back.
+"""The cropped, resized image that the model edits, previews of it, and pasting it back.
 
 A picture that is much larger than the model's native size is edited on a crop around its mask, so
 that the mask gets the model's full resolution and the rest of the picture stays bit-identical.
@@ -6,21 +6,30 @@ that the mask gets the model's full resolution and the rest of the picture stays
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from numpy.typing import NDArray
 
+from workbench.core.record import OnStep, StepInfo
 from workbench.core.request import EditRequest, Point
 from workbench.editing.crop_plan import crop_of
+from workbench.editing.text_to_image import to_rgb
 from workbench.imaging import coords, decode
 from workbench.imaging.coords import Frame
 from workbench.imaging.crop import Crop, paste
 from workbench.storage.history import Store
+
+if TYPE_CHECKING:
+    from workbench.diffusion.model import Runtime
+
 
 U8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -244,3 +253,74 @@ class Screen:
         else:
             out[y0:y1, x0:x1][self.mask] = part[self.mask]
         return out
+
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.1  # of the time, for previews
+MOST = 40  # frames that are kept
+QUALITY = 85
+
+
+class PreviewRecorder:
+    """Turns the steps of a method into progress in image pixels and, now and then, a preview."""
+
+    def __init__(
+        self, image: WorkingImage, runtime: Runtime, on_step: OnStep, *, previews: bool = True
+    ) -> None:
+        self._previews = previews
+        self.frames: list[bytes] = []
+        self._image = image
+        self._runtime = runtime
+        self._report = on_step
+        self._due = 0.0  # when the next preview may be made
+        self._screen = image.screen()
+        self._begun: dict[str, float] = {}  # first report of each stage
+
+    def on_step(self, step: StepInfo) -> None:
+        """Report one step of a method.
+
+        Raises:
+            Cancelled: when the job was asked to stop.
+        """
+        self._begun.setdefault(step.stage, time.perf_counter())
+        points, distances = step.points, step.distances
+        self._report(
+            dataclasses.replace(
+                step,
+                points=None if points is None else self._image.points([(p.y, p.x) for p in points]),
+                distances=None if distances is None else self._image.distances(distances),
+                preview=self._preview(step),
+                clean=None,
+            )
+        )
+
+    def denoising(self) -> float:
+        """Seconds since denoising began; 0 where it did not."""
+        begun = self._begun.get("denoise")
+        return 0.0 if begun is None else time.perf_counter() - begun
+
+    def _preview(self, step: StepInfo) -> bytes | None:
+        """A JPEG of the predicted clean picture, if one is due."""
+        now = time.perf_counter()
+        if step.clean is None or now < self._due or not self._shown():
+            return None
+        with torch.no_grad():
+            latent = step.clean()
+            if not bool(torch.isfinite(latent).all()):
+                return None
+            rgb = to_rgb(self._runtime.decode(latent))
+        raw = decode.encode_jpeg(self._screen.show(rgb), QUALITY)
+        self._keep(raw)
+        done = time.perf_counter()
+        self._due = done + (done - now) * (1 - SHARE) / SHARE
+        return raw
+
+    def _shown(self) -> bool:
+        return self._previews and not self._runtime.saving_memory
+
+    def _keep(self, raw: bytes) -> None:
+        """Keep a frame; when there are too many, every other one goes."""
+        if len(self.frames) >= MOST:
+            self.frames = self.frames[::2]
+        self.frames.append(raw)

@@ -20,10 +20,9 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 from workbench.core import keys
 from workbench.core.errors import BadInput
-from workbench.imaging import masks, sandbox
-from workbench.imaging.color import flatten, unflatten
+from workbench.imaging import masks, opening
 from workbench.imaging.headers import MAX_PIXELS as MAX_PIXELS  # the store's own check
-from workbench.imaging.opening import MAX_BYTES as MAX_BYTES
+from workbench.imaging.masks import flatten, unflatten
 from workbench.imaging.opening import completed, is_cheap, opened, reading
 
 U8 = npt.NDArray[np.uint8]
@@ -91,7 +90,7 @@ def decode(raw: bytes, name: str = "picture") -> Decoded:
     """
     label = clean_name(name)
     if not is_cheap(raw, label):
-        (rgb, alpha), notices, edit = sandbox.run("decode", raw, label)
+        (rgb, alpha), notices, edit = opening.run("decode", raw, label)
         return Decoded(rgb, alpha, label, notices, edit)
     return decode_here(raw, label)
 
@@ -126,7 +125,7 @@ def read_mask(
     """
     label = clean_name(name, "mask")
     colours, alpha = (
-        stored_here(raw, label) if is_cheap(raw, label) else sandbox.run("stored", raw, label)[0]
+        stored_here(raw, label) if is_cheap(raw, label) else opening.run("stored", raw, label)[0]
     )
     if colours.shape[:2] != (height, width) and not fit:
         raise BadInput(
@@ -354,12 +353,12 @@ def _edit_text(edit: Mapping[str, Any]) -> str:
     return text
 
 
-def _decoded(raw: bytes, label: str) -> sandbox.Found:
+def _decoded(raw: bytes, label: str) -> opening.Found:
     found = decode_here(raw, label)
     return (found.rgb, found.alpha), found.notices, found.edit
 
 
 if __name__ == "__main__":  # in the sandbox's helper
-    sandbox.serve(
+    opening.serve(
         {"decode": _decoded, "stored": lambda raw, label: (stored_here(raw, label), (), None)}
     )

@@ -20,9 +20,7 @@ from typing import Any
 
 from workbench.core.errors import BadInput, Cancelled, WorkbenchError
 from workbench.core.record import JobState, StepInfo
-from workbench.jobs.board import Board
-from workbench.jobs.job import STOPPED, Entry, Job, Run, Task, WorkerLost
-from workbench.jobs.turns import Turns
+from workbench.jobs import STOPPED, Board, Entry, Job, Run, Task, Turns, WorkerLost
 from workbench.storage.files import UlidMaker
 
 log = logging.getLogger(__name__)

@@ -28,10 +28,9 @@ from workbench import __version__
 from workbench.core import errors
 from workbench.core.errors import Cancelled, WorkbenchError
 from workbench.core.record import JobState, StepInfo
-from workbench.jobs.board import Board
-from workbench.jobs.job import CancelToken, Run, Task, WorkerLost
+from workbench.jobs import Board, CancelToken, Run, Task, WorkerLost
 from workbench.jobs.queue import QUEUE_LIMIT, ThreadExecutor
-from workbench.jobs.remote import Host, Session
+from workbench.jobs.run_job import Host, Session
 from workbench.storage.settings import Settings
 
 log = logging.getLogger(__name__)

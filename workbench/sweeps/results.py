@@ -19,12 +19,7 @@ from workbench.core.config import SPECS
 from workbench.core.errors import BadInput
 from workbench.core.record import EditRecord, EditResult, JobState, StopReason
 from workbench.core.request import EditRequest
-from workbench.sweeps.plan import (
-    Cell,
-    Plan,
-    key_of,
-    show,
-)
+from workbench.sweeps import Cell, Plan, key_of, show
 
 LOOKED_AT = 60  # newest edits that count
 

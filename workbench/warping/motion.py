@@ -22,10 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.core.request import PointPair
-from workbench.imaging.resample import blurred, distance_inside
-from workbench.warping.grid import Grid
-from workbench.warping.held import EDGE, seeds_of
-from workbench.warping.solver import conductance, solve
+from workbench.imaging.masks import blurred, distance_inside
+from workbench.warping.held import EDGE, Grid, conductance, seeds_of, solve
 
 Mask = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]

@@ -15,7 +15,7 @@ from typing import Any
 
 from workbench.core.errors import BadInput, ModelError
 from workbench.core.record import OnStep, StepInfo, ignore_steps
-from workbench.diffusion.registry.specs import ModelSpec
+from workbench.diffusion.registry import ModelSpec
 
 log = logging.getLogger(__name__)
 

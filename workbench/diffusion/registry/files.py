@@ -17,14 +17,8 @@ from typing import Any
 
 from workbench.core.errors import ModelError, StoreError
 from workbench.core.keys import key
+from workbench.diffusion.registry import PICKLES, WEIGHTS, ModelSpec, Registry, refuse_pickle
 from workbench.diffusion.registry.diagnose import Look, diagnose
-from workbench.diffusion.registry.specs import (
-    PICKLES,
-    WEIGHTS,
-    ModelSpec,
-    Registry,
-    refuse_pickle,
-)
 from workbench.storage.files import write_atomic
 
 log = logging.getLogger(__name__)

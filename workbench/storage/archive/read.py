@@ -19,18 +19,12 @@ from workbench.core.keys import TAG, digest
 from workbench.core.record import EditRecord
 from workbench.imaging.decode import clean_name, image_id, mask_id
 from workbench.imaging.headers import check_structure, kind_of
-from workbench.storage.archive import check
-from workbench.storage.archive.check import (
-    Checked,
-    Limits,
-    Refused,
-    refuse,
-)
+from workbench.storage import archive
+from workbench.storage.archive import Checked, Limits, Refused, refuse
 from workbench.storage.archive.write import SHARED_NOTES
-from workbench.storage.history import Notes, Store
+from workbench.storage.history import Store
 from workbench.storage.history.blobs import UNDECODABLE, Kind, decode_png
-from workbench.storage.history.folder import unseal
-from workbench.storage.history.upkeep import references
+from workbench.storage.history.folder import Notes, references, unseal
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +98,7 @@ def _edits(checked: Checked) -> dict[str, EditRecord]:
     """
     edits: dict[str, EditRecord] = {}
     for edit in checked.manifest["edits"]:
-        name = check.edit_file(edit, "record")
+        name = archive.edit_file(edit, "record")
         try:
             data = unseal(checked.read(name), "edits")
             _check_lengths(data, name)
@@ -190,7 +184,7 @@ def _kind_of(what: str, name: str) -> Kind:
         kind = "masks"
     elif what == "picture" or (what == "result" and folder != "files"):
         kind = "images"
-    if folder != check.FOLDERS[kind] or suffix not in _SUFFIXES.get(what, tuple(_PICTURES)):
+    if folder != archive.FOLDERS[kind] or suffix not in _SUFFIXES.get(what, tuple(_PICTURES)):
         raise refuse(f"{name} cannot be the {what} of an edit")
     return kind
 
@@ -287,7 +281,7 @@ def _put(store: Store, file: _File, raw: bytes) -> None:
 
 def _notes(checked: Checked, edit: str) -> dict[str, Any]:
     """Title, note and favourite, as far as they have the right types."""
-    name = check.edit_file(edit, "notes")
+    name = archive.edit_file(edit, "notes")
     data = checked.json(name) if name in checked.names() else {}
     defaults = dataclasses.asdict(Notes())
     kept = {k: data[k] for k in SHARED_NOTES if type(data.get(k)) is type(defaults[k])}

@@ -27,13 +27,12 @@ from workbench import __version__
 from workbench.core.errors import BadInput, StoreError
 from workbench.core.record import EditRecord
 from workbench.imaging import decode
-from workbench.storage.archive import check
-from workbench.storage.archive.check import Limits
+from workbench.storage import archive
+from workbench.storage.archive import Limits
 from workbench.storage.archive.page import page
 from workbench.storage.files import sync_folder
-from workbench.storage.history import Notes, Store
-from workbench.storage.history.folder import seal
-from workbench.storage.history.upkeep import references
+from workbench.storage.history import Store
+from workbench.storage.history.folder import Notes, references, seal
 
 LoraOf = Callable[[EditRecord], bytes | None]
 _FIRST = (1980, 1, 1, 0, 0, 0)  # the zip format's first day: for edits of no known date
@@ -140,16 +139,16 @@ def _write(
                 if layers:
                     for what, raw in _layers(store, record).items():
                         writer.add(
-                            check.layer_file(record.id, record.request.image.name, what), raw
+                            archive.layer_file(record.id, record.request.image.name, what), raw
                         )
             except StoreError as exc:
                 left_out.append((record.id, str(exc)))
         if not items:
             raise StoreError(f"No edit could be exported. {left_out[0][1]}")
-        writer.add(check.INDEX, page(items, left_out).encode())
+        writer.add(archive.INDEX, page(items, left_out).encode())
         manifest = {
-            "kind": check.KIND,
-            "format": check.FORMAT,
+            "kind": archive.KIND,
+            "format": archive.FORMAT,
             "made_by": f"drag-workbench {__version__}",
             "edits": [i.record.id for i in items],
             "loras": {i.record.id: i.lora for i in items if i.lora},
@@ -173,14 +172,14 @@ def _add(store: Store, writer: _Writer, record: EditRecord, lora_of: LoraOf | No
         wrong = "it is missing" if kind is None else store.check(kind, name_id)
         if kind is None or path is None or wrong:
             raise StoreError(f"Its {what} ({name_id:.60}) cannot be had: {wrong}")
-        names[what] = check.file_name(kind, name_id, path.suffix[1:])
+        names[what] = archive.file_name(kind, name_id, path.suffix[1:])
         if names[what] not in writer.files:
             raws[names[what]] = path.read_bytes()
     lora = None
     raw = lora_of(record) if lora_of is not None else None
     if raw is not None:
         name_id = store.id_of(raw)
-        lora = check.file_name("blobs", name_id, "safetensors")
+        lora = archive.file_name("blobs", name_id, "safetensors")
         raws.setdefault(lora, raw)
     for name, raw in raws.items():
         writer.add(name, raw)
@@ -231,11 +230,11 @@ def _add_json(writer: _Writer, record: EditRecord, notes: Notes) -> None:
         "pairs": [{"handle": list(p[:2]), "target": list(p[2:])} for p in request["pairs"]],
     }
     parameters = {k: v for k, v in request.items() if k not in ("pairs", "image", "mask")}
-    writer.add(check.edit_file(record.id, "record"), seal(data))
-    writer.add(check.edit_file(record.id, "arrows"), _json(arrows))
-    writer.add(check.edit_file(record.id, "parameters"), _json(parameters))
+    writer.add(archive.edit_file(record.id, "record"), seal(data))
+    writer.add(archive.edit_file(record.id, "arrows"), _json(arrows))
+    writer.add(archive.edit_file(record.id, "parameters"), _json(parameters))
     kept = {k: v for k, v in dataclasses.asdict(notes).items() if k in SHARED_NOTES}
-    writer.add(check.edit_file(record.id, "notes"), _json(kept))
+    writer.add(archive.edit_file(record.id, "notes"), _json(kept))
 
 
 SHARED_NOTES = ("title", "note", "favourite")  # the bin and the origin are each history's own
@@ -264,7 +263,7 @@ class _Writer:
         self._put(name, raw)
 
     def end(self, manifest: bytes) -> None:
-        self._put(check.MANIFEST, manifest)
+        self._put(archive.MANIFEST, manifest)
 
     def __enter__(self) -> _Writer:
         return self

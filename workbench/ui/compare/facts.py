@@ -1,4 +1,4 @@
-"""What several edits have in common and what not: parameters, measures, short names. No Streamlit."""
+"""Which edits are compared, and what they have in common and not: parameters, measures, short names."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import streamlit as st
 
 from workbench.core.config import method_label
 from workbench.core.errors import StoreError
 from workbench.core.record import EditRecord, JobState
 from workbench.storage.files import is_ulid
 from workbench.storage.history import Store
-from workbench.ui.results import figures
-from workbench.ui.results.edits import EditView, parameters
-from workbench.ui.shell.text import plain, seconds
-from workbench.ui.shell.words import say
+from workbench.ui.shell import figures, shell
+from workbench.ui.shell.edits import EditView, parameters
+from workbench.ui.shell.forms import plain, say, seconds
 
 FEWEST, MOST = 2, 6
 _IN_A_NAME = 3  # parameters that a short name has room for
@@ -208,3 +208,34 @@ def fitting(first: figures.U8, second: figures.U8) -> figures.U8 | None:
     if abs(w / h - ow / oh) > 0.01 * w / h:
         return None
     return figures.fit(second, w, h)
+
+
+PART = "compare_at"
+
+
+def session_key(what: str) -> str:
+    """Under which the session remembers a choice: each picture has its own."""
+    return f"at_{what}_{shell.current('project') or ''}"
+
+
+def chosen_ids() -> list[str]:
+    """The edits of this address, else those of this session."""
+    text = st.query_params.get("edits") or st.session_state.get(session_key("edits")) or ""
+    return ids(str(text))
+
+
+def choose(names: Sequence[str]) -> None:
+    """Put the choice into address and session."""
+    text = ",".join(names)
+    st.session_state[session_key("edits")] = text
+    if text:
+        if st.query_params.get("edits") != text:
+            st.query_params["edits"] = text
+    elif "edits" in st.query_params:
+        del st.query_params["edits"]
+
+
+def show_part(name: str) -> None:
+    """Turn to a part of the page."""
+    st.session_state[PART] = name
+    st.query_params["part"] = name.lower()

@@ -6,18 +6,17 @@ import streamlit as st
 
 from workbench.core.errors import WorkbenchError
 from workbench.core.record import JobState
-from workbench.sweeps.plan import Plan
+from workbench.sweeps import Plan
 from workbench.sweeps.results import Outcome, metrics_csv, verdict
 from workbench.ui import components
-from workbench.ui.compare import page, sweep_form
+from workbench.ui.compare import facts, sweep_form
 from workbench.ui.compare.facts import FEWEST, MOST
 from workbench.ui.compare.sweep_form import Standing
 from workbench.ui.draw import run_panel
-from workbench.ui.shell import router
+from workbench.ui.shell import shell
 from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.forms import count, inert, say, seconds
 from workbench.ui.shell.shell import cancel_button, guard
-from workbench.ui.shell.text import count, inert, seconds
-from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 POLL = 1.0  # seconds between two looks
@@ -71,19 +70,19 @@ def _new(backend: Backend, space: Workspace | None) -> None:
 
 
 def _key() -> str:
-    return page.session_key("sweep")
+    return facts.session_key("sweep")
 
 
 def _open(name: str) -> None:
     """Put a sweep into address and session."""
-    page.show_part("Sweep")
+    facts.show_part("Sweep")
     st.session_state[_key()] = name
     st.query_params["sweep"] = name
 
 
 def _leave() -> None:
     """Back to the form."""
-    page.show_part("Sweep")
+    facts.show_part("Sweep")
     st.session_state.pop(_key(), None)
     if "sweep" in st.query_params:
         del st.query_params["sweep"]
@@ -156,7 +155,7 @@ def _sheet(backend: Backend, now: Standing) -> None:
         _chosen(now),
         most=MOST,
         key="sweep_board",
-        on_change=lambda: page.choose(st.session_state["sweep_board"].get("chosen") or []),
+        on_change=lambda: facts.choose(st.session_state["sweep_board"].get("chosen") or []),
     )
 
 
@@ -182,7 +181,7 @@ def _reasons(now: Standing) -> None:
 
 def _chosen(now: Standing) -> list[str]:
     """The chosen edits that are on this sheet."""
-    return [name for name in page.chosen_ids() if name in now.edits]
+    return [name for name in facts.chosen_ids() if name in now.edits]
 
 
 def _cell(backend: Backend, one: Outcome, side: int) -> dict[str, str]:
@@ -215,12 +214,12 @@ def _onwards(backend: Backend, now: Standing) -> None:
             disabled=len(inside) < FEWEST,
             help=say("compare.compare_selected_number_help", fewest=FEWEST, most=MOST),
         ):
-            page.choose(inside)
-            page.show_part("Compare")
+            facts.choose(inside)
+            facts.show_part("Compare")
             st.rerun()
         if len(inside) == 1 and st.button(say("common.open_in_results"), key="sweep_open"):
-            router.remember("edit", inside[0])
-            router.go("results")
+            shell.remember("edit", inside[0])
+            shell.go("results")
         st.space("stretch")
         if not now.edits:
             return

@@ -15,8 +15,8 @@ from workbench.core.errors import BadInput, StoreError, WorkbenchError
 from workbench.core.options import range_text
 from workbench.core.record import EditRecord, JobState
 from workbench.core.request import EditRequest, SweepTask
-from workbench.jobs.job import Job
-from workbench.sweeps.plan import (
+from workbench.jobs import Job
+from workbench.sweeps import (
     METHOD,
     Axis,
     Plan,
@@ -29,20 +29,11 @@ from workbench.sweeps.plan import (
     suggested,
 )
 from workbench.sweeps.results import Outcome, outcomes, sheet_of
-from workbench.ui.compare import page
-from workbench.ui.draw import projection
-from workbench.ui.results import figures
-from workbench.ui.results.edits import one_line
+from workbench.ui.compare import facts
+from workbench.ui.shell import figures, projection
 from workbench.ui.shell.backend import Backend
-from workbench.ui.shell.text import (
-    count,
-    field_label,
-    inert,
-    plain,
-    seconds,
-    when,
-)
-from workbench.ui.shell.words import say
+from workbench.ui.shell.edits import one_line
+from workbench.ui.shell.forms import count, field_label, inert, plain, say, seconds, when
 from workbench.ui.shell.workspace import Workspace
 
 DRAWING = "drawing"
@@ -93,7 +84,7 @@ def form(backend: Backend, space: Workspace | None) -> Wish:
 
 def _base(backend: Backend, space: Workspace | None) -> EditRequest | None:
     """The drag that is repeated: the open drawing, or an edit's."""
-    chosen = page.chosen_ids()
+    chosen = facts.chosen_ids()
     of = space.image.id if space else None
     found = backend.store.records(image=of)[:_EDITS]
     known = {r.id for r in found}

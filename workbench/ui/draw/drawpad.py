@@ -18,11 +18,11 @@ from workbench.canvas.drawing import Drawing, History, Polygon
 from workbench.core.request import Point, PointPair
 from workbench.imaging.coords import Viewport
 from workbench.ui import components
-from workbench.ui.draw import area, projection
-from workbench.ui.draw.mask_menu import mask_menu
+from workbench.ui.draw.drag_form import mask_menu
+from workbench.ui.shell import area, projection
 from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.forms import say
 from workbench.ui.shell.shell import guard
-from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 BRUSH = (1, 160)  # diameter, px of the canvas

@@ -16,14 +16,12 @@ from workbench.core.errors import BadInput
 from workbench.core.record import JobState, stage_label
 from workbench.core.request import EditRequest, TrainTask
 from workbench.imaging.coords import Frame
-from workbench.jobs.job import Job
+from workbench.jobs import Job
 from workbench.ui import components
-from workbench.ui.results import figures
-from workbench.ui.shell import router
+from workbench.ui.shell import figures, shell
 from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.forms import count, inert, say, seconds
 from workbench.ui.shell.shell import guard
-from workbench.ui.shell.text import count, inert, seconds
-from workbench.ui.shell.words import say
 
 POLL = 0.5  # seconds between two looks
 QUEUE_POLL = 2.0  # the same for the jobs beside the one at hand
@@ -63,7 +61,7 @@ def job_panel(
     try:
         at_entry = backend.job(job_id).state
     except BadInput:
-        router.remember("job", None)
+        shell.remember("job", None)
         st.info(say("draw.unknown_job"))
         return None
     live = not at_entry.ended

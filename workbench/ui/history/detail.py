@@ -11,27 +11,17 @@ import streamlit as st
 from workbench.canvas.overlay import overlay
 from workbench.core.record import EditRecord, JobState
 from workbench.core.request import EditRequest
-from workbench.jobs.job import Job
-from workbench.storage.history import Notes, Store, empty_bin
+from workbench.jobs import Job
+from workbench.storage.history import Store
+from workbench.storage.history.folder import Notes, empty_bin
 from workbench.ui import components
 from workbench.ui.draw import run_panel
-from workbench.ui.history import actions
-from workbench.ui.history.tree import SIGNS, Forest, Row, title_of
-from workbench.ui.results import figures, open_edit
-from workbench.ui.results.edits import EditView, parameters, picture_of
-from workbench.ui.shell import router
+from workbench.ui.history.tree import SIGNS, Forest, Row, download, lora_switch, move, title_of
+from workbench.ui.shell import edits, figures, shell
 from workbench.ui.shell.backend import Backend
-from workbench.ui.shell.options_form import facts_list
+from workbench.ui.shell.edits import EditView, parameters, picture_of
+from workbench.ui.shell.forms import count, facts_list, inert, plain, say, seconds, size, when
 from workbench.ui.shell.shell import guard
-from workbench.ui.shell.text import (
-    count,
-    inert,
-    plain,
-    seconds,
-    size,
-    when,
-)
-from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace, settings_of
 
 SHOWN = 768  # longest side of the large picture, px
@@ -123,8 +113,8 @@ def _actions(
             icon=":material/open_in_full:",
         ):
             with guard():
-                open_edit.enter(open_edit.home_of(backend, record), edit=record.id)
-                router.go("results")
+                edits.enter(edits.home_of(backend, record), edit=record.id)
+                shell.go("results")
         if done and st.button(
             say("common.edit_this_result"),
             key="branch",
@@ -132,8 +122,8 @@ def _actions(
             help=say("common.edit_this_result_help"),
         ):
             with guard():
-                open_edit.enter(open_edit.continued(backend, record))
-                router.go("drag")
+                edits.enter(edits.continued(backend, record))
+                shell.go("drag")
         if st.button(
             say("common.reuse_mask_and_settings"),
             key="reuse",
@@ -141,16 +131,16 @@ def _actions(
             help=say("history.reuse_mask_and_settings_help"),
         ):
             with guard():
-                open_edit.enter(backend.project_of(record.request))
-                router.go("drag")
+                edits.enter(backend.project_of(record.request))
+                shell.go("drag")
         with st.popover(say("common.more"), key=_MENU, on_change="rerun"):
             _more(backend, space, record, done)
 
 
 def _more(backend: Backend, space: Workspace | None, record: EditRecord, done: bool) -> None:
     """Download, replay, settings for another picture, delete."""
-    lora = actions.lora_switch("history_one_lora")
-    actions.download(
+    lora = lora_switch("history_one_lora")
+    download(
         backend,
         say("history.download_this_edit"),
         [record.id],
@@ -217,7 +207,7 @@ def _bin_actions(backend: Backend, record: EditRecord) -> None:
 
 def _move(backend: Backend, name: str, to_bin: bool) -> None:
     with guard():
-        actions.move(backend, [name], to_bin)
+        move(backend, [name], to_bin)
 
 
 def _take_settings(space: Workspace, request: EditRequest) -> None:
@@ -262,7 +252,7 @@ def replay_panel(backend: Backend, known: Collection[str], record: EditRecord) -
                 say("history.show_the_new_edit"),
                 key="see_replayed",
                 icon=":material/arrow_forward:",
-                on_click=router.remember,
+                on_click=shell.remember,
                 args=("edit", again),
             )
 

@@ -17,16 +17,8 @@ from workbench.doctor import Finding, examine, verdict
 from workbench.storage.cache import CacheEntry
 from workbench.storage.settings import ENVIRONMENT, Settings
 from workbench.ui.shell.backend import Backend
-from workbench.ui.shell.options_form import describe, option_widget
+from workbench.ui.shell.forms import count, describe, inert, option_widget, plain, say, size, when
 from workbench.ui.shell.shell import guard
-from workbench.ui.shell.text import (
-    count,
-    inert,
-    plain,
-    size,
-    when,
-)
-from workbench.ui.shell.words import say
 
 DEVICES = {
     "auto": say("common.automatic"),

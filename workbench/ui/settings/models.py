@@ -9,20 +9,14 @@ import streamlit as st
 
 from workbench.core.errors import BadInput, WorkbenchError
 from workbench.core.record import JobState
-from workbench.diffusion.registry import (
-    ModelFiles,
-    ModelSpec,
-    find_files,
-    native_size,
-)
+from workbench.diffusion.registry import ModelSpec
 from workbench.diffusion.registry.download import Plan, plan
-from workbench.jobs.job import Job
+from workbench.diffusion.registry.files import ModelFiles, find_files, native_size
+from workbench.jobs import Job
 from workbench.ui.draw import run_panel
 from workbench.ui.shell.backend import Backend
-from workbench.ui.shell.options_form import facts_list
+from workbench.ui.shell.forms import count, facts_list, inert, say, size
 from workbench.ui.shell.shell import guard
-from workbench.ui.shell.text import count, inert, size
-from workbench.ui.shell.words import say
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,18 +35,13 @@ from workbench.diffusion.registry import ModelSpec
 from workbench.imaging import decode as images
 from workbench.imaging.coords import Viewport
 from workbench.imaging.crop import Crop
-from workbench.storage.archive import png_metadata
+from workbench.storage.archive import page
 from workbench.storage.history import Store
 from workbench.sweeps.results import estimate
-from workbench.ui.draw import trace
-from workbench.ui.draw.area import Areas
-from workbench.ui.results import figures
-from workbench.ui.shell import colors, router
-from workbench.ui.shell.jobs import Jobs
-from workbench.ui.shell.words import say
-from workbench.ui.shell.workspace import Workspace, settings_of
-from workbench.ui.upload import prepared
-from workbench.ui.upload.prepared import Facts, ModelFacts
+from workbench.ui.shell import figures, forms, projection, workspace
+from workbench.ui.shell.area import Areas
+from workbench.ui.shell.forms import say
+from workbench.ui.shell.workspace import Facts, Jobs, ModelFacts, Workspace, settings_of
 from workbench.warping.layers import moved_picture
 
 
@@ -99,7 +94,7 @@ class Backend(Jobs):
         """The project that a picture of ours brings along (mask, arrows, settings), or None."""
         if decoded.edit is None:
             return None
-        found = png_metadata.restore(decoded.edit, decoded.rgb, self.store)
+        found = page.restore(decoded.edit, decoded.rgb, self.store)
         return self.project_of(found.request, notices=found.notices)
 
     def project_of(
@@ -125,7 +120,7 @@ class Backend(Jobs):
         Raises:
             BadInput: when the mask is too ragged to be drawn on.
         """
-        shapes = trace.polygons(self.store.mask(request.mask.id)) if request.mask else ()
+        shapes = projection.polygons(self.store.mask(request.mask.id)) if request.mask else ()
         return Drawing(tuple(Arrow(p) for p in request.pairs), shapes)
 
     def pixels(self, image_id: str) -> NDArray[np.uint8]:
@@ -170,7 +165,7 @@ class Backend(Jobs):
 
     def canvas_colours(self) -> dict[str, Any]:
         """Colours of arrows and mask on the canvas, and the brightness outside the mask (`dim`)."""
-        return {**colors.chosen(self.app.settings.ui), "off": "#969696"}
+        return {**forms.chosen(self.app.settings.ui), "off": "#969696"}
 
     def draft(
         self, space: Workspace, drawing: Drawing, longest: int = 640
@@ -205,11 +200,6 @@ class Backend(Jobs):
 
     # --- projects ---------------------------------------------------------------------------------
 
-    def workspace(self) -> Workspace | None:
-        """The project of this page's address, or None."""
-        name = router.current("project")
-        return Workspace.open(self.store, name) if name else None
-
     def project_with(self, job_id: str) -> str | None:
         """The id of the project that a job belongs to, or None."""
         found = (p.id for p in self.store.projects.recent() if job_id in p.settings.get("jobs", ()))
@@ -243,7 +233,7 @@ class Backend(Jobs):
         """Which part of a project's picture is edited as it is drawn now, and at which size."""
         drawing = self._drawing(space)
         mask = self.areas.of(space, drawing).mask
-        return prepared.piece(space.request(drawing.pairs, None), self.model_facts(space), mask)
+        return workspace.piece(space.request(drawing.pairs, None), self.model_facts(space), mask)
 
     def warm_up(self, model: str = "") -> None:
         """Import torch and load a model behind the first page, once per process."""
@@ -328,7 +318,7 @@ class Backend(Jobs):
                 made = EditRequest.from_json(job.result["request"], strict=False)
                 names = ("lora", "reconstruction", "psnr", "notices", "crop")
                 kept = {k: job.result.get(k) for k in names}
-                space.set(prepared={"of": prepared.digest(made), **kept})
+                space.set(prepared={"of": workspace.digest(made), **kept})
                 further = job.result.get("lora_file")
                 if further and space.get("adopted") != job_id:
                     name = further["name"] or say(
@@ -336,7 +326,7 @@ class Backend(Jobs):
                     )
                     space.set(lora_file={**further, "name": name}, adopted=job_id)
         known = space.get("prepared") or {}
-        if known.get("of") != prepared.digest(space.request((), None)):
+        if known.get("of") != workspace.digest(space.request((), None)):
             return {}
         now = self.piece(space)
         place = [now.x0, now.y0, now.width, now.height]

@@ -1,4 +1,4 @@
-"""The frame of every page: heading, style, the picture at hand, and what becomes of errors."""
+"""The frame of every page: heading, style, picture at hand, errors, and the way from page to page."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import streamlit as st
 
 from workbench.core.errors import Cancelled, WorkbenchError
 from workbench.core.record import JobState
-from workbench.jobs.job import Job
-from workbench.ui.shell import router, workspace
+from workbench.jobs import Job
+from workbench.ui.shell import workspace
 from workbench.ui.shell.backend import Backend, get_backend
+from workbench.ui.shell.forms import about, count, field_label, inert, plain, say
 from workbench.ui.shell.gate import OWNER
-from workbench.ui.shell.text import about, count, field_label, inert, plain
-from workbench.ui.shell.words import say
 from workbench.ui.shell.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -56,10 +56,10 @@ def page(
     whole story. `needs_picture`: without an open picture the page only says how to open one. `start`:
     the title while no picture is open.
     """
-    router.ensure_router()
-    router.restore()
+    ensure_router()
+    restore()
     if st.session_state.pop("go_home", False):
-        router.go("train")
+        go("train")
     st.html(_style())
     with guard():
         backend = get_backend(_owner())
@@ -84,7 +84,8 @@ def _owner() -> str | None:
 def _open(backend: Backend) -> Workspace | None:
     """The project of the address; one that cannot be opened is said so and left."""
     try:
-        return backend.workspace()
+        name = current("project")
+        return Workspace.open(backend.store, name) if name else None
     except WorkbenchError as exc:
         leave()
         st.warning(inert(str(exc)))
@@ -93,12 +94,12 @@ def _open(backend: Backend) -> Workspace | None:
 
 def _attach(backend: Backend, space: Workspace) -> None:
     """Have the address name a job of the project at hand: the one that runs, if it names another's."""
-    now = router.current("job")
+    now = current("job")
     if now is not None and (now in space.jobs or not backend.is_live(now)):
         return
     mine = [job.id for job in backend.queue() if job.id in space.jobs]
     if mine or now is not None:
-        router.remember("job", mine[-1] if mine else None)
+        remember("job", mine[-1] if mine else None)
 
 
 def _head(backend: Backend, title: str, intro: str, space: Workspace | None) -> None:
@@ -192,9 +193,9 @@ def _one_job(backend: Backend, job: Job) -> None:
         st.space("stretch")
         project = backend.project_with(job.id)
         if project is not None and st.button(say("shell.open_job"), key=f"open_{job.id}"):
-            router.remember("project", project)
-            router.remember("job", job.id)
-            router.go("drag" if job.kind in ("edit", "train") else "train")
+            remember("project", project)
+            remember("job", job.id)
+            go("drag" if job.kind in ("edit", "train") else "train")
         label = say("shell.cancel_job", label=inert(name, 30))
         cancel_button(backend, job, label, key=f"cancel_menu_{job.id}")
 
@@ -234,8 +235,8 @@ def cancel_button(backend: Backend, job: Job, label: str, *, key: str) -> None:
 
 def leave() -> None:
     """Close the picture at hand; its project stays in the list."""
-    for name in router.KEPT:
-        router.remember(name, None)
+    for name in KEPT:
+        remember(name, None)
 
 
 def _leave_for_home() -> None:
@@ -247,7 +248,7 @@ def need_picture() -> None:
     """What a page says that cannot do anything without a picture."""
     with st.container(key="card_empty"):
         st.markdown(say("shell.no_picture_is_open_open"))
-        router.link("train", say("common.upload_train"), icon=":material/arrow_forward:")
+        link("train", say("common.upload_train"), icon=":material/arrow_forward:")
 
 
 @contextlib.contextmanager
@@ -268,3 +269,76 @@ def unexpected() -> str:
     reference = secrets.token_hex(3)
     log.exception("unexpected error, reference %s", reference)
     return say("shell.something_went_wrong_reference", reference=reference)
+
+
+# a local file: a named icon would be fetched from a font server
+ICON = Path(__file__).resolve().parents[1] / "assets" / "icon.png"
+
+PAGES: dict[str, tuple[str, str]] = {
+    "train": ("pages/train.py", say("common.upload_train")),
+    "drag": ("pages/drag.py", say("common.mask_points")),
+    "results": ("pages/results.py", say("common.results")),
+    "compare": ("pages/compare.py", say("common.compare")),
+    "history": ("pages/history.py", say("common.history")),
+    "settings": ("pages/settings.py", say("common.settings")),
+}
+KEPT = ("project", "job", "edit")
+
+
+def ensure_router() -> None:
+    """Leave Streamlit's legacy mode, in which a `pages/` folder runs without streamlit_app.py.
+
+    A fresh server is in that mode until streamlit_app.py has run once, so a deep link to a page as
+    the very first request would show it without frame and menu. The import is private and guarded:
+    without it the page still works, only its frame is missing on that first request.
+    """
+    try:
+        from streamlit.runtime.pages_manager import PagesManager
+    except ImportError:
+        return
+    if PagesManager.uses_pages_directory:
+        PagesManager.uses_pages_directory = False
+        st.rerun()
+
+
+def current(name: str) -> str | None:
+    """The `project`, `job` or `edit` at hand: the URL's, else the session's."""
+    value = st.query_params.get(name) or st.session_state.get(f"at_{name}")
+    return str(value)[:64] if value else None
+
+
+def remember(name: str, value: str | None) -> None:
+    """Put a `project`, `job` or `edit` into the URL and the session, or take it out with None."""
+    if value:
+        st.session_state[f"at_{name}"] = value
+        if st.query_params.get(name) != value:
+            st.query_params[name] = value
+    else:
+        st.session_state.pop(f"at_{name}", None)
+        if name in st.query_params:
+            del st.query_params[name]
+
+
+def restore() -> None:
+    """Make URL and session agree; the URL wins. To be called at the top of each page."""
+    for name in KEPT:
+        remember(name, current(name))
+
+
+def params() -> dict[str, str]:
+    """The query that keeps project, job and edit on the way to another page."""
+    return {name: value for name in KEPT if (value := current(name))}
+
+
+def go(page: str) -> NoReturn:
+    """Go to a page with the present project, job and edit."""
+    st.switch_page(PAGES[page][0], query_params=params())
+    raise AssertionError("unreachable: switch_page ends the script")
+
+
+def link(
+    page: str, label: str, *, icon: str | None = None, help: str | None = None, part: str = ""
+) -> None:
+    """A link to a page (or a part of it) that keeps project, job and edit."""
+    query = params() | ({"part": part} if part else {})
+    st.page_link(PAGES[page][0], label=label, icon=icon, help=help, query_params=query)

@@ -1,4 +1,4 @@
-"""One picture's work as the pages see it: the project on disk with types put on. No Streamlit.
+"""One picture's work and its jobs as the pages see them.
 
 Everything that a person set lies in the project record (image px, plain JSON), written when it
 changes. Widgets and canvas are projections of it: after a reload, on another page or in a new
@@ -7,10 +7,19 @@ browser they are built from it again.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.app import App
+from workbench.core import keys
 from workbench.core.config import (
     LORA_PRESETS,
     STRENGTHS,
@@ -20,20 +29,31 @@ from workbench.core.config import (
     LoraConfig,
     LoraRef,
 )
-from workbench.core.errors import BadInput
+from workbench.core.errors import BadInput, WorkbenchError
 from workbench.core.options import from_mapping
+from workbench.core.record import JobState
 from workbench.core.request import (
     MAX_PROMPT,
     EditRequest,
+    GenerateTask,
     ImageAsset,
     MaskAsset,
     ModelRef,
     PointPair,
+    SweepTask,
 )
-from workbench.storage.history import Project, Store
-from workbench.ui.shell.words import say
+from workbench.diffusion.registry.files import find_files, native_size
+from workbench.editing.crop_plan import crop_of
+from workbench.imaging import crop
+from workbench.imaging.crop import Crop
+from workbench.jobs import Job
+from workbench.storage.history import Store
+from workbench.storage.history.projects import Project
+from workbench.ui.shell.forms import say
 
 log = logging.getLogger(__name__)
+
+SMALL = 500 * 10**6  # bytes of weights that are hashed while a page waits (about a second)
 C = TypeVar("C")
 MOST_JOBS = 50
 
@@ -288,3 +308,136 @@ def _lenient(cls: type[C], data: Any) -> C:
                 continue
             good[name] = value
         return from_mapping(cls, good, strict=False)
+
+
+class Jobs:
+    """Jobs of the process's `App`; `owner` None sees all of them."""
+
+    def __init__(self, app: App) -> None:
+        """Wrap the process's `App`."""
+        self.app = app
+        self.owner: str | None = None
+
+    def job(self, job_id: str) -> Job:
+        """A job as it stands; `BadInput` for an unknown id."""
+        return self.app.executor.snapshot(job_id, self.owner)
+
+    def knows(self, job_id: str) -> bool:
+        """Whether a job of this id is known here."""
+        if not job_id:
+            return False
+        try:
+            self.job(job_id)
+        except BadInput:
+            return False
+        return True
+
+    def is_live(self, job_id: str) -> bool:
+        """Whether a job runs or waits."""
+        return self.knows(job_id) and not self.job(job_id).state.ended
+
+    def cancel(self, job_id: str) -> JobState:
+        """Ask a job to stop."""
+        return self.app.executor.cancel(job_id, self.owner)
+
+    def queue(self) -> list[Job]:
+        """Jobs that run or wait, in their order."""
+        return self.app.executor.queue(self.owner)
+
+    def edit_of(self, job_id: str) -> str | None:
+        """The id of the edit that a finished job made, or None."""
+        with contextlib.suppress(BadInput):
+            job = self.job(job_id)
+            if job.kind == "edit" and job.state is JobState.DONE and isinstance(job.result, str):
+                return job.result
+        return None
+
+    def submit_edit(self, request: EditRequest) -> str:
+        """Queue an edit; the same request still under way gives the same job."""
+        return self.app.submit_edit(request, self.owner or "")
+
+    def submit_sweep(self, requests: Sequence[EditRequest], label: str) -> str:
+        """Queue several edits as one job."""
+        return self.app.submit_sweep(SweepTask(tuple(requests), label), self.owner or "")
+
+    def submit_generate(self, task: GenerateTask) -> str:
+        """Queue the making of pictures from a prompt."""
+        return self.app.submit_generate(task, self.owner or "")
+
+    def submit_replay(self, edit: str) -> str:
+        """Queue the recomputing of an edit."""
+        return self.app.submit_replay(edit, self.owner or "")
+
+    def submit_download(self, model: str, *, full: bool) -> str:
+        """Queue the download of a model."""
+        return self.app.submit_download(model, self.owner or "", full=full)
+
+    def recent(self, kind: str) -> list[Job]:
+        """The jobs of a kind that this process ran or will run, newest first."""
+        return [j for j in self.app.executor.recent(self.owner) if j.kind == kind]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model as the pages need to know it. `problem` is why it cannot be used now, or ""."""
+
+    name: str
+    native: int = 512
+    size: int = 0  # bytes of weights
+    fingerprint: str = ""  # "" while it is not known
+    problem: str = ""
+
+
+class Facts:
+    """Looks models up and remembers what it found, until `forget`."""
+
+    def __init__(self, app: App) -> None:
+        """Ask `app`."""
+        self._app = app
+        self._look = lru_cache(maxsize=32)(self._find)
+
+    def of(self, name: str) -> ModelFacts:
+        """The facts about a model."""
+        found = self._look(name)
+        if found.problem or not found.fingerprint:
+            self._look.cache_clear()  # its files may have come since
+        return found
+
+    def forget(self) -> None:
+        """Look anew: models were added, fetched or removed."""
+        self._look.cache_clear()
+
+    def _find(self, name: str) -> ModelFacts:
+        try:
+            spec = self._app.registry.resolve(name)
+            files = find_files(spec, self._app.registry)
+            mark = self._app.model_ref(name).fingerprint if files.bytes < SMALL else ""
+            return ModelFacts(name, native_size(files), files.bytes, mark)
+        except WorkbenchError as exc:
+            return ModelFacts(name, problem=str(exc))
+
+
+def digest(request: EditRequest) -> str:
+    """What a picture's LoRA and inversion depend on, as one text; names do not count."""
+    file, style, generation = request.lora_file, request.style, request.generation
+    trained = None if file else (dataclasses.asdict(request.lora), request.seed)
+    loras = [(ref.id, ref.weight) if ref else None for ref in (file, style)]
+    made = dataclasses.asdict(generation) if generation else None
+    parts = (request.image.id, request.prompt, trained, loras, made, request.crop)
+    return keys.key("pages", *parts, request.model.name, request.working_size)
+
+
+def lora_key(request: EditRequest, facts: ModelFacts) -> str | None:
+    """The cache key of the LoRA of a picture that is edited as a whole; None where it is not known."""
+    if not facts.fingerprint:
+        return None
+    image = request.image
+    found = crop.whole(image.width, image.height, facts.native, longest=request.working_size)
+    model = keys.styled_model(facts.fingerprint, request.style)
+    return keys.adapter_key(request, image.id, model, max(found.working))
+
+
+def piece(request: EditRequest, facts: ModelFacts, mask: NDArray[np.bool_] | None) -> Crop:
+    """Which part of the picture is edited, and at which size; `mask` bool [H,W], None for all."""
+    painted = mask if mask is not None and mask.any() else None
+    return crop_of(request, painted, facts.native)

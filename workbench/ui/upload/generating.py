@@ -1,4 +1,4 @@
-"""A picture from a prompt: the form, its job, the candidates, and the one that is taken."""
+"""A picture from a prompt: ideas, the form, its job, the candidates, and the one that is taken."""
 
 from __future__ import annotations
 
@@ -15,15 +15,11 @@ from workbench.core.record import JobState
 from workbench.core.request import MAX_PROMPT, GenerateTask, ImageAsset, ModelRef
 from workbench.storage.history import Store
 from workbench.ui.draw import run_panel
-from workbench.ui.shell import router
+from workbench.ui.shell import shell
 from workbench.ui.shell.backend import Backend
-from workbench.ui.shell.options_form import option_grid, option_widget
+from workbench.ui.shell.forms import about, count, inert, option_grid, option_widget, plain, say
 from workbench.ui.shell.shell import guard
-from workbench.ui.shell.text import about, count, inert, plain
-from workbench.ui.shell.words import say
-from workbench.ui.shell.workspace import Workspace, made_as
-from workbench.ui.upload import ideas
-from workbench.ui.upload.prepared import ModelFacts
+from workbench.ui.shell.workspace import ModelFacts, Workspace, made_as
 
 MOST = 8  # candidates that the page offers; the command line makes up to 16
 SAMPLERS = {"ddim": "DDIM", "dpm++2m": "DPM++ 2M", "dpm++2m-karras": "DPM++ 2M Karras"}
@@ -67,7 +63,7 @@ def choose(backend: Backend) -> None:
 
 def _job(backend: Backend) -> str:
     """The generation of this address, else the last one of this session; "" for none."""
-    for name in (router.current("job"), st.session_state.get(_JOB)):
+    for name in (shell.current("job"), st.session_state.get(_JOB)):
         if name and backend.knows(str(name)) and backend.job(str(name)).kind == "generate":
             return str(name)
     return ""
@@ -102,7 +98,7 @@ def _form(backend: Backend, draft: dict[str, Any], *, running: bool) -> None:
         max_chars=MAX_PROMPT,
         key="gen_prompt",
         height=84,
-        placeholder=ideas.placeholder(draft["model"]),
+        placeholder=placeholder(draft["model"]),
         help=say("upload.prompt_help"),
     )
     config["negative_prompt"] = st.text_input(
@@ -175,7 +171,7 @@ def _model(backend: Backend, draft: dict[str, Any]) -> ModelFacts:
 
 def _suggest(model: str) -> None:
     now = str(st.session_state.get("gen_prompt", ""))
-    st.session_state["gen_prompt"] = ideas.next_idea(model, now)
+    st.session_state["gen_prompt"] = next_idea(model, now)
 
 
 def _shape(draft: dict[str, Any], facts: ModelFacts) -> str:
@@ -283,7 +279,7 @@ def _start(backend: Backend, draft: Mapping[str, Any]) -> None:
         raise BadInput(say("upload.describe_the_picture_in_the"))
     job = backend.submit_generate(_task(draft))
     st.session_state[_JOB] = job
-    router.remember("job", job)
+    shell.remember("job", job)
     st.rerun(scope="app")
 
 
@@ -363,7 +359,7 @@ def own_latents(space: Workspace) -> bool:
     )
     if on:
         st.success(say("upload.generated_here_ready_to_drag"))
-        router.link("drag", say("common.mask_points"), icon=":material/arrow_forward:")
+        shell.link("drag", say("common.mask_points"), icon=":material/arrow_forward:")
     return on
 
 
@@ -407,5 +403,35 @@ def take(
 
 def _enter(space: Workspace) -> NoReturn:
     for name, value in (("project", space.id), ("job", None), ("edit", None)):
-        router.remember(name, value)
-    router.go("drag")
+        shell.remember(name, value)
+    shell.go("drag")
+
+
+# The model that ships knows one way of saying things (`demo.scenes`): kind, colours, and the wall's
+# name; with other words its pictures get worse.
+IDEAS: dict[str, tuple[str, ...]] = {
+    "storybook": (
+        "a red robot with a raised laser gun, mint wall",
+        "an orange cat, blue collar, tail up, lemon wall",
+        "a smiling face with long brown hair, tan skin, purple shirt",
+        "a landscape with an orange sky, a snowy slate mountain, golden grass",
+        "a yellow flower bending left in a blue vase, peach wall",
+        "a sailboat with a blue hull and a striped orange sail, blue sky",
+        "a blue robot with a lowered laser gun firing, lilac wall",
+        "a landscape with a blue sky, a snowy slate mountain, golden grass, a lake",
+    )
+}
+GENERAL = "a red robot holding a laser gun, blue sky, picture book illustration"
+
+
+def placeholder(model: str) -> str:
+    """What stands in an empty prompt field."""
+    return IDEAS.get(model, (GENERAL,))[0]
+
+
+def next_idea(model: str, now: str) -> str:
+    """The idea after `now`, else the first; "" for a model without ideas."""
+    known = IDEAS.get(model, ())
+    if not known:
+        return ""
+    return known[(known.index(now) + 1) % len(known)] if now in known else known[0]

@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 from workbench.core.errors import BadInput
 from workbench.core.request import Point, PointPair
 from workbench.imaging.coords import Frame, bounds
-from workbench.ui.shell.words import say
+from workbench.ui.shell.forms import say
 
 log = logging.getLogger(__name__)
 

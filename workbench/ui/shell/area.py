@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from workbench.canvas import selection
-from workbench.canvas.automask import propose
 from workbench.canvas.checklist import PIN, Code, Finding, percent
 from workbench.canvas.drawing import Drawing, Shape
 from workbench.canvas.rasterize import rasterise
+from workbench.canvas.selection import propose
 from workbench.core.errors import BadInput
 from workbench.core.request import Point, PointPair
 from workbench.imaging.decode import read_mask
 from workbench.storage.history import Store
-from workbench.ui.draw import trace
-from workbench.ui.shell.words import say
+from workbench.ui.shell import projection
+from workbench.ui.shell.forms import say
 from workbench.ui.shell.workspace import Workspace
 
 UNPAINTED = {"propose": say("draw.around_arrows"), "whole": say("draw.whole_picture")}
@@ -132,7 +132,7 @@ def painted_with(drawing: Drawing, mask: NDArray[np.bool_]) -> Drawing:
     Raises:
         BadInput: when the outline has too many corners to be drawn on.
     """
-    return dataclasses.replace(drawing, shapes=trace.polygons(mask), invert=False)
+    return dataclasses.replace(drawing, shapes=projection.polygons(mask), invert=False)
 
 
 def mask_of(raw: bytes, size: tuple[int, int], name: str) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""One edit of the history as the pages show it: pictures, figures and words about it. No Streamlit.
+"""One edit of the history as the pages show it: pictures, figures, words, and ways to go on from it.
 
 Shared by results, compare and history. Pictures are made at display size and remembered.
 """
@@ -27,17 +27,13 @@ from workbench.core.record import (
 )
 from workbench.core.request import EditRequest, Point
 from workbench.imaging.coords import Frame
-from workbench.storage import archive
-from workbench.storage.archive import png_metadata
+from workbench.storage.archive import page
+from workbench.storage.archive.write import export_zip
 from workbench.storage.history import Store
-from workbench.ui.results import figures
-from workbench.ui.shell.text import (
-    count,
-    field_label,
-    plain,
-    seconds,
-)
-from workbench.ui.shell.words import say
+from workbench.ui.shell import figures, shell
+from workbench.ui.shell.backend import Backend
+from workbench.ui.shell.forms import count, field_label, plain, say, seconds
+from workbench.ui.shell.workspace import Workspace, settings_of
 
 FILM = 512  # longest side of an animation, px
 
@@ -144,7 +140,7 @@ class EditView:
 
     def png(self, with_card: bool = True) -> bytes:
         """The result at full size as PNG, with its settings inside if wanted."""
-        return png_metadata.result_png(self.record, self.store, with_card=with_card)
+        return page.result_png(self.record, self.store, with_card=with_card)
 
     def strip(self) -> bytes:
         """Source with mask and arrows beside the result, PNG."""
@@ -154,7 +150,7 @@ class EditView:
 
     def zip(self) -> bytes:
         """The whole edit: pictures, mask, arrows, parameters, and a page that shows it."""
-        return archive.export_zip(self.store, [self.record.id], layers=True)
+        return export_zip(self.store, [self.record.id], layers=True)
 
     # --- words and figures ------------------------------------------------------------------------
 
@@ -299,3 +295,41 @@ def picture_of(store: Store, edit: str, what: str, *, near: bool = False) -> byt
         StoreError: when its files are missing or damaged.
     """
     return _encoded(store, edit, what, near and what not in ("gif", "mp4"))
+
+
+def home_of(backend: Backend, record: EditRecord) -> Workspace:
+    """The project in which an edit's picture is worked on: the newest there is, else a new one.
+
+    Raises:
+        BadInput, StoreError: when picture or mask are missing or cannot be drawn on.
+    """
+    image = record.request.image.id
+    for project in backend.store.projects.recent():
+        if project.image == image:
+            return Workspace(backend.store, project)
+    return backend.project_of(record.request)
+
+
+def continued(backend: Backend, record: EditRecord) -> Workspace:
+    """A new project whose picture is the edit's result, with its settings and nothing drawn yet.
+
+    Raises:
+        BadInput: when the edit has no result.
+    """
+    view = EditView(backend.store, record)
+    request = view.request
+    asset = backend.store.put_image(backend.store.image(view.result.image), request.image.name)
+    return Workspace.create(
+        backend.store,
+        dataclasses.replace(asset, alpha=request.image.alpha),
+        title=f"{plain(request.image.name, 50)} →",
+        prompt=request.prompt,
+        parent=record.id,
+        settings=settings_of(request),
+    )
+
+
+def enter(space: Workspace, *, edit: str | None = None) -> None:
+    """Make a project (and an edit of it) the one at hand."""
+    for name, value in (("project", space.id), ("job", None), ("edit", edit)):
+        shell.remember(name, value)
