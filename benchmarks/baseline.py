@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 Tensor = torch.Tensor
 Tick = Callable[[], None]
+Position = tuple[float, float]
 
 
 def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
@@ -150,19 +151,26 @@ def drag(
     pipe: Any,
     z: Tensor,
     prompt: str,
-    handles: Sequence[tuple[float, float]],
-    targets: Sequence[tuple[float, float]],
+    pairs: tuple[Sequence[Position], Sequence[Position]],
     mask: Tensor,
     *,
-    t: int,
-    gap: int,
+    start: int,
     steps: int,
     tick: Tick,
 ) -> Tensor:
     """80 updates of the latent (2.6, 2.7): weight gradients on, full-size features, blocking reads.
 
-    handles, targets: (row, col) on the lattice of half the image. mask: [1, 1, h, w], 1 = may change.
+    Args:
+        pipe: the pipeline, its schedule set by `invert`.
+        z: inverted latent [1, 4, h, w] at the schedule's timestep number `start`.
+        prompt: the drag's prompt.
+        pairs: handles and targets, (row, col) on the feature grid, half the image.
+        mask: [1, 1, h, w], 1 = may change.
+        start: index of the drag's timestep in the schedule.
+        steps: updates.
+        tick: called after each.
     """
+    t, gap = int(pipe.scheduler.timesteps[start]), 1000 // len(pipe.scheduler.timesteps)
     unet = pipe.unet.float()
     unet.requires_grad_(True)
     with torch.no_grad():
@@ -175,15 +183,14 @@ def drag(
     z = z.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([z], lr=0.01)
     scaler = torch.amp.GradScaler(enabled=z.is_cuda)
-    now = [torch.tensor(h).round() for h in handles]
-    goal = [torch.tensor(g).round() for g in targets]
-    start = [h.clone() for h in now]
+    now, goal = ([torch.tensor(point).round() for point in points] for points in pairs)
+    first = [h.clone() for h in now]
     for step in range(steps):
         with half_autocast(z):
             eps, current = features(unet, z, t, text, size)
             previous = ddim(pipe.scheduler, z, eps, t, gap)
             if step > 0:
-                now = [_track(reference, current, a, b) for a, b in zip(start, now, strict=True)]
+                now = [_track(reference, current, a, b) for a, b in zip(first, now, strict=True)]
             loss = torch.zeros((), device=z.device)
             for here, there in zip(now, goal, strict=True):
                 # an arrived point still costs its patch here: every run does the same work

@@ -241,13 +241,13 @@ class Speed:
         z = baseline.invert(
             pipe, image, PROMPT, steps=plan.ddim, strength=0.7, tick=trace.ticker("invert", n)
         )
-        handles, targets = positions(pairs_of(1, self.size), size)
+        pairs = positions(pairs_of(1, self.size), size)
         whole = torch.ones(1, 1, *z.shape[-2:], device=z.device)
         mask = whole if self.mask is None else latent_mask(self.mask, z)
         start = len(pipe.scheduler.timesteps) - n
         edited = baseline.drag(
-            pipe, z, PROMPT, handles, targets, mask, t=int(pipe.scheduler.timesteps[start]),
-            gap=1000 // plan.ddim, steps=plan.drag, tick=trace.ticker("drag", plan.drag),
+            pipe, z, PROMPT, pairs, mask, start=start, steps=plan.drag,
+            tick=trace.ticker("drag", plan.drag),
         )  # fmt: skip
         rows = baseline.denoise(
             pipe, z, edited, PROMPT, start=start, tick=trace.ticker("denoise", n)

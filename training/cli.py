@@ -228,14 +228,13 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Measure."""
-    from training.evaluate import evaluate
+    from training.evaluate import EvaluateOptions, evaluate
 
     if not 1 <= arguments.steps <= 1000:
         raise BadInput(f"--steps is {arguments.steps}; give 1 to 1000.")
-    figures = evaluate(
-        arguments.model,
+    options = EvaluateOptions(
         device=arguments.device,
-        scenes_count=arguments.scenes,
+        scenes=arguments.scenes,
         samples=arguments.samples,
         steps=arguments.steps,
         guidance=arguments.guidance,
@@ -244,7 +243,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         sheet=arguments.sheet,
         photos=arguments.photos,
     )
-    sys.stdout.write(json.dumps(figures, indent=1) + "\n")
+    sys.stdout.write(json.dumps(evaluate(arguments.model, options), indent=1) + "\n")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,32 +43,35 @@ def load_pipeline(folder: Path, device: torch.device) -> Any:
     return pipeline.to(device)
 
 
-def evaluate(
-    folder: Path,
-    *,
-    device: str = "auto",
-    scenes_count: int = 200,
-    samples: int = 120,
-    steps: int = 40,
-    guidance: float = 5.0,
-    classifier_seconds: float | None = None,
-    seed: int = 0,
-    sheet: Path | None = None,
-    photos: Path | None = None,
-) -> dict[str, Any]:
-    """Measure the model in `folder` and write the figures into its card.
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How much is measured.
 
-    Args:
-        folder: a diffusers folder.
+    Attributes:
         device: auto, cpu or cuda.
-        scenes_count: held-out scenes for PSNR and denoising loss.
-        samples: pictures drawn from captions for the prompt adherence.
+        scenes: held-out scenes for PSNR and denoising loss, 1 or more.
+        samples: pictures drawn from captions for the prompt adherence, 1 or more.
         steps: DDIM steps of a sample.
         guidance: classifier-free guidance scale of a sample.
         classifier_seconds: training time of the judging classifier; None: 60 on a GPU, else 300.
         seed: of the samples' noise and of the classifier.
         sheet: where to write a PNG of the first 48 samples and one of reconstructions.
         photos: a folder of pictures whose held-out ones are measured, too.
+    """
+
+    device: str = "auto"
+    scenes: int = 200
+    samples: int = 120
+    steps: int = 40
+    guidance: float = 5.0
+    classifier_seconds: float | None = None
+    seed: int = 0
+    sheet: Path | None = None
+    photos: Path | None = None
+
+
+def evaluate(folder: Path, options: EvaluateOptions) -> dict[str, Any]:
+    """Measure the model in a diffusers folder and write the figures into its card.
 
     Returns:
         The card's `evaluation` part.
@@ -77,16 +81,15 @@ def evaluate(
     """
     from training import scenes
 
-    if scenes_count < 1 or samples < 1:
-        raise BadInput(
-            f"Cannot evaluate {scenes_count} scenes and {samples} samples; give 1 or more."
-        )
-    where = pick_device(device)
+    count, samples, seed = options.scenes, options.samples, options.seed
+    if count < 1 or samples < 1:
+        raise BadInput(f"Cannot evaluate {count} scenes and {samples} samples; give 1 or more.")
+    where = pick_device(options.device)
     cuda = where.type == "cuda"
     pipeline = load_pipeline(folder, where)
     vae = pipeline.vae.eval()
 
-    batch, true = held_out_scenes(scenes_count, where)
+    batch, true = held_out_scenes(count, where)
     made = reconstruct(vae, true)
     decibels = psnr(made, true).cpu()
     per_kind = {
@@ -96,27 +99,27 @@ def evaluate(
     }
     log.info("autoencoder: %.2f dB; %s", float(decibels.mean()), per_kind)
 
-    bank = held_out_bank(scenes_count, vae, pipeline.tokenizer, where)
+    bank = held_out_bank(count, vae, pipeline.tokenizer, where)
     losses = denoising_losses(pipeline.unet, pipeline.text_encoder, bank)
     log.info("denoising loss by timestep: %s", losses)
 
-    seconds = classifier_seconds or (60 if cuda else 300)
-    judge, judge_facts = train_classifier(vae, where, seconds, seed, scenes_count)
+    seconds = options.classifier_seconds or (60 if cuda else 300)
+    judge, judge_facts = train_classifier(vae, where, seconds, seed, count)
     asked = scenes.sample_batch(samples, PROMPT_SEED)
     drawn = draw_samples(
-        pipeline, [s.caption for s in asked], steps=steps, guidance=guidance, seed=seed,
+        pipeline, [s.caption for s in asked], steps=options.steps, guidance=options.guidance, seed=seed,
         batch=60 if cuda else 12,
     )  # fmt: skip
     share = adherence(judge, drawn, asked)
     log.info("prompt adherence: %s", share)
-    if sheet is not None:
+    if (sheet := options.sheet) is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(drawn[:48]).save(sheet)
         pairs = torch.stack([true[:24], made[:24]], 1).flatten(0, 1)
         contact_sheet(pairs).save(sheet.with_name(sheet.stem + "-reconstructed.png"))
 
     of_photos: dict[str, Any] = {}
-    if photos is not None:
+    if (photos := options.photos) is not None:
         held_out = read_photos(photos)[1]
         if not held_out:
             raise BadInput(f"No picture of {photos} is held out; mark some with 'held_out'.")
@@ -136,13 +139,13 @@ def evaluate(
         "psnr_db": {
             "mean": round(float(decibels.mean()), 2),
             "worst": round(float(decibels.min()), 2),
-            "scenes": scenes_count,
+            "scenes": count,
             "per_kind": per_kind,
         },
-        "denoising_loss": {"scenes": scenes_count, "by_timestep": losses},
+        "denoising_loss": {"scenes": count, "by_timestep": losses},
         "prompt_adherence": {
-            **share, "samples": samples, "ddim_steps": steps, "guidance": guidance, "seed": seed,
-            "classifier": judge_facts,
+            **share, "samples": samples, "ddim_steps": options.steps,
+            "guidance": options.guidance, "seed": seed, "classifier": judge_facts,
         },
     }  # fmt: skip
     write_card(folder, {**read_card(folder), "evaluation": figures})

@@ -16,7 +16,7 @@ from PIL import Image
 
 from workbench.canvas.drawing import Arrow, Drawing, Polygon, Rect, Stroke
 from workbench.canvas.fabric import Colours, from_canvas_json, to_canvas_json
-from workbench.canvas.rasterize import affine, cubic_box, flatten_quadratic, rasterise
+from workbench.canvas.rasterize import Placement, cubic_box, flatten_quadratic, rasterise
 from workbench.core.request import Point, PointPair
 from workbench.imaging.coords import Viewport
 
@@ -341,14 +341,11 @@ def distance_to_segment(
     return math.hypot(x - a[0] - t * vx, y - a[1] - t * vy)
 
 
-def test_affine_places_the_origin_point_of_the_stroked_box() -> None:
-    kwargs = {
-        "width": 30.0, "height": 40.0, "stroke": 4.0, "scale_x": 2.0, "scale_y": 1.0,
-        "angle": 0.0, "skew_x": 0.0, "skew_y": 0.0, "origin_x": "left", "origin_y": "top",
-    }  # fmt: skip
-    scaled = affine(left=10, top=20, uniform=False, **kwargs)  # type: ignore[arg-type]
+def test_a_placement_takes_the_origin_point_of_the_stroked_box() -> None:
+    place = Placement(left=10, top=20, width=30, height=40, stroke=4, scale_x=2)
+    scaled = place.matrix()
     assert scaled.apply(0, 0) == (10 + 34, 20 + 22)
-    uniform = affine(left=10, top=20, uniform=True, **kwargs)  # type: ignore[arg-type]
+    uniform = dataclasses.replace(place, uniform=True).matrix()
     assert uniform.apply(0, 0) == (10 + 32, 20 + 22)
     assert uniform.stretch == pytest.approx(math.sqrt(2))
 

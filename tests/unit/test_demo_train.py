@@ -13,7 +13,7 @@ import torch
 from training import card, config
 from training.cli import main
 from training.config import TrainOptions
-from training.evaluate import evaluate
+from training.evaluate import EvaluateOptions, evaluate
 from training.loop import read_tensors
 from training.samples import contact_sheet
 from training.train import export, train
@@ -138,8 +138,11 @@ def test_stages_one_after_the_other_resumed_and_continued(tmp_path, trained, cap
     assert grown["training"]["vae"] == written["training"]["vae"]
 
     figures = evaluate(
-        folder, device="cpu", scenes_count=4, samples=2, steps=2, classifier_seconds=0.5,
-        sheet=tmp_path / "sheet.png",
+        folder,
+        EvaluateOptions(
+            device="cpu", scenes=4, samples=2, steps=2, classifier_seconds=0.5,
+            sheet=tmp_path / "sheet.png",
+        ),
     )  # fmt: skip
     assert (tmp_path / "sheet.png").exists()
     assert (tmp_path / "sheet-reconstructed.png").exists()
@@ -254,8 +257,10 @@ def test_photos_command_trains_on_a_folder_of_pictures(tmp_path, capsys):
     assert (tmp_path / "work" / "sheets" / "last.png").exists()
 
     figures = evaluate(
-        tmp_path / "out", device="cpu", scenes_count=2, samples=1, steps=1, classifier_seconds=0.1,
-        photos=folder,
-    )  # fmt: skip
+        tmp_path / "out",
+        EvaluateOptions(
+            device="cpu", scenes=2, samples=1, steps=1, classifier_seconds=0.1, photos=folder
+        ),
+    )
     assert figures["photos"]["pictures"] == 1
     assert figures["photos"]["psnr_db"] > 0

@@ -33,7 +33,7 @@ from workbench.canvas.drawing import (
 )
 from workbench.canvas.rasterize import (
     Affine,
-    affine,
+    Placement,
     box_of,
     cubic_box,
     flatten_quadratic,
@@ -145,7 +145,7 @@ def _num(raw: Mapping[str, Any], key: str, default: float, low: float = -1e6) ->
 
 def _placed(raw: Mapping[str, Any], width: float, height: float) -> Affine:
     """Matrix from an object's centred coordinates to the canvas."""
-    return affine(
+    return Placement(
         left=_num(raw, "left", 0.0),
         top=_num(raw, "top", 0.0),
         width=width,
@@ -159,7 +159,7 @@ def _placed(raw: Mapping[str, Any], width: float, height: float) -> Affine:
         skew_y=_num(raw, "skewY", 0.0),
         origin_x=str(raw.get("originX", "left")),
         origin_y=str(raw.get("originY", "top")),
-    )
+    ).matrix()
 
 
 def _image(view: Viewport, xy: tuple[float, float]) -> Point:

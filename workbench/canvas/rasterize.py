@@ -53,47 +53,47 @@ class Affine:
         return straight or (abs(self.a) <= tiny and abs(self.d) <= tiny)
 
 
-def affine(
-    *,
-    left: float,
-    top: float,
-    width: float,
-    height: float,
-    stroke: float,
-    uniform: bool,
-    scale_x: float,
-    scale_y: float,
-    angle: float,
-    skew_x: float,
-    skew_y: float,
-    origin_x: str,
-    origin_y: str,
-) -> Affine:
-    """Fabric's matrix from an object's centred coordinates to the canvas.
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What Fabric stores about where an object stands: canvas px and degrees.
 
-    T(centre) R(angle) S(scale, flip) K(skew). `left` and `top` place the origin point of the box,
-    which includes the stroke: scaled with the object, or, when `uniform`, added after scaling.
-    Negative scales are flips.
+    `left` and `top` place the origin point of the object's box, which includes the stroke: scaled
+    with the object, or, when `uniform`, added after scaling. Negative scales are flips.
     """
-    kx, ky = math.tan(math.radians(skew_x)), math.tan(math.radians(skew_y))
-    # S * K, with K = [1 kx; 0 1] * [1 0; ky 1]
-    a, c = scale_x * (1 + kx * ky), scale_x * kx
-    b, d = scale_y * ky, scale_y
-    inner = 0.0 if uniform else stroke
-    w, h = width + inner, height + inner
-    outer = stroke if uniform else 0.0
-    box_w = abs(a) * w + abs(c) * h + outer
-    box_h = abs(b) * w + abs(d) * h + outer
-    ox, oy = _ORIGIN.get(origin_x, 0.0) * box_w, _ORIGIN.get(origin_y, 0.0) * box_h
-    co, si = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    return Affine(
-        co * a - si * b,
-        si * a + co * b,
-        co * c - si * d,
-        si * c + co * d,
-        left + co * ox - si * oy,
-        top + si * ox + co * oy,
-    )
+
+    left: float
+    top: float
+    width: float
+    height: float
+    stroke: float = 0.0
+    uniform: bool = False
+    scale_x: float = 1.0
+    scale_y: float = 1.0
+    angle: float = 0.0
+    skew_x: float = 0.0
+    skew_y: float = 0.0
+    origin_x: str = "left"
+    origin_y: str = "top"
+
+    def matrix(self) -> Affine:
+        """From the object's centred coordinates to the canvas: T(centre) R(angle) S(scale) K(skew)."""
+        kx, ky = math.tan(math.radians(self.skew_x)), math.tan(math.radians(self.skew_y))
+        # S * K, with K = [1 kx; 0 1] * [1 0; ky 1]
+        a, c = self.scale_x * (1 + kx * ky), self.scale_x * kx
+        b, d = self.scale_y * ky, self.scale_y
+        inner, outer = (0.0, self.stroke) if self.uniform else (self.stroke, 0.0)
+        w, h = self.width + inner, self.height + inner
+        ox = _ORIGIN.get(self.origin_x, 0.0) * (abs(a) * w + abs(c) * h + outer)
+        oy = _ORIGIN.get(self.origin_y, 0.0) * (abs(b) * w + abs(d) * h + outer)
+        co, si = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
+        return Affine(
+            co * a - si * b,
+            si * a + co * b,
+            co * c - si * d,
+            si * c + co * d,
+            self.left + co * ox - si * oy,
+            self.top + si * ox + co * oy,
+        )
 
 
 def flatten_quadratic(p: XY, q: XY, r: XY) -> list[XY]:

@@ -57,8 +57,6 @@ def viewer(
     *,
     mode: str = "slider",
     key: str,
-    first: int = 0,
-    second: int = 1,
     max_height: int = 640,
     columns: int = 0,
     focus: Sequence[float] | None = None,
@@ -69,12 +67,10 @@ def viewer(
 
     Args:
         images: (label, encoded bytes) each; labels are shown as plain text.
-        mode: "slider" (two of them, with a divider), "side" (all, one zoom), "flicker", "hold"
+        mode: "slider" (the first two, with a divider), "side" (all, one zoom), "flicker", "hold"
             (the last, and the first while a button or key is held), or "single" (the first, without
             tools, replaced in place when it changes).
         key: unique key of the element.
-        first: index of the picture on the left of the divider.
-        second: index of the picture on its right.
         max_height: limit of the picture's height on the page, CSS px.
         columns: most panes in a row with "side" (0: as many as there is room for).
         focus: the part [x0, y0, x1, y1] (shares of the picture, 0..1) to begin at: the divider stands
@@ -89,8 +85,6 @@ def viewer(
         "hold": hold,
         "images": [{"label": label, "src": data_url(raw)} for label, raw in images],
         "mode": mode,
-        "first": first,
-        "second": second,
         "maxHeight": max_height,
     }
     _component("viewer", '<div class="wb-viewer"></div>')(data=data, key=key)
@@ -126,12 +120,10 @@ def chart(
     *,
     key: str,
     label: str,
-    x_label: str = "step",
     y_label: str = "",
     total: int = 0,
     goal: float | None = None,
     height: int = 180,
-    log: bool = False,
 ) -> None:
     """Draw lines over steps.
 
@@ -139,22 +131,18 @@ def chart(
         series: name -> (step, value) in the order of steps; the names are shown as plain text.
         key: unique key of the element.
         label: what the picture shows, for screen readers.
-        x_label: unit of the horizontal axis.
         y_label: unit of the vertical axis.
         total: steps to leave room for (0: as many as there are).
         goal: a dashed level, e.g. the distance at which a handle has arrived.
         height: CSS px.
-        log: logarithmic vertical axis.
     """
     data = {
         "series": [{"name": n, "points": [[s, float(v)] for s, v in p]} for n, p in series.items()],
         "label": label,
-        "xLabel": x_label,
         "yLabel": y_label,
         "total": total,
         "goal": goal,
         "height": height,
-        "log": log,
     }
     _component("chart", '<div class="wb-chart"></div>')(data=data, key=key)
 

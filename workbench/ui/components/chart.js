@@ -36,30 +36,27 @@ function draw(state) {
   const width = Math.max(160, box.clientWidth || 320);
   const height = data.height;
   const rows = data.series.filter((s) => s.points.length);
-  const scale = (v) => (data.log ? Math.log10(Math.max(v, 1e-12)) : v);
-  const all = rows.flatMap((s) => s.points.map((p) => scale(p[1])));
-  if (data.goal !== null && !data.log) all.push(data.goal);
+  const all = rows.flatMap((s) => s.points.map((p) => p[1]));
+  if (data.goal !== null) all.push(data.goal);
   const steps = Math.max(data.total, ...rows.map((s) => s.points[s.points.length - 1][0]), 2);
   const first = Math.min(1, ...rows.map((s) => s.points[0][0]));
-  let low = all.length ? Math.min(...all) : 0;
+  const low = Math.min(0, ...all);
   let high = all.length ? Math.max(...all) : 1;
-  if (!data.log) low = Math.min(0, low);
   if (high - low < 1e-9) high = low + 1;
   const x = (step) => LEFT + ((width - LEFT - RIGHT) * (step - first)) / Math.max(1, steps - first);
-  const y = (v) => TOP + ((height - TOP - BOTTOM) * (high - scale(v))) / (high - low);
+  const y = (v) => TOP + ((height - TOP - BOTTOM) * (high - v)) / (high - low);
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" });
   svg.setAttribute("aria-label", data.label);
   for (const t of ticks(low, high, 4)) {
-    const value = data.log ? 10 ** t : t;
-    const at = y(value);
+    const at = y(t);
     svg.append(make("line", { x1: LEFT, x2: width - RIGHT, y1: at, y2: at, class: "grid" }));
-    svg.append(make("text", { x: LEFT - 6, y: at + 4, class: "tick end" }, short(value)));
+    svg.append(make("text", { x: LEFT - 6, y: at + 4, class: "tick end" }, short(t)));
   }
   for (const t of ticks(first, steps, Math.min(6, width / 90))) {
     if (!Number.isInteger(t)) continue;
     svg.append(make("text", { x: x(t), y: height - 14, class: "tick mid" }, String(t)));
   }
-  svg.append(make("text", { x: width - RIGHT, y: height - 2, class: "axis end" }, data.xLabel));
+  svg.append(make("text", { x: width - RIGHT, y: height - 2, class: "axis end" }, "step"));
   if (data.goal !== null) {
     svg.append(make("line", { x1: LEFT, x2: width - RIGHT, y1: y(data.goal), y2: y(data.goal), class: "goal" }));
   }

@@ -56,7 +56,7 @@ class Viewer {
       this.about = about;
       this.lookAt(data.focus);
     }
-    const made = JSON.stringify([data.mode, data.first, data.second, data.maxHeight, data.columns, data.images.map((i) => i.label)]);
+    const made = JSON.stringify([data.mode, data.maxHeight, data.columns, data.images.map((i) => i.label)]);
     if (made !== this.made) {
       this.made = made;
       this.build();
@@ -83,7 +83,7 @@ class Viewer {
   build() {
     clearInterval(this.timer);
     this.held = false;
-    const { mode, images, first, second } = this.data;
+    const { mode, images } = this.data;
     const bar = element("div", "bar");
     bar.hidden = mode === "single";
     this.percent = element("span", "percent", { "aria-live": "polite" });
@@ -115,7 +115,7 @@ class Viewer {
     this.layers = [];
     this.divider = null;
     const every = images.map((_, i) => i);
-    const two = [first, second].filter((i) => i in images);
+    const two = [0, 1].filter((i) => i in images);
     const groups = { side: every.map((i) => [i]), single: [[0]], flicker: [every], slider: [two], hold: [every] }[mode];
     for (const group of groups) this.panes.append(this.pane(group, mode));
     this.box.replaceChildren(bar, this.panes);
