@@ -258,11 +258,15 @@ class App:
         devices.release()
 
     def warm_up(self, name: str = "") -> threading.Thread:
-        """Import torch and load a model in the background; failures only go to the log."""
+        """Import torch, load a model and read the history in the background; failures are logged.
+
+        The history keeps what it read: a page with 10,000 edits need not wait for it.
+        """
 
         def work() -> None:
             try:
                 self.runtime(name)
+                self.store.records(binned=None)
             except Exception as exc:
                 log.info("warm-up: %s", exc)
 

@@ -35,6 +35,7 @@ from workbench.core.record import (
     EditResult,
     JobState,
     StopReason,
+    Way,
 )
 from workbench.core.request import (
     MAX_PAIRS,
@@ -356,3 +357,35 @@ def test_record_of_another_format_is_refused() -> None:
         EditRecord.from_json({**record, "status": "half done"})
     with pytest.raises(BadInput, match="damaged"):
         EditRecord.from_json({k: v for k, v in record.items() if k != "request"})
+
+
+@given(st.lists(st.lists(st.tuples(numbers, numbers), max_size=3), max_size=4))
+def test_a_way_is_the_points_that_it_was_made_of(rows: list[list[tuple[float, float]]]) -> None:
+    points = tuple(tuple(Point(*p) for p in row) for row in rows)
+    way = Way(rows)
+    assert (way, len(way), way[1:], list(reversed(way))) == (
+        points, len(points), points[1:], list(reversed(points)),
+    )  # fmt: skip
+    assert (
+        EditResult.from_json(EditResult(image="x", trajectory=way).to_json()).trajectory == points
+    )
+    with pytest.raises(IndexError):
+        way[len(points)]
+
+
+@pytest.mark.parametrize(
+    "point", [[1.0], [1.0, 2.0, 3.0], [True, 1.0], ["1", 1.0], [None, 1.0], [math.inf, 1.0],
+              [math.nan, 1.0], [10**400, 1.0], 3.0]
+)  # fmt: skip
+def test_a_way_of_anything_but_finite_numbers_is_refused(point: Any) -> None:
+    with pytest.raises(BadInput):
+        EditResult.from_json({"image": "x", "trajectory": [[[0.0, 1.0], point]]})
+
+
+def test_settings_that_are_equal_are_made_once_and_kinds_of_numbers_stay_apart() -> None:
+    first, again = (from_mapping(LoraConfig, {"steps": 7}) for _ in range(2))
+    assert first is again
+    with pytest.raises(BadInput):
+        from_mapping(LoraConfig, {"steps": 7.0})
+    with pytest.raises(BadInput):
+        from_mapping(LoraConfig, {"steps": True})

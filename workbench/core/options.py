@@ -7,6 +7,7 @@ three cannot disagree.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast, get_type_hints
@@ -119,7 +120,7 @@ def from_mapping(cls: type[T], data: Any, *, strict: bool = True) -> T:
     """
     if not isinstance(data, Mapping):
         raise BadInput(f"{cls.__name__} must be a JSON object, not {type(data).__name__}.")
-    names = {f.name for f in dataclasses.fields(cast(Any, cls))}
+    names = _names(cast(Any, cls))
     unknown = sorted(str(k) for k in data if k not in names)
     if unknown and strict:
         raise BadInput(
@@ -127,4 +128,26 @@ def from_mapping(cls: type[T], data: Any, *, strict: bool = True) -> T:
             code="unknown-key",
             field=unknown[0],
         )
-    return cls(**{k: v for k, v in data.items() if k in names})
+    given = {k: v for k, v in data.items() if k in names}
+    kinds = tuple(map(type, given.values()))  # 1, 1.0 and True are equal and mean different things
+    if not _PLAIN.issuperset(kinds):
+        return cls(**given)
+    key = (cls, kinds, *given.items())
+    made = _made.get(key)
+    if made is None:
+        made = cls(**given)
+        if len(_made) >= _MOST_MADE:
+            _made.clear()
+        _made[key] = made
+    return cast(T, made)
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_MOST_MADE = 4096
+# The edits of a history share most of their settings: what is frozen and equal is made and checked once.
+_made: dict[Any, Any] = {}
+
+
+@functools.cache
+def _names(cls: type[Any]) -> frozenset[str]:
+    return frozenset(f.name for f in dataclasses.fields(cls))

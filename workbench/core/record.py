@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, overload
 
 from workbench.core.config import SPECS, DragConfig
 from workbench.core.errors import BadInput
@@ -20,6 +22,7 @@ NEAR, NEAR_SHARE = (
     2.0,
     0.1,
 )  # arrived: within so many lattice px, or that part of the arrow's length
+_LARGEST = sys.float_info.max
 _SLACK = 1.0  # lattice px that a point may be off through rounding at either end
 
 
@@ -105,12 +108,56 @@ class JobState(enum.StrEnum):
         return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
+class Way(Sequence[tuple[Point, ...]]):
+    """The ways of the handles as a record holds them: numbers, which become points when looked at.
+
+    A history of 10,000 edits holds millions of points; as objects they took most of the time and of
+    the memory of reading it. Equal to the tuple of tuples of points that it stands for.
+    """
+
+    __slots__ = ("_ends", "_numbers")
+
+    def __init__(self, rows: Iterable[Iterable[Sequence[float]]]) -> None:
+        """Take [tracking][pair][x, y].
+
+        Raises:
+            TypeError, ValueError: for another shape, or what is no finite number.
+        """
+        numbers: list[float] = []
+        ends = array("L", [0])
+        for row in rows:
+            for x, y in row:
+                numbers += (x, y)
+            ends.append(len(numbers))
+        self._numbers, self._ends = array("d", _numbers(numbers)), ends
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> tuple[Point, ...]: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[tuple[Point, ...], ...]: ...
+    def __getitem__(self, at: int | slice) -> Any:
+        if isinstance(at, slice):
+            return tuple(self[n] for n in range(len(self))[at])
+        n = range(len(self))[at]
+        row = iter(self._numbers[self._ends[n] : self._ends[n + 1]])
+        return tuple(Point(x, y) for x, y in zip(row, row, strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditResult:
     """Result of a finished edit; pictures are blob ids in the store."""
 
     image: str  # PNG of the result, at the image's own size
-    trajectory: tuple[tuple[Point, ...], ...] = ()  # [tracking][pair], image pixels, start first
+    trajectory: Sequence[tuple[Point, ...]] = ()  # [tracking][pair], image pixels, start first
     distances: tuple[float, ...] = ()  # left to go per pair, image pixels
     change_outside_mask: float = 0.0  # largest absolute change outside the mask, 0..255
     iterations: int = 0
@@ -150,10 +197,9 @@ class EditResult:
         names = {f.name for f in dataclasses.fields(cls)}
         parts = {k: v for k, v in data.items() if k in names}
         try:
-            rows = parts.get("trajectory", ())
-            parts["trajectory"] = tuple(tuple(Point(x, y) for x, y in row) for row in rows)
+            parts["trajectory"] = Way(parts.get("trajectory", ()))
             for name in ("distances", "losses"):
-                parts[name] = tuple(_number(v) for v in parts.get(name, ()))
+                parts[name] = _numbers(parts.get(name, ()))
             for name in ("cached", "notices", "frames"):
                 parts[name] = tuple(_text(v) for v in parts.get(name, ()))
             seconds = dict(parts.get("seconds", {})).items()
@@ -240,13 +286,17 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not abs(value) <= sys.float_info.max
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST:
         raise TypeError(f"{value!r:.40} is no finite number")
     return value
+
+
+def _numbers(values: Iterable[Any]) -> tuple[float, ...]:
+    """All of them, each a finite number; told at once where they are floats, as they always are."""
+    every = tuple(values)
+    if set(map(type, every)) <= {float} and math.isfinite(sum(every)):
+        return every
+    return tuple(_number(v) for v in every)
 
 
 def _plain(value: Any) -> str | float | None:

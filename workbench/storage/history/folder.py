@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -112,6 +113,18 @@ class _Seen(Generic[T]):
     value: T | Unreadable
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Read much without the garbage collector: it went through all that was read, again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 class JsonFolder(Generic[T]):
     """`<folder>/<ULID>.json`, each parsed once per change; safe to share between threads."""
 
@@ -199,9 +212,10 @@ class JsonFolder(Generic[T]):
     def _scan(self) -> dict[str, _Seen[T]]:
         with self._lock:
             current: dict[str, _Seen[T]] = {}
-            for name in self.ids():
-                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                    current[name] = self._look(self.folder / f"{name}.json")
+            with _no_collection():
+                for name in self.ids():
+                    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                        current[name] = self._look(self.folder / f"{name}.json")
             self._seen = current
             return dict(current)
 

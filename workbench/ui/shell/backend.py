@@ -30,7 +30,13 @@ from workbench.canvas.overlay import canvas_background
 from workbench.core.config import LoraRef, method_spec
 from workbench.core.errors import BadInput, WorkbenchError
 from workbench.core.record import JobState
-from workbench.core.request import EditRequest, GenerateTask, MaskAsset, TrainTask
+from workbench.core.request import (
+    EditRequest,
+    GenerateTask,
+    ImageAsset,
+    MaskAsset,
+    TrainTask,
+)
 from workbench.diffusion.registry import ModelSpec
 from workbench.imaging import decode as images
 from workbench.imaging.coords import Viewport
@@ -66,7 +72,8 @@ class Backend(Jobs):
         super().__init__(app)
         self.store: Store = app.store
         self.thumbnail = self.store.thumbnail
-        self._pixels = lru_cache(maxsize=8)(self.store.image)
+        self._fresh: dict[str, NDArray[np.uint8]] = {}  # the picture that was stored last
+        self._pixels = lru_cache(maxsize=8)(self._read_pixels)
         self._shown = lru_cache(maxsize=64)(self._encode_shown)
         self._behind = lru_cache(maxsize=16)(self._draw_behind)
         self._drafted: tuple[Any, tuple[bytes, tuple[int, int, int, int]]] | None = None
@@ -122,6 +129,21 @@ class Backend(Jobs):
         """
         shapes = projection.polygons(self.store.mask(request.mask.id)) if request.mask else ()
         return Drawing(tuple(Arrow(p) for p in request.pairs), shapes)
+
+    def put_image(self, rgb: NDArray[np.uint8], name: str) -> ImageAsset:
+        """Store a picture, uint8 [H,W,3], that will be looked at next; do not write into it after.
+
+        Raises:
+            StoreError: when the disk refuses.
+        """
+        asset = self.store.put_image(rgb, name)
+        self._fresh.clear()  # one at most: a second's work to read from the disk, 72 MB to keep
+        self._fresh[asset.id] = rgb
+        return asset
+
+    def _read_pixels(self, image_id: str) -> NDArray[np.uint8]:
+        fresh = self._fresh.pop(image_id, None)
+        return fresh if fresh is not None else self.store.image(image_id)
 
     def pixels(self, image_id: str) -> NDArray[np.uint8]:
         """A stored picture, uint8 [H,W,3]; do not write into it."""

@@ -153,7 +153,7 @@ def take(backend: Backend, decoded: Decoded, *, restore: bool = True) -> Workspa
     restored = backend.restored(decoded) if restore else None
     if restored is not None:
         return restored
-    asset = backend.store.put_image(decoded.rgb, decoded.name)
+    asset = backend.put_image(decoded.rgb, decoded.name)
     alpha = backend.alpha_blob(decoded.alpha)
     asset = dataclasses.replace(asset, alpha=alpha) if alpha else asset
     title = plain(re.sub(r"\.\w{3,4}$", "", decoded.name), 60) or say("common.picture")
