@@ -4,6 +4,7 @@
 # make test-machines  the numerical tests as on processors without AVX-512 or AVX2, with one and two threads
 # make check  lint, format, types, unused code, complexity, known vulnerabilities, licences
 # make attack  hostile files, hosts, kills and full disks against this checkout, on loopback: ten minutes
+# make soak    twenty people on one server for an hour: memory, handles, threads and jobs (MINUTES=60)
 # make house  the layout against its limits: modules, lengths, parameters, cycles, unused code
 # make screenshots  photograph every page into docs/screenshots (makes its edits first: minutes)
 ifndef PYTHON
@@ -17,10 +18,10 @@ PORT ?= 8501
 TESTS ?= tests
 WORKERS ?= 2
 
-.PHONY: app app-cluster test test-machines screenshots check house lock audit attack format chromium clean help
+.PHONY: app app-cluster test test-machines screenshots check house lock audit attack soak format chromium clean help
 
 help:
-	@sed -n '1,8p' Makefile
+	@sed -n '1,9p' Makefile
 
 $(BIN)/python:
 	@echo "Making a Python environment in $(VENV) ..."
@@ -77,6 +78,9 @@ audit: $(VENV)/.dev
 
 attack: $(VENV)/.dev
 	$(BIN)/python -W ignore tools/attack.py
+
+soak: $(VENV)/.dev
+	$(BIN)/python tools/soak.py --minutes $(or $(MINUTES),60)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -4,6 +4,7 @@ of the tool that writes the form otherwise; and what is not understood is refuse
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -21,6 +22,8 @@ from workbench.diffusion.lora import merged
 from workbench.diffusion.lora_files import LoraCard, check, read, write
 from workbench.diffusion.lora_format import module_name
 from workbench.diffusion.model import Runtime
+from workbench.editing.lora_library import LoraLibrary
+from workbench.storage.history import Store
 
 Tensor = torch.Tensor
 State = dict[str, Tensor]
@@ -463,6 +466,9 @@ FLAT = "lora_unet_" + Q.replace(".", "_")
         ({}, {"lora_adapter_metadata": "{"}, "metadata"),
         ({f"unet.{Q}.alpha": torch.tensor(2.0)}, header(lora_alpha=3), "metadata"),
         ({}, {"network_scaling_factor": "8"}, "metadata"),
+        ({}, {"strength": "0.5"}, "metadata"),
+        ({}, {"folded": "true"}, "metadata"),
+        ({}, {"layers": '{"mid": 2}'}, "metadata"),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_refused_by_name(
@@ -474,6 +480,69 @@ def test_what_is_not_understood_is_refused_by_name(
     assert str(caught.value).startswith("mine ")
     assert str(caught.value).endswith(".")
     assert "damaged" not in str(caught.value)
+
+
+KOHYA_HEADER = {
+    "ss_network_alpha": "8.0", "ss_network_args": '{"conv_dim": 4}', "sshs_model_hash": "1f",
+    "modelspec.title": "x", "modelspec.resolution": "512x512", "ot_branch": "main", "epoch": "3",
+    "training_info": '{"step": 10}', "software": '{"name": "ai-toolkit"}', "format": "pt",
+    "sd_merge_recipe": "{}", "workflow": "{}", "license": "mit", "workbench": "{",
+}  # fmt: skip
+
+
+def test_a_header_is_accounted_for() -> None:
+    assert not read(save(PLAIN, metadata=KOHYA_HEADER)).notices
+    (told,) = read(save(PLAIN, metadata={**KOHYA_HEADER, "greetings": "from here"})).notices
+    assert told.code == "header-unknown"
+    assert "greetings" in told
+    for said in ({"modelspec.prediction_type": "v"}, {"ss_v_parameterization": "True"}):
+        assert [n.code for n in read(save(PLAIN, metadata=said)).notices] == ["v-prediction"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lora_alpha": 2},
+        {"lora_alpha": 2, "use_rslora": True},
+        {"lora_alpha": 8, "use_dora": True},
+        {"lora_alpha": 3, "rank_pattern": {"attn1.to_q": 2, "mid_block.*to_v": 6},
+         "alpha_pattern": {"attn1.to_q": 8, "mid_block.*to_v": 1}},
+    ],
+    ids=["alpha", "rslora", "dora", "patterns"],
+)  # fmt: skip
+def test_a_folder_of_peft_is_what_peft_makes_of_it(
+    micro: Runtime, options: dict[str, Any], tmp_path: Path
+) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=list(ATTENTION), **options)
+    made: Any = get_peft_model(copy.deepcopy(micro.unet), config)
+    torch.manual_seed(0)
+    for name, weight in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+        if "magnitude" in name:
+            weight.data *= 1 + 0.1 * torch.rand_like(weight)
+    folder = tmp_path / "mine"
+    made.save_pretrained(folder)
+    again: Any = PeftModel.from_pretrained(copy.deepcopy(micro.unet), folder)
+    theirs = again.merge_and_unload().state_dict()
+    with contextlib.closing(Store(tmp_path / "history")) as store:
+        library = LoraLibrary(tmp_path / "loras", store)
+        for given in (folder, folder / "adapter_model.safetensors"):
+            ref = library.reference(str(given))
+            assert ref.name == "mine"
+            file = read(store.blob(ref.id))
+            assert not file.notices
+            assert_same(fused(micro.unet, file), theirs, micro.unet.state_dict())
+        (folder / "adapter_config.json").write_text("[", encoding="utf-8")
+        with refusal("metadata"):
+            library.get(str(folder))
+        (folder / "adapter_config.json").unlink()
+        assert [n.code for n in read(library.get(str(folder))).notices] == ["alpha-unknown"]
+        (folder / "adapter_model.safetensors").unlink()
+        with refusal("no-lora"):
+            library.get(str(folder))
 
 
 def test_a_text_encoder_part_is_said_plainly(micro: Runtime) -> None:

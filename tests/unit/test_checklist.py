@@ -17,7 +17,7 @@ from workbench.canvas.checklist import (
     tokens,
 )
 from workbench.canvas.drawing import Arrow, Drawing, History, Rect
-from workbench.core.config import DragConfig
+from workbench.core.config import DragConfig, LoraRef
 from workbench.core.request import EditRequest, ImageAsset, Point, PointPair
 
 
@@ -128,7 +128,7 @@ def test_every_code_has_a_sentence_and_data() -> None:
     """A finding of each code is told and sent without one value lacking."""
     everything = {
         "count": 2, "limit": 64, "x": 1.0, "y": 2.0, "end": "handle", "width": 9, "height": 9,
-        "length": 3.0, "share": "3%", "s": "s", "place": "x",
+        "length": 3.0, "share": "3%", "s": "s", "place": "x", "name": "mine",
     }  # fmt: skip
     for code in Code:
         found = Finding("warn", code, (1, 2), everything)
@@ -193,3 +193,21 @@ def test_a_request_is_checked_as_the_page_checks_a_drawing() -> None:
     request = EditRequest(image=image, pairs=drawing.pairs, prompt="a (big:2) robot")
     page = [*checklist(drawing, (200, 100), mask, request.drag), *check_prompt(request.prompt)]
     assert sorted(map(str, check_request(request, mask))) == sorted(map(str, page))
+
+
+def test_a_lora_that_a_draft_does_not_use_is_said() -> None:
+    asset = ImageAsset(id="a" * 64, width=64, height=48)
+    lora = LoraRef(id="b" * 64, name="mine")
+    found = {}
+    for name, drag in {
+        "draft": DragConfig(method="auto"),
+        "refined": DragConfig(method="auto", refine=True),
+        "optimised": DragConfig(method="dragdiffusion"),
+    }.items():
+        for file in (None, lora):
+            request = EditRequest(
+                image=asset, pairs=(pair(9, 9, 20, 20),), drag=drag, lora_file=file
+            )
+            codes = [f.code for f in check_request(request, None) if f.level == "warn"]
+            found[name, file is not None] = Code.LORA_UNUSED in codes
+    assert [case for case, said in found.items() if said] == [("draft", True)]

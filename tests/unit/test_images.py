@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import struct
+import threading
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import HANG, until
 from PIL import Image, ImageCms, ImageFilter, PngImagePlugin
 from refusals import refusal
 
-from workbench.core.errors import BadInput
-from workbench.imaging import decode
+from workbench.core.errors import BadInput, Cancelled
+from workbench.imaging import decode, opening
 
 
 def save(im: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -440,3 +444,36 @@ def test_resize() -> None:
     theirs = np.asarray(Image.fromarray(rgb).resize((16, 24), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(decode.resize(rgb, (16, 24), "bilinear"), theirs)
     assert json.dumps(decode.working_size(40, 30)) == "[512, 384]"
+
+
+def test_a_file_that_is_being_opened_can_be_given_up() -> None:
+    raw = save(Image.fromarray(noise()), "TIFF")
+    assert decode.decode(raw, "first").width == 40  # the helper runs
+    helper = opening._helper
+    assert helper is not None
+    os.kill(helper.process.pid, signal.SIGSTOP)  # it takes as long as it likes
+    stops = [opening.Stop(), opening.Stop()]  # the second one waits for the first
+    ended: list[str] = []
+
+    def wait(n: int) -> None:
+        try:
+            decode.decode(raw, str(n), stops[n])
+            ended.append(f"{n} opened")
+        except Cancelled:
+            ended.append(f"{n} given up")
+
+    first, second = (threading.Thread(target=wait, args=(n,)) for n in range(2))
+    first.start()
+    until(lambda: stops[0]._helper is not None)
+    second.start()
+    stops[1].set()
+    second.join(HANG)
+    assert ended == ["1 given up"]
+    assert helper.process.poll() is None  # the first one's helper was left alone
+    stops[0].set()
+    first.join(HANG)
+    assert ended == ["1 given up", "0 given up"]
+    assert helper.process.poll() is not None
+    assert decode.decode(raw, "again").width == 40
+    with pytest.raises(Cancelled):
+        decode.decode(raw, "late", stops[0])

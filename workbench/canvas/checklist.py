@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.canvas.drawing import Drawing, crossing
-from workbench.core.config import DragConfig
+from workbench.core.config import DragConfig, LoraRef
 from workbench.core.request import MAX_PAIRS, EditRequest, Point, PointPair
 
 MOST_TOKENS = 75  # CLIP reads 77 with its two marks
@@ -124,6 +124,7 @@ class Code(StrEnum):
     PROMPT_EMBEDDING = "prompt-embedding"
     PROMPT_CHOICES = "prompt-choices"
     PROMPT_LONG = "prompt-long"
+    LORA_UNUSED = "lora-unused"
     ARROWS = "arrows"
     MASK_FULL = "mask-full"
     MASK_AREA = "mask-area"
@@ -164,6 +165,8 @@ TEXTS: dict[Code, str] = {
     "plain description.",
     Code.PROMPT_LONG: "Prompt: {count} tokens, of which the model reads {limit}; the rest is ignored. "
     "Shorten it.",
+    Code.LORA_UNUSED: "The LoRA {name} has no effect: without Refine, nothing of this method uses one. "
+    "Switch Refine on (--drag-refine), or choose another method.",
     Code.ARROWS: "{count} arrow{s}.",
     Code.MASK_FULL: "Editable area: the whole picture.",
     Code.MASK_AREA: "Editable area: {share} of the picture.",
@@ -242,6 +245,13 @@ def check_prompt(prompt: str) -> list[Finding]:
     return found
 
 
+def check_lora(lora: LoraRef | None, drag: DragConfig) -> list[Finding]:
+    """A LoRA that stands in for the picture's own, which a draft does without."""
+    if lora is None or not drag.drafts:
+        return []
+    return [Finding("warn", Code.LORA_UNUSED, values={"name": lora.name or lora.id[:8]})]
+
+
 def check_request(request: EditRequest, mask: Mask | None) -> list[Finding]:
     """All findings about a request; the same for the page, the command line and Python.
 
@@ -254,6 +264,7 @@ def check_request(request: EditRequest, mask: Mask | None) -> list[Finding]:
     found = [Finding("block", Code.NO_ARROW)] if not request.pairs else []
     numbered = list(enumerate(request.pairs, 1))
     found += check_drag(numbered, size, painted, request.drag)
+    found += check_lora(request.lora_file, request.drag)
     return by_level([*found, *check_prompt(request.prompt)])
 
 

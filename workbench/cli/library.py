@@ -17,6 +17,7 @@ from workbench.cli.requests import write_file
 from workbench.core.errors import BadInput, ModelError, StoreError
 from workbench.diffusion.registry import ModelSpec, Registry
 from workbench.diffusion.registry.files import find_files, fingerprint, native_size
+from workbench.editing.lora_library import label_of
 from workbench.storage.cache import Cache
 
 
@@ -170,7 +171,7 @@ def run_forget_model(args: argparse.Namespace) -> int:
     return 0
 
 
-_WHICH = "a name of the library, or a .safetensors file"
+_WHICH = "a name of the library, a .safetensors file, or PEFT's folder"
 
 
 def _add_loras_parser(subparsers: Any) -> None:
@@ -189,7 +190,9 @@ def _add_loras_parser(subparsers: Any) -> None:
         "import",
         help="take a file into the library (diffusers, PEFT, kohya, DragDiffusion, GoodDrag)",
     )
-    bring.add_argument("file", type=Path, help="a .safetensors file")
+    bring.add_argument(
+        "file", type=Path, help="a .safetensors file, or PEFT's folder with adapter_config.json"
+    )
     bring.add_argument("--name", default="", help="name in the library [default: the file's]")
     bring.add_argument("--replace", action="store_true", help="replace one of that name")
     bring.set_defaults(run=run_import)
@@ -251,7 +254,7 @@ def run_import(args: argparse.Namespace) -> int:
     with opened_app() as app:
         raw = app.loras.get(str(args.file))
         file = read(raw, args.file.name)
-        name = args.name or args.file.stem
+        name = args.name or label_of(args.file)
         app.loras.put(name, raw, replace=args.replace)
     kind = f", for {file.architecture}" if file.architecture else ""
     print(f"{name} is in the library: {file.layout}, rank {file.rank or 'none'}{kind}.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,12 @@ from workbench import __version__
 from workbench.core.errors import BadInput, Notice
 from workbench.diffusion.lora import change_of
 from workbench.diffusion.lora_format import by_module, parse, rank_of
-from workbench.diffusion.registry.diagnose import HEAD_BYTES, diagnose_bytes
+from workbench.diffusion.registry.diagnose import (
+    HEAD_BYTES,
+    check_header,
+    diagnose_bytes,
+    prediction_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +73,6 @@ class LoraCard:
             return cls()
 
 
-# Header entries that may change what the numbers mean: understood, or the file is refused. All
-# others (ss_*, modelspec.*, dates, authors, comments) say where a file comes from.
-_UNDERSTOOD = {"lora_adapter_metadata", "ss_network_alpha", "ss_network_dim", "ss_scale_weight_norms",
-               "modelspec.prediction_type", "ss_v_parameterization", "ss_prior_loss_weight",
-               "ss_zero_terminal_snr", "modelspec.implementation"}  # fmt: skip
-_TELLING = re.compile(r"alpha|scal(e|ing)|dora|rslora|quant|bits", re.IGNORECASE)
 _WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 
 
@@ -169,16 +167,25 @@ def read(raw: bytes, name: str = "LoRA", layers_per_block: int = 2) -> LoraFile:
         text = f"{name} cannot be read as safetensors ({exc})."
         raise BadInput(text, code="not-safetensors") from exc
     try:
-        for key in metadata:
-            if _TELLING.search(key) and key not in _UNDERSTOOD and not key.startswith("ss_"):
-                raise BadInput(
-                    f"says {key} in its header, which is not understood", code="metadata"
-                )
+        unknown, others = check_header(metadata)
+        if unknown:
+            raise BadInput(
+                f"says {unknown:.80} = {metadata[unknown]!r:.80} in its header, which is not known; it may "
+                "change its strength",
+                code="metadata", field=unknown,
+            )  # fmt: skip
         found = parse(tensors, metadata, layers_per_block)
     except BadInput as exc:
         raise BadInput(f"{name} {exc}.", code=exc.code, field=exc.field, **exc.values) from exc
     card = LoraCard.from_text(metadata[CARD]) if CARD in metadata else LoraCard()
-    return LoraFile(found.state, card, found.layout, found.notices)
+    notices = list(found.notices)
+    if others:
+        text = f"its header also says {', '.join(others)[:160]}, which is not used"
+        notices.append(Notice(text, code="header-unknown"))
+    if prediction_of(metadata) == "v_prediction":
+        text = "it was trained on a model with v-prediction; on one with epsilon it does not fit"
+        notices.append(Notice(text, code="v-prediction"))
+    return LoraFile(found.state, card, found.layout, tuple(notices))
 
 
 def _metadata(raw: bytes) -> dict[str, str]:

@@ -104,7 +104,8 @@ _PAST = {"target_modules", "exclude_modules", "lora_dropout", "module_dropout", 
          "base_model_name_or_path", "inference_mode", "task_type", "auto_mapping", "peft_version",
          "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config",
          "ensure_weight_tying", "megatron_core", "decompose_both", "decompose_factor",
-         "use_effective_conv2d", "target_parameters"}  # fmt: skip
+         "use_effective_conv2d", "target_parameters",
+         "qalora_group_size"}  # fmt: skip  # counts with use_qalora only, which is refused
 _BASE_CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")  # the trained base is another one
 
 
@@ -173,8 +174,8 @@ def parse(
     told = (
         (text, "text-part", "its text-encoder part is not used: trigger words have no effect"),
         (embeddings, "embeddings", "its token embeddings are not used"),
-        (unsaid, "alpha-unknown", "it does not say its alpha (PEFT keeps that in adapter_config.json); "
-         "alpha = rank is taken, so its strength may differ"),
+        (unsaid, "alpha-unknown", "it does not say its alpha, which PEFT keeps in adapter_config.json: "
+         "alpha = rank is taken, so its strength may differ (import the whole folder with 'loras import')"),
     )  # fmt: skip
     notices = [Notice(sentence, code) for there, code, sentence in told if there]
     layout = next((name for sign, name in _LAYOUTS if any(sign in k for k in tensors)), "other")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +30,41 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[\w][\w .()+-]{0,63}", re.UNICODE)
 _MOST_BYTES = 2 * 2**30
+
+
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def label_of(name: str | Path) -> str:
+    """What a LoRA is called that is given by its path: a PEFT folder's name, else the file's."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve().name
+    return path.resolve().parent.name if path.name == PEFT_WEIGHTS else path.stem
+
+
+def with_config(raw: bytes, config: bytes) -> bytes:
+    """A PEFT file with its adapter_config.json in its header, as diffusers keeps it: then it is whole.
+
+    Raises:
+        BadInput: code "metadata", when the config is no JSON object; "not-safetensors" for the file.
+    """
+    try:
+        fields = {f"unet.{k}": v for k, v in json.loads(config).items()}
+    except (ValueError, AttributeError, RecursionError) as exc:
+        text = f"{PEFT_CONFIG} is not JSON, so the LoRA's strength is not known; fetch it again."
+        raise BadInput(text, code="metadata") from exc
+    try:
+        (length,) = struct.unpack("<Q", raw[:8])
+        header = json.loads(raw[8 : 8 + length])
+        said = header.setdefault("__metadata__", {})
+        said["lora_adapter_metadata"] = json.dumps(fields)
+    except (ValueError, AttributeError, TypeError, struct.error, RecursionError) as exc:
+        text = f"{PEFT_WEIGHTS} has no safetensors header that can be read; fetch it again."
+        raise BadInput(text, code="not-safetensors") from exc
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)  # safetensors wants the numbers aligned
+    return struct.pack("<Q", len(head)) + head + raw[8 + length :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +108,15 @@ class LoraLibrary:
         return self.folder / f"{name}.safetensors"
 
     def get(self, name: str) -> bytes:
-        """The bytes of a library entry, or of a file that is given by its path.
+        """The bytes of a library entry, or of a file or PEFT folder that is given by its path.
 
         Raises:
             BadInput: when there is neither.
         """
         own = self.folder / f"{name}.safetensors"
         path = own if _NAME.fullmatch(name) and own.is_file() else Path(name).expanduser()
+        if path.is_dir():
+            path /= PEFT_WEIGHTS
         if path.suffix.lower() != ".safetensors" or not path.is_file():
             if path.is_file():
                 raise BadInput(
@@ -86,14 +125,17 @@ class LoraLibrary:
                 )
             have = ", ".join(e.name for e in self.entries()[:10]) or "none yet"
             raise BadInput(
-                f"There is no LoRA {name[:80]!r}: give a name of the library ({have}) or a "
-                ".safetensors file.",
+                f"There is no LoRA {name[:80]!r}: give a name of the library ({have}), a .safetensors "
+                f"file or a folder with {PEFT_WEIGHTS}.",
                 code="no-lora",
             )
         if path.stat().st_size > _MOST_BYTES:
             raise BadInput(f"{path.name} has more than 2 GB; that is no LoRA.", code="too-large")
+        config = path.with_name(PEFT_CONFIG)
+        beside = path != own and path.name == PEFT_WEIGHTS and config.is_file()
         try:
-            return path.read_bytes()
+            raw = path.read_bytes()
+            return with_config(raw, config.read_bytes()) if beside else raw
         except OSError as exc:
             raise BadInput(
                 f"{path.name} cannot be read ({exc.strerror}).", code="unreadable"
@@ -152,7 +194,7 @@ class LoraLibrary:
         from workbench.diffusion.lora_files import read
 
         raw = self.get(name)
-        label = Path(name).stem
+        label = label_of(name)
         read(raw, Path(name).name)  # says so now if it is none
         return LoraRef(id=self._store.put_blob(raw, "safetensors"), name=label, weight=weight)
 

@@ -77,20 +77,22 @@ class Decoded:
         return image_id(self.rgb)
 
 
-def decode(raw: bytes, name: str = "picture") -> Decoded:
+def decode(raw: bytes, name: str = "picture", stop: opening.Stop | None = None) -> Decoded:
     """Turn an uploaded file into upright sRGB pixels.
 
     16-bit and float pictures are scaled, CMYK and colour profiles converted to sRGB, EXIF
     orientation applied, transparency shown on white (and returned apart), and of an animation or
-    a multi-page file the first picture taken; `notices` says what is worth knowing.
+    a multi-page file the first picture taken; `notices` says what is worth knowing. Another thread
+    may give it up by `stop`.
 
     Raises:
         BadInput: when the bytes are no picture of a known format, cannot be read, or exceed a limit;
             `code` says which.
+        Cancelled: when it was given up.
     """
     label = clean_name(name)
     if not is_cheap(raw, label):
-        (rgb, alpha), notices, edit = opening.run("decode", raw, label)
+        (rgb, alpha), notices, edit = opening.run("decode", raw, label, stop)
         return Decoded(rgb, alpha, label, notices, edit)
     return decode_here(raw, label)
 

@@ -33,7 +33,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from workbench.core.errors import BadInput, Notice
+from workbench.core.errors import BadInput, Cancelled, Notice
 from workbench.imaging.headers import (
     FORMATS,
     MAX_SLOW_PIXELS,
@@ -210,6 +210,41 @@ Found = tuple[Sequence[Any], tuple[str, ...], dict[str, Any] | None]
 """Arrays (uint8 or None), sentences for the user, our own metadata."""
 
 
+class Stop:
+    """Gives up the opening of a file, from another thread than the one that waits for it."""
+
+    def __init__(self) -> None:
+        """Not given up."""
+        self.given_up = False
+        self._lock = threading.Lock()
+        self._helper: _Helper | None = None
+
+    def set(self) -> None:
+        """Give it up: the helper at work on the file is ended, another person's is not."""
+        with self._lock:
+            self.given_up = True
+            if self._helper is not None:
+                self._helper.process.kill()
+                self._helper.process.wait()
+
+    def check(self) -> None:
+        """Raise Cancelled when it was given up."""
+        if self.given_up:
+            raise Cancelled
+
+    @contextmanager
+    def of(self, helper: _Helper) -> Iterator[None]:
+        """While `helper` is at work on the file."""
+        with self._lock:
+            self.check()
+            self._helper = helper
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._helper = None
+
+
 class _Helper:
     """One process; `ask` is called by one thread at a time."""
 
@@ -250,28 +285,36 @@ _lock = threading.Lock()
 _helper: _Helper | None = None
 
 
-def run(what: str, raw: bytes, label: str) -> Found:
+def run(what: str, raw: bytes, label: str, stop: Stop | None = None) -> Found:
     """Do the work that `serve` knows as `what` in the helper.
 
     Raises:
         BadInput: as they do; code "exhausting" when a limit was reached.
+        Cancelled: when `stop` was set meanwhile.
     """
     global _helper
-    with _lock:
+    stop = stop or Stop()
+    while not _lock.acquire(timeout=0.1):  # somebody else's file
+        stop.check()
+    try:
         if _helper is not None and _helper.process.poll() is not None:
             close()
         if _helper is None:
             _helper = _Helper()
         try:
-            head, parts = _helper.ask(what, raw, label)
+            with stop.of(_helper):
+                head, parts = _helper.ask(what, raw, label)
         except (EOFError, OSError) as exc:
-            _helper.end()
-            _helper = None
+            close()
+            stop.check()
             raise BadInput(
                 f'"{label}" took more than {MOST_SECONDS} s or {MOST_MEMORY / 2**30:.0f} GB to decode; scale '
                 "it down, or save it as PNG or JPEG with another program.",
                 code="exhausting",
             ) from exc
+    finally:
+        _lock.release()
+    stop.check()
     if "error" in head:
         raise BadInput(head["error"], code=head["code"], field=head["field"])
     arrays = [

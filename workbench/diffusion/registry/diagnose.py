@@ -45,6 +45,27 @@ IGNORED: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^(v_pred|ztsnr)$"), "markers, see Look.prediction and Look.zero_snr"),
     (re.compile(r"^(safety_checker|feature_extractor)\."), "never loaded"),
 )  # fmt: skip
+# Entries of a header's `__metadata__` that are used (here or in `lora_format`), and those that are not,
+# with the reason. Any other one that looks like a setting is refused: see `check_header`.
+HEADER_USED = {"lora_adapter_metadata", "workbench", "modelspec.prediction_type", "modelspec.encoder_layer",
+               "ss_zero_terminal_snr", "ss_v_parameterization"}  # fmt: skip
+HEADER_IGNORED: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"format|dtype|precision|library(_name|_version)?|\w+_version|version"),
+     "the form of the file, which its tensors show"),
+    (re.compile(r"ss_\w+|sshs_\w+"), "kohya's record of the training; its scales are the alpha tensors"),
+    (re.compile(r"modelspec\.\w+"), "names, dates, licence, what the file is for"),
+    (re.compile(r"ot_\w+"), "OneTrainer's record of the training; its scales are the alpha tensors"),
+    (re.compile(r"job|config|software|training_info|network_args|base_?model\w*|epochs?|(global_)?steps?"
+                r"|seed|resolution|learning_rate|lr|batch_size|dataset\w*|num_\w*images"),
+     "how it was trained, which its tensors hold"),
+    (re.compile(r"sd_merge_\w+|merge\w*|recipe"), "how it was merged, which its tensors hold"),
+    (re.compile(r"prompt|workflow|parameters"), "the graph of the program that saved it"),
+    (re.compile(r"name|title|authors?|creator|licen[cs]e|description|comments?|notes?|tags?|urls?|homepage"
+                r"|source|repo\w*|trigger\w*|activation\w*|instance_prompt|usage\w*|date|created\w*|time\w*"
+                r"|hash\w*|sha256|\w*_hash|id|thumbnail|preview\w*"),
+     "for people"),
+)  # fmt: skip
+_TELLING = re.compile(r"alpha|scal(e|ing)|dora|rslora|quant|bits", re.IGNORECASE)
 _PARTS = (_UNET, _VAE, "cond_stage_model.", "conditioner.embedders.")
 _CHANNELS = {9: "an inpainting model", 8: "an edit model (InstructPix2Pix)", 5: "a depth model",
              7: "an upscaler", 13: "a video model"}  # fmt: skip
@@ -150,6 +171,34 @@ def diagnose_bytes(head: bytes, size: int) -> Look:
     return _contents(header, shapes, metadata if isinstance(metadata, dict) else {})
 
 
+def check_header(metadata: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Account for every entry of a header's `__metadata__`.
+
+    Returns:
+        The key of an entry that is not known and may change what the numbers mean ("" where there is
+        none): its name says so, or its value is a number, a switch or a structure. And the keys
+        that are not known either, but hold mere text.
+    """
+    others = []
+    for key, value in metadata.items():
+        if key in HEADER_USED or any(p.fullmatch(key) for p, _ in HEADER_IGNORED):
+            continue
+        if _TELLING.search(key) or _is_setting(str(value)):
+            return key, []
+        others.append(key)
+    return "", others
+
+
+def _is_setting(text: str) -> bool:
+    """Whether a value is more than words."""
+    if text.strip().lower() in ("true", "false", "yes", "no", "on", "off", "none", ""):
+        return text.strip().lower() not in ("none", "")
+    try:
+        return not isinstance(json.loads(text), str)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _length(head: bytes) -> int:
     return int(struct.unpack("<Q", head[:8])[0]) if len(head) >= 8 else 0
 
@@ -220,6 +269,12 @@ def _refusal(
     said = str(metadata.get("modelspec.prediction_type", ""))
     if said and not _prediction(said):
         return "prediction", f"predicts {said!r:.40}; the workbench knows epsilon and v-prediction"
+    unknown, _ = check_header(metadata)
+    if unknown:
+        return "metadata", (
+            f"says {unknown:.80} = {str(metadata[unknown])!r:.80} in its header, which is not known; it "
+            "may change what the model computes"
+        )
     for name in names:
         if not name.startswith(_PARTS) and not any(p.search(name) for p, _ in IGNORED):
             return "unknown-tensor", (
@@ -261,19 +316,28 @@ def _facts(
                   if n in shapes), ())  # fmt: skip
     width = next((s[1] for n, s in shapes.items() if n.startswith(prefix) and len(s) == 2
                   and n.endswith("attn2.to_k.weight")), 0)  # fmt: skip
-    said = _prediction(str(metadata.get("modelspec.prediction_type", "")))
     marked = "v_pred" in shapes
     notices = []
     if str(metadata.get("modelspec.encoder_layer", "1")) not in ("1", ""):
         notices.append("It was trained with a lower layer of the text encoder (CLIP skip), which is not "
                        "applied: prompts work less precisely.")  # fmt: skip
+    others = check_header(metadata)[1]
+    if others:
+        notices.append(f"Its header also says {', '.join(others)[:160]}, which is not used.")
     return {
         "family": _WIDTHS.get(width, ""),
         "channels": first[1] if len(first) == 4 else 4,
-        "prediction": "v_prediction" if marked else said,
+        "prediction": "v_prediction" if marked else prediction_of(metadata),
         "zero_snr": "ztsnr" in shapes or str(metadata.get("ss_zero_terminal_snr")) == "True",
         "notices": tuple(notices),
     }
+
+
+def prediction_of(metadata: Mapping[str, Any]) -> str:
+    """What a file's header says that its model predicts: epsilon, v_prediction or ""."""
+    said = _prediction(str(metadata.get("modelspec.prediction_type", "")))
+    by_kohya = str(metadata.get("ss_v_parameterization")) == "True"
+    return said or ("v_prediction" if by_kohya else "")
 
 
 def _prediction(said: str) -> str:

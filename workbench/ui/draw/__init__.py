@@ -12,7 +12,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from workbench.canvas.checklist import Finding, by_level, check_prompt, checklist, ready
+from workbench.canvas.checklist import Finding, by_level, check_lora, check_prompt, checklist, ready
 from workbench.canvas.drawing import Drawing
 from workbench.core.config import (
     SPECS,
@@ -86,7 +86,8 @@ def _panel(backend: Backend, space: Workspace, pad: Drawpad) -> None:
     waiting = not (drawing.arrows or found.mask.any()) and area.unpainted(space) == "propose"
     checks = checklist(drawing, pad.size, found.mask, space.drag)
     checks = area.told(checks, found, waiting=waiting)
-    checks = by_level([*checks, *check_prompt(space.project.prompt)])
+    checks += [*check_prompt(space.project.prompt), *check_lora(space.lora_file, space.drag)]
+    checks = by_level(checks)
     job = _job(backend, space)
     _run(backend, space, drawing, checks, job)
     panel(backend, space, drawing, job)

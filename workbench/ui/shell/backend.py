@@ -41,6 +41,7 @@ from workbench.diffusion.registry import ModelSpec
 from workbench.imaging import decode as images
 from workbench.imaging.coords import Viewport
 from workbench.imaging.crop import Crop
+from workbench.imaging.opening import Stop
 from workbench.storage.archive import page
 from workbench.storage.history import Store
 from workbench.sweeps.results import estimate
@@ -93,9 +94,9 @@ class Backend(Jobs):
 
     # --- pictures ---------------------------------------------------------------------------------
 
-    def decode(self, raw: bytes, name: str) -> images.Decoded:
+    def decode(self, raw: bytes, name: str, stop: Stop | None = None) -> images.Decoded:
         """Read an upload; `BadInput` in one sentence when it is no usable picture."""
-        return images.decode(raw, name)
+        return images.decode(raw, name, stop)
 
     def restored(self, decoded: images.Decoded) -> Workspace | None:
         """The project that a picture of ours brings along (mask, arrows, settings), or None."""

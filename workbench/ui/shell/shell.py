@@ -152,7 +152,7 @@ def _state_words(backend: Backend, space: Workspace, job: Job | None) -> tuple[s
     """Icon and text of the line."""
     if space.generation is not None:
         return "check_circle", say("shell.ready_no_training")
-    if space.lora_file is not None:
+    if space.lora_file is not None and not space.drag.drafts:
         return "check_circle", say("shell.ready_lora", name=plain(space.lora_file.name, 40))
     if job is not None and job.state is JobState.QUEUED:
         return "hourglass_top", say("shell.training_waits")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -20,6 +21,7 @@ from workbench.canvas.overlay import overlay
 from workbench.core.record import JobState
 from workbench.imaging.crop import Crop
 from workbench.imaging.decode import Decoded
+from workbench.imaging.opening import Stop
 from workbench.ui import components
 from workbench.ui.shell import figures, shell
 from workbench.ui.shell.backend import Backend
@@ -30,6 +32,9 @@ from workbench.ui.upload import generating
 
 _EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 MOST_RECENT = 9
+_READING = "upload_reading"
+_AT_ONCE = 1.0  # s within which nearly every file is open
+_LOOK = 0.5  # s between two looks at one that is not
 # in Settings.ui: one of the three below; True is the "always" of version 1
 TRAIN_ON_UPLOAD = "train_on_upload"
 WHEN_GPU, WHEN_OPENED, WHEN_RUN = "gpu", "always", "run"
@@ -118,15 +123,78 @@ def _upload(backend: Backend) -> None:
     with st.container(key="quiet_paste"):
         components.paste(key, key="paste")
     if file is None:
+        st.session_state.pop(_READING, None)
         return
     with guard():
-        decoded = backend.decode(file.getvalue(), file.name)
+        decoded = _read(backend, file)
+        if decoded is None:
+            return
         restore = _restore_or_edit() if decoded.edit is not None else False
         if restore is None:
             return
         opened = take(backend, decoded, restore=restore)
         st.session_state["upload_nonce"] = nonce + 1
+        st.session_state.pop(_READING, None)
         enter(backend, opened)
+
+
+class Reading:
+    """An uploaded file that is opened beside the page, which stays usable and can give it up."""
+
+    def __init__(self, of: str, read: Callable[[Stop], Decoded]) -> None:
+        """Begin; `of` is the file's id."""
+        self.of = of
+        self.stop = Stop()
+        self._found: Decoded | None = None
+        self._error: Exception | None = None
+        self._read = read
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._found = self._read(self.stop)
+        except Exception as exc:  # shown by the page, which asks for the result
+            self._error = exc
+
+    def ended(self, wait: float = 0.0) -> bool:
+        """Whether it has ended, after at most `wait` seconds."""
+        self._thread.join(wait)
+        return not self._thread.is_alive()
+
+    def result(self) -> Decoded:
+        """The picture.
+
+        Raises:
+            BadInput, Cancelled: what went wrong.
+        """
+        if self._error is not None:
+            raise self._error
+        assert self._found is not None
+        return self._found
+
+
+def _read(backend: Backend, file: Any) -> Decoded | None:
+    """The picture in an uploaded file; None while it takes long, with Cancel on the page."""
+    reading: Reading | None = st.session_state.get(_READING)
+    if reading is None or reading.of != file.file_id:
+        raw, name = file.getvalue(), file.name
+        reading = Reading(file.file_id, lambda stop: backend.decode(raw, name, stop))
+        st.session_state[_READING] = reading
+    at_work = reading
+    if at_work.ended(_AT_ONCE):
+        return at_work.result()
+
+    def waiting() -> None:
+        if at_work.ended():
+            st.rerun(scope="app")
+        with st.container(horizontal=True, vertical_alignment="center", key="opening_file"):
+            st.markdown(say("upload.opening", name=inert(file.name, 40)))
+            st.space("stretch")
+            st.button(say("draw.cancel"), key="cancel_opening", on_click=at_work.stop.set)
+
+    st.fragment(waiting, run_every=_LOOK)()
+    return None
 
 
 def _restore_or_edit() -> bool | None:
