@@ -258,6 +258,7 @@ class _Helper:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "workbench.imaging.decode"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env,
+            stderr=subprocess.DEVNULL,  # what Pillow and libtiff remark is not for people
         )  # fmt: skip
 
     def ask(self, what: str, raw: bytes, label: str) -> Any:

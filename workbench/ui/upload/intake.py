@@ -123,7 +123,7 @@ def _upload(backend: Backend) -> None:
     with st.container(key="quiet_paste"):
         components.paste(key, key="paste")
     if file is None:
-        st.session_state.pop(_READING, None)
+        _give_up()
         return
     with guard():
         decoded = _read(backend, file)
@@ -134,7 +134,7 @@ def _upload(backend: Backend) -> None:
             return
         opened = take(backend, decoded, restore=restore)
         st.session_state["upload_nonce"] = nonce + 1
-        st.session_state.pop(_READING, None)
+        _give_up()
         enter(backend, opened)
 
 
@@ -174,10 +174,18 @@ class Reading:
         return self._found
 
 
+def _give_up() -> None:
+    """Nobody waits for the file any more that was being opened."""
+    reading: Reading | None = st.session_state.pop(_READING, None)
+    if reading is not None:
+        reading.stop.set()
+
+
 def _read(backend: Backend, file: Any) -> Decoded | None:
     """The picture in an uploaded file; None while it takes long, with Cancel on the page."""
     reading: Reading | None = st.session_state.get(_READING)
     if reading is None or reading.of != file.file_id:
+        _give_up()
         raw, name = file.getvalue(), file.name
         reading = Reading(file.file_id, lambda stop: backend.decode(raw, name, stop))
         st.session_state[_READING] = reading
