@@ -373,9 +373,8 @@ class Watch:
         return said
 
 
-@contextlib.contextmanager
-def serving(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """The app of this checkout on loopback, with the tiny model of the tests; its log in the folder."""
+def server_command(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """How the app of this checkout is started with the tests' tiny model, its cache in `folder`."""
     cache = folder / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     cache.joinpath("models.toml").write_text(
@@ -386,17 +385,33 @@ def serving(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         **os.environ, "WORKBENCH_CACHE": str(cache), "WORKBENCH_MODEL": "micro",
         "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "workbench", "app", "--port", str(port)]
+    return [sys.executable, "-m", "workbench", "app"], env
+
+
+def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """The app on loopback; its log in the folder."""
+    command, env = server_command(folder)
     with (folder / f"server-{port}.log").open("ab") as log:
-        process = subprocess.Popen(  # noqa: S603
-            command, cwd=REPO, env=env, stdout=log, stderr=log, preexec_fn=lambda: os.nice(19)
+        return subprocess.Popen(  # noqa: S603
+            [*command, "--port", str(port)], cwd=REPO, env=env, stdout=log, stderr=log
         )
+
+
+def wait_for(process: subprocess.Popen[bytes], port: int) -> None:
+    """Wait until a server answers."""
+    end = time.monotonic() + PATIENCE
+    while not answers(port):
+        if process.poll() is not None or time.monotonic() > end:
+            raise AssertionError("the server did not start")
+        time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that answers, ended when the block is left."""
+    process = start_server(folder, port)
     try:
-        end = time.monotonic() + PATIENCE
-        while not answers(port):
-            if process.poll() is not None or time.monotonic() > end:
-                raise AssertionError("the server did not start")
-            time.sleep(0.5)
+        wait_for(process, port)
         yield process
     finally:
         process.terminate()

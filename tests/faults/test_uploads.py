@@ -8,7 +8,8 @@ import resource
 import struct
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -497,10 +498,33 @@ def test_rare_forms_of_jpeg_are_named() -> None:
         assert refused(bytes(raw)) == "rare-form"
 
 
+@pytest.fixture
+def no_heif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine without pillow-heif, whatever is installed on this one."""
+    tmp_path.joinpath("pillow_heif.py").write_text("raise ImportError\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    opening.close()
+    yield
+    opening.close()
+
+
+@pytest.mark.usefixtures("no_heif")
 def test_avif_and_jpeg_2000_open_and_heic_says_how() -> None:
     for kind in ("AVIF", "JPEG2000"):
         got = decode.decode(save(photo(), kind))
         assert got.rgb.shape == (40, 60, 3)
         assert np.abs(got.rgb.astype(int) - np.asarray(photo())).mean() < 12
     assert refused(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)) == "heic"
-    opening.close()
+
+
+def test_heic_opens_where_pillow_heif_is_installed() -> None:
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif of requirements-dev.txt")
+    rgb = np.asarray(photo().resize((600, 400)))
+    out = io.BytesIO()
+    heif.from_pillow(Image.fromarray(rgb)).save(out, quality=95)
+    raw = out.getvalue()
+    got = decode.decode(raw, "IMG_0001.HEIC")
+    assert got.rgb.shape == rgb.shape
+    assert np.abs(got.rgb.astype(int) - rgb).mean() < 4
+    assert refused(raw[: len(raw) // 2]) in ("unreadable", "cut-off")
+    assert refused(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)) == "unreadable"

@@ -10,7 +10,7 @@ import io
 import json
 import struct
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from workbench.core.request import EditRequest, ImageAsset, Point, PointPair
 from workbench.diffusion.lora_files import read
 from workbench.diffusion.registry import ModelSpec
 from workbench.diffusion.registry.files import find_files
-from workbench.imaging import decode
+from workbench.imaging import decode, opening
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 TABLE: list[dict[str, Any]] = tomllib.loads((DATA / "cases.toml").read_text("utf-8"))["case"]
@@ -227,6 +227,18 @@ def raw_of(name: str) -> bytes:
 
 def label(case: dict[str, Any]) -> str:
     return f"{case['as']}: {case.get('file') or case.get('made') or case.get('text') or case.get('arrows')}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_heif(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The table is that of a machine without pillow-heif, whatever is installed on this one."""
+    folder = tmp_path_factory.mktemp("no-heif")
+    folder.joinpath("pillow_heif.py").write_text("raise ImportError\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        opening.close()
+        yield
+        opening.close()
 
 
 @pytest.mark.parametrize("case", TABLE, ids=label)
