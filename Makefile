@@ -5,6 +5,7 @@
 # make check  lint, format, types, unused code, complexity, known vulnerabilities, licences
 # make attack  hostile files, hosts, kills and full disks against this checkout, on loopback: ten minutes
 # make soak    twenty people on one server for an hour: memory, handles, threads and jobs (MINUTES=60)
+# make siege   two servers and the command line on one cache, killed at random for ten minutes
 # make house  the layout against its limits: modules, lengths, parameters, cycles, unused code
 # make screenshots  photograph every page into docs/screenshots (makes its edits first: minutes)
 ifndef PYTHON
@@ -18,10 +19,10 @@ PORT ?= 8501
 TESTS ?= tests
 WORKERS ?= 2
 
-.PHONY: app app-cluster test test-machines screenshots check house lock audit attack soak format chromium clean help
+.PHONY: app app-cluster test test-machines screenshots check house lock audit attack soak siege format chromium clean help
 
 help:
-	@sed -n '1,9p' Makefile
+	@sed -n '1,10p' Makefile
 
 $(BIN)/python:
 	@echo "Making a Python environment in $(VENV) ..."
@@ -81,6 +82,9 @@ attack: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python tools/soak.py --minutes $(or $(MINUTES),60)
+
+siege: $(VENV)/.dev
+	$(BIN)/python tools/siege.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -147,7 +147,7 @@ def test_hostile_zips_get_one_sentence_each_and_nothing_is_written(
 LONG = {"lora": {"steps": 2000, "batch_size": 1, "rank": 4}}
 
 
-def test_cancel_in_a_run_of_the_whole_page(server: Server, bench: Bench) -> None:
+def test_fault_36_cancel_in_a_run_of_the_whole_page(server: Server, bench: Bench) -> None:
     """A click on Cancel that also leaves a changed text field: Streamlit runs the whole page for both."""
     name = server.project(picture(64, 48, seed=83), **LONG)
     bench.open("/", project=name)
@@ -180,7 +180,7 @@ def test_cancel_in_a_run_of_the_whole_page(server: Server, bench: Bench) -> None
     assert [r.status for r in records] == [JobState.CANCELLED]
 
 
-def test_an_upload_that_takes_long_can_be_cancelled(server: Server, bench: Bench) -> None:
+def test_fault_11_an_upload_that_takes_long_can_be_cancelled(server: Server, bench: Bench) -> None:
     out = io.BytesIO()
     Image.open(io.BytesIO(picture(80, 64, seed=84))).save(out, "TIFF")  # opened in the helper
     bench.open("/")

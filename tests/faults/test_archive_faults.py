@@ -166,4 +166,4 @@ def test_encrypted_files_are_refused(good: bytes, store: Store) -> None:
     raw = bytearray(good)
     at = raw.index(b"PK\x01\x02")
     raw[at + 8] |= 0x1
-    refused(store, bytes(raw), "damaged")
+    refused(store, bytes(raw), "cannot be unpacked here")

@@ -293,3 +293,76 @@ except StoreError as exc:
         for path in tree:
             path.chmod(0o700 if path.is_dir() else 0o600)
     assert done.stdout.strip() == "read-only", done.stderr
+
+
+# Edits until the disk is full, by whoever runs this: a folder on a disk with room for few of them.
+FILL = """
+import sys
+from pathlib import Path
+
+import numpy as np
+from store_tools import edit
+
+from workbench.core.errors import StoreError
+from workbench.core.record import EditResult, JobState, EditRecord
+from workbench.core.request import EditRequest, Point, PointPair
+from workbench.storage.history import Store
+
+store = Store(Path(sys.argv[1]))
+print("open", flush=True)
+refused = 0
+for seed in range(1000):
+    try:
+        rgb = np.random.default_rng(seed).integers(0, 256, (64, 64 + seed % 50, 3), dtype=np.uint8)
+        image = store.put_image(rgb)
+        request = EditRequest(image=image, pairs=(PointPair(Point(1, 2), Point(5, 6)),))
+        name = store.begin(request)
+        result = EditResult(image=store.put_image(rgb[::-1].copy()).id)
+        store.finish(EditRecord(id=name, request=request, status=JobState.DONE, result=result))
+    except StoreError as exc:
+        print("refused", exc, flush=True)
+        refused += 1
+        if refused == 20:
+            break
+    else:
+        print("done", name, flush=True)
+"""
+# A disk of 2 MB: a tmpfs in a namespace of its own, which needs no rights beyond one's own
+SMALL_DISK = 'mount -t tmpfs -o size=2m none "$1" && "$2" -c "$3" "$1/history"; cp -r "$1" "$4"'
+
+
+def filled(disk: Path, kept: Path) -> str | None:
+    """What the edits on a disk of 2 MB said, and its files under `kept`; None where no disk can be made."""
+    disk.mkdir()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPO), str(Path(__file__).parent)])}
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", SMALL_DISK, "sh",
+         str(disk), sys.executable, FILL, str(kept)],
+        env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout if "open" in done.stdout else None
+
+
+def test_fault_29_a_disk_that_fills_by_bytes(tmp_path: Path) -> None:
+    said = filled(tmp_path / "disk", tmp_path / "kept")
+    if said is None:
+        pytest.skip("no file system can be mounted in a namespace here")
+    lines = [line.split(maxsplit=1) for line in said.splitlines()]
+    done = [rest[0] for word, *rest in lines if word == "done"]
+    refused = [rest[0] for word, *rest in lines if word == "refused"]
+    assert len(done) > 10
+    assert len(refused) == 20
+    store = Store(tmp_path / "kept" / "history")  # brought to a disk with room
+    store.recover()
+    records = {r.id: r for r in store.records()}
+    for name in done:
+        assert records[name].status is JobState.DONE
+        result = records[name].result
+        assert result is not None
+        rgb = store.image(records[name].request.image.id)
+        assert (store.image(result.image) == rgb[::-1]).all()
+    rest = [r for name, r in records.items() if name not in done]
+    assert all(r.status is JobState.INTERRUPTED for r in rest)
+    assert verify(store).ok
+    assert edit(store).status is JobState.DONE
+    store.close()

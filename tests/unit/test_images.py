@@ -446,7 +446,7 @@ def test_resize() -> None:
     assert json.dumps(decode.working_size(40, 30)) == "[512, 384]"
 
 
-def test_a_file_that_is_being_opened_can_be_given_up() -> None:
+def test_fault_11_a_file_that_is_being_opened_can_be_given_up() -> None:
     raw = save(Image.fromarray(noise()), "TIFF")
     assert decode.decode(raw, "first").width == 40  # the helper runs
     helper = opening._helper

@@ -304,7 +304,7 @@ def _orientation(im: Image.Image, notices: list[str]) -> int:
     try:
         value = im.getexif().get(0x0112, 1)
     except Exception:  # the EXIF parser meets arbitrary bytes: see _reading
-        notices.append("The picture's EXIF data is damaged; it is shown as it is stored.")
+        notices.append("The picture's EXIF data cannot be read; it is shown as it is stored.")
         return 1
     return value if isinstance(value, int) else 1
 
@@ -334,7 +334,7 @@ def _edit_of(im: ImageFile.ImageFile, notices: list[str]) -> dict[str, Any] | No
         if not isinstance(data, dict):
             raise ValueError("no object")
     except (ValueError, RecursionError):
-        notices.append("The edit settings inside the picture are damaged and were ignored.")
+        notices.append("The edit settings inside the picture cannot be read and were ignored.")
         return None
     return data
 

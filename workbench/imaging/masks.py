@@ -378,7 +378,7 @@ def _to_srgb(base: Image.Image, profile: bytes | None, notices: list[str]) -> Im
                 notices.append("Colours were converted from the embedded profile to sRGB.")
                 return made
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            notices.append("The colour profile is damaged; colours are taken as sRGB.")
+            notices.append("The colour profile cannot be read; colours are taken as sRGB.")
     return base.convert("RGB")
 
 

@@ -106,7 +106,7 @@ class Checked:
             self._zip = zipfile.ZipFile(file)
             infos = self._zip.infolist()
         except _BROKEN as exc:
-            raise refuse(f"it is damaged ({exc})") from exc
+            raise refuse(_broken("it", exc)) from exc
         _check_entries(infos, limits)
         self._infos = {i.filename: i for i in infos if not _is_folder(i)}
         self.manifest = self._manifest()
@@ -182,7 +182,7 @@ class Checked:
                     size += len(piece)
                     sha.update(piece)
         except _BROKEN as exc:
-            raise refuse(f"{name} is damaged ({exc})") from exc
+            raise refuse(_broken(name, exc)) from exc
         return size, sha.hexdigest()
 
     def _unpack(self, name: str) -> bytes:
@@ -193,7 +193,13 @@ class Checked:
             with self._zip.open(info) as file:
                 return file.read(info.file_size)
         except _BROKEN as exc:
-            raise refuse(f"{name} is damaged ({exc})") from exc
+            raise refuse(_broken(name, exc)) from exc
+
+
+def _broken(name: str, exc: Exception) -> str:
+    """What is wrong with a file that cannot be unpacked; one that is whole is not called damaged."""
+    whole = isinstance(exc, (NotImplementedError, RuntimeError))  # packed otherwise, or encrypted
+    return f"{name} cannot be unpacked here ({exc})" if whole else f"{name} is damaged ({exc})"
 
 
 class Refused(StoreError, BadInput):

@@ -360,5 +360,5 @@ def _mask(text: Any, width: int, height: int) -> NDArray[np.bool_] | None:
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as exc:
-        raise BadInput("The picture's edit settings hold a damaged mask.") from exc
+        raise BadInput("The mask in the picture's edit settings cannot be read.") from exc
     return decode.decode_mask(raw, width, height)
