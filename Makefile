@@ -42,7 +42,7 @@ app: $(VENV)/.app
 	@$(BIN)/python -m workbench app --port $(PORT)
 
 $(VENV)/.ray: $(VENV)/.app requirements-dev.txt
-	@$(BIN)/python -m pip install --quiet $$(sed -n 's/^\(ray==[^ ]*\).*/\1/p' requirements-dev.txt)
+	@$(BIN)/python -m pip install --quiet $$(sed -n 's/^\(ray\[client\]==[^ ]*\).*/\1/p' requirements-dev.txt)
 	@touch $@
 
 app-cluster: $(VENV)/.ray

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks import dragbench, photos_cli, scenes_cli, speed
+from benchmarks import cards, dragbench, photos_cli, scenes_cli, speed
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -13,3 +13,4 @@ def add_parsers(subparsers: Any) -> None:
     photos_cli.add_parser(subparsers)
     dragbench.add_parser(subparsers)
     speed.add_parser(subparsers)
+    cards.add_parser(subparsers)

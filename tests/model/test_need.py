@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tiny_models import KINDS
 
+from benchmarks import cards
 from workbench.core.config import LoraConfig
 from workbench.core.request import EditRequest, ImageAsset, Point, PointPair
 from workbench.diffusion import model
@@ -99,3 +101,19 @@ def test_a_loaded_model_counts_as_free(files: ModelFiles) -> None:
     cold = estimate(REQUEST, files, loaded=False, **given)  # type: ignore[arg-type]
     warm = estimate(REQUEST, files, loaded=True, **given)  # type: ignore[arg-type]
     assert warm.free - cold.free == memory._weights(files, "fp32") > 4_000_000
+
+
+def test_a_larger_card_carries_more_and_the_table_says_where_each_ends(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    args = argparse.Namespace(model=["sd15"], cards=[8, 24], dtype="fp16")
+    assert cards.run(args) == 0
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if " GB " in line]
+    ends = [[int(cell.split()[0]) for cell in row[3:6]] for row in rows]
+    assert len(ends) == 2
+    for small, large in zip(*ends, strict=True):
+        assert 512 <= small < large
+    need = cards._estimator("sd15", "fp16")
+    limit = ends[0][0]
+    assert need(limit).peak <= 8 * 2**30 * cards._OURS < need(limit + 64).peak
+    assert cards._parameters(cards._files("sd15")) == pytest.approx(1.066e9, rel=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from small_unet import TEXT, normal, small_unet, text
 from torch import nn
 
 from workbench.accel import cpu_attention
-from workbench.diffusion import lora
+from workbench.diffusion import device, lora
+from workbench.editing.memory import environment, expected_difference
 
 pytestmark = pytest.mark.numerics
 
@@ -114,6 +116,29 @@ def test_it_is_given_back_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="midway"), cpu_attention.fast_cpu_layers(unet):
         raise RuntimeError("midway")
     assert dict(unet.attn_processors) == before
+
+
+def test_attention_is_left_to_torch_where_torch_is_faster() -> None:
+    unet = small_unet()
+    before = dict(unet.attn_processors)
+    with cpu_attention.fast_cpu_layers(unet, narrow=False):
+        assert dict(unet.attn_processors) == before
+        assert any("forward" in vars(m) for m in unet.modules())  # the gates are still ours
+
+
+@pytest.mark.parametrize(
+    ("name", "fused"), [("Intel(R) Xeon(R) Processor", True), ("AMD EPYC 7763", False)]
+)
+def test_who_computes_attention_hangs_on_the_processor_and_is_told_to_records(
+    monkeypatch: pytest.MonkeyPatch, name: str, fused: bool
+) -> None:
+    monkeypatch.setattr(device, "processor", lambda: name)
+    assert device.fused_attention_wins() is fused
+    kind = types.SimpleNamespace(type="cpu")
+    told = environment(types.SimpleNamespace(device=kind, dtype_name="fp32"))  # type: ignore[arg-type]
+    assert told["instructions"].endswith("fused") is fused
+    other = {**told, "instructions": "of before"}
+    assert expected_difference(other, told) != 0.0
 
 
 def test_other_precisions_are_left_alone() -> None:

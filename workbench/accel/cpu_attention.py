@@ -5,7 +5,9 @@ Three layers of a small U-Net take most of its time on a CPU without being most 
 - attention with few channels per head (8 in `storybook`): torch's fused kernel multiplies a score
   block [rows, keys] with a [keys, 8] matrix, an inner shape at which matrix libraries crawl. The
   transposed product, [8, keys] times [keys, rows], is three to ten times as fast; everything else is
-  the textbook: scores of a block of rows stay in the cache, and backward computes them again.
+  the textbook: scores of a block of rows stay in the cache, and backward computes them again. So
+  it was measured on AMD; on Intel, whose matrix library knows such shapes, torch's kernel takes half
+  the time of ours and is left alone (`device.fused_attention_wins`).
 - the gated feed-forward layer: one projection that is cut in two gives two strided halves, and a
   concatenation in backward; two projections by the two halves of the weight give neither.
 - LoRA while it trains: x W + (x A) B makes four products and two sums over all tokens where the
@@ -176,10 +178,10 @@ class _SplitGate:
 
 
 @contextlib.contextmanager
-def fast_cpu_layers(unet: Any) -> Iterator[None]:
+def fast_cpu_layers(unet: Any, *, narrow: bool = True) -> Iterator[None]:
     """Compute a float32 U-Net on a CPU in the way above during the block; elsewhere nothing changes.
 
-    What was found is put back, also on an error.
+    `narrow` False leaves attention to torch. What was found is put back, also on an error.
     """
     if unet.device.type != "cpu" or unet.dtype != torch.float32:
         yield
@@ -193,7 +195,7 @@ def fast_cpu_layers(unet: Any) -> Iterator[None]:
     try:
         for module in unet.modules():
             if isinstance(module, Attention):
-                if type(module.processor) is AttnProcessor2_0 and plain(module):
+                if narrow and type(module.processor) is AttnProcessor2_0 and plain(module):
                     found.append((module, module.processor))
                     module.set_processor(processor)
             elif type(module) is GEGLU and type(module.proj) is torch.nn.Linear:

@@ -153,6 +153,15 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def fused_attention_wins() -> bool:
+    """True where torch's own attention beats `accel/cpu_attention.py` on narrow heads.
+
+    By the processor's maker and not by a stop-watch: a machine must compute in one way always. Measured
+    with torch 2.13 on a Xeon with AVX-512, and held to AVX2: half the time of ours (docs/benchmarks.md).
+    """
+    return "intel" in processor().lower()
+
+
 def memory(device: str) -> Memory:
     """Free and total bytes of a device; for a CPU the machine's (or container's) memory."""
     if device.startswith("cuda"):

@@ -201,7 +201,7 @@ class Runtime:
             self.lock,
             unchanged(self.unet),
             unchanged(self.vae),
-            fast_cpu_layers(self.unet),
+            fast_cpu_layers(self.unet, narrow=not devices.fused_attention_wins()),
             channels_last(self.unet, on=self._turned),
             devices.repeatable(self.device.type),
         ):

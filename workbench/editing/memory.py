@@ -393,7 +393,8 @@ def environment(runtime: Runtime) -> dict[str, str]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": device.processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "instructions": torch.backends.cpu.get_cpu_capability()
+        + (" fused" if device.fused_attention_wins() else ""),
         "device": str(runtime.device),
         "dtype": runtime.dtype_name,
         "threads": str(torch.get_num_threads()),
