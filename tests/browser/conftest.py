@@ -70,10 +70,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker("browser")
-            # Streamlit's front end now and then receives an element for a container that a page change has
-            # just removed; nothing of ours decides that order, and a reload mends the page. Only that
-            # message is tried again; every other failure counts at once.
-            item.add_marker(pytest.mark.flaky(reruns=2, only_rerun=["delta path"]))
             item.add_marker(pytest.mark.timeout(1500))  # a busy machine; alone it is a tenth
 
 

@@ -101,3 +101,19 @@ def test_an_unknown_job_or_project_in_the_address_is_said_so(server: Server, ben
     bench.open("/drag", project="../../etc/passwd")
     expect(bench.page.get_by_text("No picture is open.")).to_be_visible()
     expect(bench.page.get_by_text("Traceback")).to_have_count(0)
+
+
+def test_pages_change_and_strokes_come_while_a_job_runs(server: Server, bench: Bench) -> None:
+    """`settle` fails as soon as the browser is sent an element without its container."""
+    begin(server, bench, 27, **LONG)
+    places = ["Results", "Mask & points", "Compare", "Mask & points", "History", "Mask & points"]
+    for n, title in enumerate(2 * places):
+        bench.page.get_by_role("link", name=title, exact=True).first.click()
+        bench.page.wait_for_timeout((60, 450, 900)[n % 3])
+        if title == "Mask & points":
+            # the menu's entry reruns the drawing's fragment while the page is still being sent
+            bench.page.keyboard.press("b" if n % 4 == 1 else "a")
+    bench.settle()
+    expect(bench.page.get_by_role("heading", level=1)).to_have_text("Mask & points")
+    expect(bench.canvas).to_have_count(1)
+    cancel(bench)

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from workbench.canvas.checklist import Finding, by_level, check_lora, check_prompt, checklist, ready
 from workbench.canvas.drawing import Drawing
@@ -48,22 +49,52 @@ def _style() -> str:
 
 
 def editor(backend: Backend, project: str) -> None:
-    """Everything that a stroke changes stands in one fragment: only that is run again."""
+    """Canvas and tools on the left; run, result and settings on the right.
+
+    Everything that a stroke changes is written by one fragment: only that is run again. Job and queue
+    have fragments beside it, never inside it: when a fragment is run again, Streamlit drops what it
+    had sent but not yet delivered and keeps what fragments inside it had sent, so that the browser
+    gets elements without their container ("Bad delta path index") and stops.
+    """
     st.html(_style())
+    with guard():
+        space = Workspace.open(backend.store, project)
+        job = _job(backend, space)
+        with st.container(key="halves_drag"):
+            left, right = st.columns([3, 1], gap="medium")
+        with right, st.container(key="card_run"):
+            with st.container(key="run_place"):
+                progress, button = st.container(), st.container()
+            rest, queue = st.container(), st.container()
+        live = job is not None and not job.state.ended
+        if live and job is not None:
+            with progress:
+                run_panel.job_panel(backend, job.id, key="drag", on_stage=job.kind == "edit")
+        with queue:
+            run_panel.queue_panel(backend, key="queue", but=job.id if job else None)
+        with left:
+            _drawing(backend, project, job, button, rest)
+
+
+def _drawing(
+    backend: Backend,
+    project: str,
+    job: Job | None,
+    button: DeltaGenerator,
+    rest: DeltaGenerator,
+) -> None:
+    """The fragment: the canvas here, Run in `button`, what it would use in `rest`."""
     whole = [True]  # the first run is part of the page's
 
     def part() -> None:
         with guard():
             space = Workspace.open(backend.store, project)
-            with st.container(key="halves_drag"):
-                left, right = st.columns([3, 1], gap="medium")
-            with left, st.container(key="pad_all"):
+            with st.container(key="pad_all"):
                 pad = Drawpad(backend, space)
                 tool = pad.tools()
                 brush = pad.options(tool)
                 pad.canvas(tool, brush, _coach(space, tool))
-            with right, st.container(key="card_run"):
-                _panel(backend, space, pad)
+            _panel(backend, space, pad, job, button, rest)
         if not whole:
             run_panel.edited()
         whole.clear()
@@ -79,8 +110,18 @@ def _coach(space: Workspace, tool: str) -> str:
     )
 
 
-def _panel(backend: Backend, space: Workspace, pad: Drawpad) -> None:
-    """Run (or its progress) first, so that it keeps its place; what it would use below it."""
+def _panel(
+    backend: Backend,
+    space: Workspace,
+    pad: Drawpad,
+    job: Job | None,
+    button: DeltaGenerator,
+    rest: DeltaGenerator,
+) -> None:
+    """Run first, so that it keeps its place; what it would use below it.
+
+    `job` is as the page last saw it: its end is news for the whole page, not for this part.
+    """
     drawing = pad.drawing
     found = backend.areas.of(space, drawing)
     waiting = not (drawing.arrows or found.mask.any()) and area.unpainted(space) == "propose"
@@ -88,16 +129,16 @@ def _panel(backend: Backend, space: Workspace, pad: Drawpad) -> None:
     checks = area.told(checks, found, waiting=waiting)
     checks += [*check_prompt(space.project.prompt), *check_lora(space.lora_file, space.drag)]
     checks = by_level(checks)
-    job = _job(backend, space)
-    _run(backend, space, drawing, checks, job)
-    panel(backend, space, drawing, job)
-    st.markdown("  \n".join(f"{_SIGNS[c.level]} {inert(c.text)}" for c in checks))
-    _example(space, pad)
-    _unpainted(backend, space, pad)
-    drag_form(space)
-    with st.expander(say("draw.arrows"), key="arrows_table"):
-        pad.table()
-    run_panel.queue_panel(backend, key="queue", but=job.id if job else None)
+    with button:
+        _run(backend, space, drawing, checks, job)
+    with rest:
+        panel(backend, space, drawing, job)
+        st.markdown("  \n".join(f"{_SIGNS[c.level]} {inert(c.text)}" for c in checks))
+        _example(space, pad)
+        _unpainted(backend, space, pad)
+        drag_form(space)
+        with st.expander(say("draw.arrows"), key="arrows_table"):
+            pad.table()
 
 
 def _job(backend: Backend, space: Workspace) -> Job | None:
@@ -119,24 +160,21 @@ def _job(backend: Backend, space: Workspace) -> Job | None:
 def _run(
     backend: Backend, space: Workspace, drawing: Drawing, checks: list[Finding], job: Job | None
 ) -> None:
-    """The Run button; while a run lasts, its progress and Cancel in the same place."""
+    """The Run button; while a run lasts, its progress and Cancel stand in this place."""
     reason = next((c.text for c in checks if c.level == "block"), None)
     live = job is not None and not job.state.ended
     editing = live and job is not None and job.kind in ("edit", "sweep")
-    with st.container(key="run_place"):
-        if live and job is not None:
-            run_panel.job_panel(backend, job.id, key="drag", on_stage=job.kind == "edit")
-        changed = not editing or _drawn_since(job, drawing)
-        pressed = changed and st.button(
-            say("draw.queue_another") if editing else say("draw.run"),
-            key="queue_another" if editing else "run",
-            type="secondary" if editing else "primary",
-            width="stretch",
-            icon=":material/playlist_add:" if editing else ":material/play_arrow:",
-            disabled=not ready(checks),
-            help=reason or (say("draw.queue_another_help") if editing else None),
-            shortcut="Ctrl+Enter",
-        )
+    changed = not editing or _drawn_since(job, drawing)
+    pressed = changed and st.button(
+        say("draw.queue_another") if editing else say("draw.run"),
+        key="queue_another" if editing else "run",
+        type="secondary" if editing else "primary",
+        width="stretch",
+        icon=":material/playlist_add:" if editing else ":material/play_arrow:",
+        disabled=not ready(checks),
+        help=reason or (say("draw.queue_another_help") if editing else None),
+        shortcut="Ctrl+Enter",
+    )
     if pressed:
         request = space.request(drawing.pairs, backend.mask_asset(space, drawing))
         submit(backend, space, request)
