@@ -17,6 +17,7 @@ from playwright.sync_api import expect
 from test_jobs_browser import cancel
 
 from workbench.canvas.rasterize import rasterise
+from workbench.ui.shell.forms import say
 
 SIZE = (256, 192)
 LONG = {"lora": {"steps": 2, "batch_size": 1, "rank": 4}, "drag": {"steps": 2000}}
@@ -206,6 +207,74 @@ def test_a_click_selects_shift_adds_and_alt_takes_away(
     left = rasterise(server.drawn(project, lambda d: len(d.shapes) == 1), *SIZE)
     assert left[blue[1], blue[0]]
     assert not left[red[1], red[0]]
+
+
+def test_the_slider_selects_more_and_less_of_the_last_click(
+    server: Server, bench: Bench, project: str
+) -> None:
+    bench.open("/drag", project=project)
+    bench.tool("Select")
+    bench.page.mouse.click(*bench.on_canvas(77, 102, SIZE))
+    bench.settle()
+    first = rasterise(server.drawn(project, lambda d: d.has_mask), *SIZE)
+    bench.page.get_by_role("slider").focus()
+    bench.page.keyboard.press("Home")
+    bench.settle()
+    less = server.drawn(project, lambda d: rasterise(d, *SIZE).sum() < first.sum())
+    assert rasterise(less, *SIZE)[102, 77]
+    assert len(less.shapes) == 1
+
+
+def test_the_wheel_the_keys_and_the_table_say_what_a_handle_holds(
+    server: Server, bench: Bench, project: str
+) -> None:
+    bench.open("/drag", project=project)
+    bench.stroke((77, 102), (110, 112), size=SIZE)
+    server.arrows(project, 1)
+    bench.page.mouse.move(*bench.on_canvas(77, 102, SIZE))
+    for _ in range(3):
+        bench.page.mouse.wheel(0, -120)
+    pair = server.drawn(project, lambda d: d.pairs[0].grow > 0.25).pairs[0]
+    assert (pair.grow, pair.move) == (0.3, "auto")
+    bench.page.keyboard.press("-")
+    bench.page.keyboard.press("t")
+    bench.page.keyboard.press("t")
+    pair = server.drawn(project, lambda d: d.pairs[0].move == "turn").pairs[0]
+    assert (pair.grow, pair.move) == (0.2, "turn")
+    bench.page.get_by_text("Arrows", exact=True).click()
+    held, moves = (
+        bench.page.get_by_label("How much arrow 1 holds"),
+        bench.page.get_by_label("How arrow 1 moves"),
+    )
+    expect(held).to_have_value("0.2")
+    expect(moves).to_have_value("turn")
+    moves.select_option("stretch")
+    server.drawn(project, lambda d: d.pairs[0].move == "stretch")
+    bench.settle()
+    held.focus()
+    bench.page.keyboard.press("Home")
+    pair = server.drawn(project, lambda d: d.pairs[0].grow == -1).pairs[0]
+    assert pair.move == "stretch"
+
+
+def test_run_shows_at_the_click_that_it_was_pressed(
+    server: Server, bench: Bench, project: str
+) -> None:
+    bench.open("/drag", project=project)
+    bench.stroke((77, 102), (110, 112), size=SIZE)
+    run = bench.page.locator(".st-key-run button")
+    expect(run).to_be_enabled()
+    before, after = run.evaluate(
+        """(button) => {
+          const look = () => getComputedStyle(button, "::before").content;
+          const before = look();
+          button.click();
+          return [before, look()];
+        }"""
+    )  # no time passes between the two: no server was asked
+    assert before == "none"
+    assert after == '"' + say("draw.starting") + '"'
+    expect(bench.page.locator("html[data-wb-run]")).to_have_count(0)
 
 
 def test_a_pin_is_a_click(server: Server, bench: Bench, project: str) -> None:

@@ -128,17 +128,18 @@ _SOFT = 0.02  # of that side: how far the surroundings of a moved piece come alo
 _LARGEST = 0.5  # of the picture: what holds together more widely is background, not a thing
 
 
-def part_at(rgb: U8, at: Point) -> Mask:
+def part_at(rgb: U8, at: Point, grow: float = 0.0) -> Mask:
     """What hangs together at a position, as a handle there would hold it.
 
     Args:
         rgb: uint8 [H, W, 3].
         at: where it was clicked.
+        grow: -1 (the spot itself) to 1 (all that hangs together somehow), as of an arrow's handle.
 
     Returns:
         bool [H, W]; empty when it would be most of the picture.
     """
-    found = held_region(rgb, at)
+    found = held_region(rgb, at, grow=grow)
     return found if found.mean() <= _LARGEST else np.zeros_like(found)
 
 

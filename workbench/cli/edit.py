@@ -87,7 +87,8 @@ def add_picture_and_points(parser: argparse.ArgumentParser) -> None:
         type=pair,
         default=[],
         metavar="X,Y:X,Y",
-        help="handle and target; may be repeated",
+        help="handle and target; may be repeated. Behind them, :grow=-1..1 (how much the handle "
+        "holds) and :move=auto|shift|turn|stretch",
     )
     parser.add_argument("--points", type=Path, metavar="FILE", help="pairs as JSON [[x,y,x,y],...]")
     area = parser.add_mutually_exclusive_group()

@@ -170,7 +170,7 @@ def pairs(
     *,
     size: tuple[int, int],
     revision: int,
-    add: str,
+    words: Mapping[str, Any],
     key: str,
     on_change: Callable[[], None],
 ) -> Any:
@@ -180,14 +180,14 @@ def pairs(
         arrows: ([handle x, handle y, target x, target y] in image px, switched on) each.
         size: the picture's width and height.
         revision: number of the drawing's state; it comes back with each change.
-        add: what the button says that adds an arrow.
+        words: `add` (the button that adds an arrow), `holds`, and `moves` (name of each way -> words).
         key: unique key of the element.
-        on_change: called after a change; the result's `change` has `kind` (edit, switch, remove, add),
-            `n` (from 0), `revision`, and `pair` or `on`.
+        on_change: called after a change; the result's `change` has `kind` (edit, switch, hold, remove,
+            add), `n` (from 0), `revision`, and `pair`, `on`, or `grow` and `move`.
     """
     rows = [{"pair": list(pair), "on": on} for pair, on in arrows]
     width, height = size
-    data = {"arrows": rows, "width": width, "height": height, "revision": revision, "add": add}
+    data = {"arrows": rows, "width": width, "height": height, "revision": revision, **words}
     return _component("pairs", '<div class="wb-pairs"></div>')(
         key=key, data=data, on_change_change=on_change
     )
@@ -207,8 +207,8 @@ def stage(
             rect, adjust), `brush` (diameter, CSS px), `paint` and `eraser` (colours `#rrggbb`),
             `generation` (number of the projection), `arrows` ({on, pair} each, image px), `size`
             (the picture's), `view` ([x0, y0, width, height] of the picture), `zoomed`, `masked`
-            (something is painted), `area` (data URL of a proposed mask, or None), `held` ("x,y" of a
-            handle -> data URL of the weights of what it moves), `draft` ({src, box} of the server's
+            (something is painted), `area` (data URL of a proposed mask, or None), `held` ("x,y,grow,move"
+            of a handle -> data URL of the weights of what it moves), `draft` ({src, box} of the server's
             preview, or None), `acked` (id -> number of the last log entry answered), `colours`,
             `label`, `said`, `coach` and `words`.
         key: unique key of the element; its state `sent` has id, number, generation, arrows, log and

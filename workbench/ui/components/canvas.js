@@ -17,6 +17,10 @@ const EDIT = "button[aria-label='Edit']";
 const PATIENCE = 450; // ms in which a stroke may not have been sent yet
 const GRAB = { mouse: 11, pen: 13, touch: 24 }; // px around an end that take hold of it
 const JITTER = 3; // px: a shorter arrow is a click
+const GROWS = 0.1; // a notch of the wheel changes `grow` so much
+const ANSWERED = 1500; // ms after which a run that was refused gives the button back
+const SHOWS = 2500; // ms for which the held piece is tinted after a change
+const MOVES = ["auto", "shift", "turn", "stretch"];
 const OWN = ["arrow", "pin", "select", "polygon"];
 const TOOL_KEYS = {
   a: "Arrow", i: "Pin", s: "Select", b: "Brush", e: "Eraser", r: "Rectangle", p: "Polygon", m: "Adjust",
@@ -28,9 +32,9 @@ const STYLE = `
   .dc-toolbar { display: none !important; }
   .wb-over { position: absolute; inset: 0; z-index: 30; overflow: hidden; pointer-events: none; outline: none; }
   .wb-over.wb-keys:focus { box-shadow: inset 0 0 0 2px #14705f, inset 0 0 0 4px #fff; }
-  .wb-over > canvas, .wb-over > svg, .wb-over > .wb-frame { position: absolute; left: 0; top: 0; width: 100%; height: 100%; }
+  .wb-over > canvas:not(.wb-held), .wb-over > svg, .wb-over > .wb-frame { position: absolute; left: 0; top: 0; width: 100%; height: 100%; }
   .wb-frame { overflow: hidden; }
-  .wb-frame img { position: absolute; }
+  .wb-frame img, .wb-over > .wb-held { position: absolute; }
   .wb-ring { position: absolute; box-sizing: border-box; border: 1.5px solid #fff; border-radius: 50%;
     box-shadow: 0 0 0 1px rgb(0 0 0 / 60%), inset 0 0 0 1px rgb(0 0 0 / 35%); transform: translate(-50%, -50%); }
   .wb-busy { position: absolute; width: 22px; height: 22px; margin: -11px; box-sizing: border-box; border-radius: 50%;
@@ -48,7 +52,7 @@ const STYLE = `
 `;
 const LAYERS = `
   <canvas class="wb-warp"></canvas><div class="wb-frame wb-draft" hidden><img alt=""></div>
-  <canvas class="wb-mask"></canvas><svg class="wb-marks" aria-hidden="true"></svg>
+  <canvas class="wb-mask"></canvas><canvas class="wb-held" hidden></canvas><svg class="wb-marks" aria-hidden="true"></svg>
   <div class="wb-frame wb-shown" hidden><img alt=""></div>
   <div class="wb-coach" hidden></div><div class="wb-ring" hidden></div><div class="wb-busy" hidden></div>
   <div class="wb-chips" hidden></div><div class="wb-hidden" id="wb-said"></div><div class="wb-hidden wb-told" aria-live="polite"></div>
@@ -115,6 +119,8 @@ function onControl(event) {
 
 const copy = (arrows) => arrows.map((a) => ({ on: a.on, pair: [...a.pair] }));
 const near2 = (value) => Math.round(value * 100) / 100;
+// How much an arrow's handle holds (-1..1) and how that moves: the fifth part of a pair, `PointPair` on the server.
+const holdOf = (pair) => [pair[4]?.grow ?? 0, pair[4]?.move ?? "auto"];
 
 class Stage {
   constructor() {
@@ -145,6 +151,7 @@ class Stage {
     this.on("keydown", (e) => this.key(e), { capture: true });
     this.on("keyup", (e) => e.key.toLowerCase() === "o" && this.compare(false), { capture: true });
     this.on("wheel", (e) => this.wheel(e), loud);
+    this.on("click", (e) => this.began(e), { capture: true });
     this.on("wb-show", (e) => this.show(e.detail), {});
     const timer = setInterval(() => this.dress(), 200);
     this.stops.push(() => clearInterval(timer));
@@ -190,6 +197,7 @@ class Stage {
     const entry = { src, map: null };
     this.maps.set(where, entry);
     entry.map = await weightMap(src);
+    this.paintHeld();
     this.frame();
   }
 
@@ -536,6 +544,26 @@ class Stage {
     }
   }
 
+  // Run shows that it was pressed at once, in the browser; the server's progress takes its place (draw.css).
+  began(event) {
+    const pressed = event.composedPath().find((n) => n.matches?.(".st-key-run button"));
+    if (!this.data || !pressed || pressed.disabled) return;
+    const { dataset, style } = document.documentElement;
+    style.setProperty("--wb-starting", JSON.stringify(this.data.words.starting));
+    dataset.wbRun = "";
+    clearInterval(this.starts);
+    const since = performance.now();
+    const end = () => {
+      clearInterval(this.starts);
+      delete dataset.wbRun;
+    };
+    this.starts = setInterval(() => {
+      const idle = document.querySelector("[data-testid=stApp][data-test-script-state=notRunning]");
+      if (!document.querySelector(".st-key-run") || (idle && performance.now() - since > ANSWERED)) end();
+    }, 100);
+    this.stops.push(end);
+  }
+
   ring(at) {
     const ring = this.part("ring");
     if (!ring) return;
@@ -579,6 +607,8 @@ class Stage {
     if (focused && STEPS[key] && this.chosen) return this.nudge(STEPS[key], event.shiftKey ? 10 : 1);
     if (focused && key === " " && this.chosen) return this.swap();
     if (focused && low === "n") return this.fresh();
+    if (this.chosen && ["+", "=", "-"].includes(key)) return this.hold(this.chosen.n, key === "-" ? -GROWS : GROWS);
+    if (this.chosen && low === "t") return this.hold(this.chosen.n, 0, 1);
     if (["Delete", "Backspace"].includes(key)) return this.remove();
     if (low === "d") {
       this.dim = !this.dim;
@@ -725,6 +755,9 @@ class Stage {
     if (shown && !this.hidden) {
       said.push(["span", this.comparing ? this.data.words.before : shown.label]);
       if (shown.kind === "result") said.push(["button", this.data.words.back, () => this.hideShown(true)]);
+    } else if (this.arrows[this.holding]) {
+      const [grow, move] = holdOf(this.arrows[this.holding].pair);
+      said.push(["span", `${this.data.words.holds} ${grow > 0 ? "+" : ""}${Math.round(100 * grow)} %, ${this.data.words.moves[move]}`]);
     } else if (shown?.kind === "live") said.push(["button", this.data.words.live, () => this.hideShown(false)]);
     const text = said.map((s) => s[1]).join("|");
     box.hidden = !said.length;
@@ -774,6 +807,7 @@ class Stage {
     coach.textContent = data.coach;
     coach.hidden = !data.coach || this.arrows.length > 0 || Boolean(this.shown);
     this.chips();
+    this.paintHeld();
     this.part("over").setAttribute("aria-label", data.label);
     this.root().querySelector("#wb-said").textContent = data.said;
     this.maskSoon();
@@ -791,7 +825,8 @@ class Stage {
     if (!told || !arrow) return;
     const [hx, hy, tx, ty] = arrow.pair.map((v) => Math.round(v));
     const end = this.chosen.end === "handle" ? "handle" : "target";
-    told.textContent = `Arrow ${this.chosen.n + 1}: from ${hx}, ${hy} to ${tx}, ${ty}; ${end} selected`;
+    const [grow, move] = holdOf(arrow.pair);
+    told.textContent = `Arrow ${this.chosen.n + 1}: from ${hx}, ${hy} to ${tx}, ${ty}; ${end} selected; holds ${grow}, moves ${move}`;
   }
 
   // Pixels of the picture and of the mask, taken when a drag begins.
@@ -815,16 +850,24 @@ class Stage {
   reaches() {
     const canvas = this.top;
     const [width, height] = this.data.size;
-    return this.arrows.filter((a) => a.on).map(({ pair }) => {
+    const [kx, ky] = this.scale;
+    const [x0, y0] = this.data.view;
+    return this.arrows.filter((a) => a.on).map((arrow) => {
+      const { pair } = arrow;
       const [hx, hy] = this.toCanvas(pair[0], pair[1]);
       const [tx, ty] = this.toCanvas(pair[2], pair[3]);
-      const map = this.maps.get(`${Math.round(pair[0])},${Math.round(pair[1])}`)?.map ?? null;
-      const [kx, ky] = this.scale;
-      const [x0, y0] = this.data.view;
-      const place = (x, y) => [((x0 + x * kx) * map.width) / width - 0.5, ((y0 + y * ky) * map.height) / height - 0.5];
-      const span = map?.box.map((value, i) => (i % 2 ? ((value * height) / map.height - y0) / ky : ((value * width) / map.width - x0) / kx));
-      return reachOf({ hx, hy, tx, ty }, map, place, span, [canvas.clientWidth, canvas.clientHeight]);
+      const map = this.mapOf(pair);
+      const across = map && map.width / width, down = map && map.height / height;
+      const to = map && [x0 * across - 0.5, kx * across, y0 * down - 0.5, ky * down];
+      return reachOf({ hx, hy, tx, ty }, map, to, this.warp.mesh, [canvas.clientWidth, canvas.clientHeight]);
     });
+  }
+
+  // The weights of what an arrow's handle holds; while those of a new `grow` or `move` are on their way, the last ones.
+  mapOf(pair) {
+    const at = `${Math.round(pair[0])},${Math.round(pair[1])},`;
+    const found = this.maps.get(at + holdOf(pair).join())?.map;
+    return found ?? [...this.maps].findLast(([key, entry]) => key.startsWith(at) && entry.map)?.[1].map ?? null;
   }
 
   // One picture per frame of the screen, however many events came.
@@ -843,7 +886,7 @@ class Stage {
     const wanted = this.bends && !this.covered && !this.comparing && (this.drag || this.part("draft").hidden);
     if (wanted && this.warp) {
       this.warp.draw(this.reaches());
-      bent.dataset.frames = String(this.warp.frames);
+      Object.assign(bent.dataset, { frames: String(this.warp.frames), spent: this.warp.spent.toFixed(2) });
     } else this.warp?.clear();
     const marks = this.part("marks");
     marks.style.display = this.covered || this.comparing ? "none" : "";
@@ -888,10 +931,53 @@ class Stage {
     this.mask.canvas.style.display = this.covered || this.comparing ? "none" : "";
   }
 
-  // Ctrl+wheel zooms round the pointer; in a zoomed view the plain wheel moves the view.
+  // Let an arrow's handle hold more (by > 0) or less, or have it move in the next way.
+  hold(n, by, turn = 0) {
+    const { pair } = this.arrows[n];
+    const [grow, move] = holdOf(pair);
+    const more = { grow: near2(Math.min(1, Math.max(-1, grow + by))), move: MOVES[(MOVES.indexOf(move) + turn) % MOVES.length] };
+    if (more.grow === 0) delete more.grow;
+    if (more.move === "auto") delete more.move;
+    pair.splice(4, 1, ...(Object.keys(more).length ? [more] : []));
+    this.holding = n;
+    clearTimeout(this.letGo);
+    this.letGo = setTimeout(() => {
+      this.holding = null;
+      this.refresh();
+    }, SHOWS);
+    this.live();
+    this.commitSoon();
+    this.tell();
+    return this.refresh();
+  }
+
+  // What the handle at hand holds, tinted, for a moment after it was changed.
+  paintHeld() {
+    const layer = this.part("held");
+    const map = this.arrows[this.holding] && this.mapOf(this.arrows[this.holding].pair);
+    layer.hidden = !map || this.covered;
+    if (layer.hidden) return;
+    if (layer.wbMap !== map) {
+      layer.wbMap = map;
+      Object.assign(layer, { width: map.width, height: map.height });
+      const picture = new ImageData(map.width, map.height);
+      for (let i = 0; i < map.data.length; i += 1) picture.data.set([255, 190, 40, 170 * map.data[i]], 4 * i);
+      layer.getContext("2d").putImageData(picture, 0, 0);
+    }
+    this.lay(layer, null);
+  }
+
+  // Over an arrow's end the wheel changes what its handle holds. Elsewhere Ctrl+wheel zooms round the pointer; in a zoomed view the plain wheel moves the view.
   wheel(event) {
     if (!this.data) return;
     const zooms = event.ctrlKey || event.metaKey;
+    const over = this.isCanvas(event) && !zooms && ["arrow", "pin"].includes(this.tool) && this.endAt(this.point(event), GRAB.mouse);
+    if (over && !this.shown) {
+      event.preventDefault();
+      this.chosen = over;
+      this.hold(over.n, event.deltaY < 0 ? GROWS : -GROWS);
+      return;
+    }
     if (!this.isCanvas(event) || !(zooms || this.data.zoomed)) return;
     event.preventDefault();
     const now = performance.now();

@@ -7,6 +7,7 @@
 // All coordinates are canvas pixels.
 const CELL = 10; // side of a mesh cell
 const REACH = 2.2; // radius of the bump, in lengths of its arrow: below 1.54 the mesh would fold
+const LEVELS = 64; // depths in which cells are sorted
 const AROUND = [1.5, 0.7]; // the same round a thing that is known, and how far the surroundings follow at most
 
 // A weight map from the server, grey picture of the whole image -> {data, width, height, box of what is not 0}.
@@ -34,48 +35,60 @@ async function weightMap(src) {
   return { data, width, height, box };
 }
 
-// What one arrow moves. `place(x, y)` gives the map's column and row under a canvas pixel, `span` the box in which the
-// map is not 0, in canvas px; the last is the canvas's size.
-function reachOf(arrow, map, place, span, [width, height]) {
-  const { hx, hy, tx, ty } = arrow;
-  const [dx, dy] = [tx - hx, ty - hy];
-  const radius = Math.max((map ? 0.05 : 0.1) * Math.hypot(width, height), (map ? AROUND[0] : REACH) * Math.hypot(dx, dy));
-  const bump = (x, y) => {
-    const r = ((x - hx) ** 2 + (y - hy) ** 2) / radius ** 2;
-    return r < 1 ? (1 - r) ** 2 : 0;
-  };
-  const box = [hx - radius, hy - radius, hx + radius, hy + radius];
-  if (map) {
-    const at = (x, y) => {
-      const [u, v] = place(x, y);
-      const i = Math.min(map.width - 2, Math.max(0, Math.floor(u)));
-      const j = Math.min(map.height - 2, Math.max(0, Math.floor(v)));
-      const [a, b] = [Math.min(1, Math.max(0, u - i)), Math.min(1, Math.max(0, v - j))];
-      const n = j * map.width + i;
-      const { data } = map;
-      return (data[n] * (1 - a) + data[n + 1] * a) * (1 - b) + (data[n + map.width] * (1 - a) + data[n + map.width + 1] * a) * b;
-    };
-    const top = Math.max(at(hx, hy), 0.2);
-    // what is held moves as a whole; the bump takes the surroundings along, so that a long way crushes nothing
-    const weight = (x, y) => Math.min(1, Math.max(at(x, y) / top, AROUND[1] * bump(x, y)));
-    return { hx, hy, dx, dy, weight, box: [0, 1, 2, 3].map((i) => (i < 2 ? Math.min : Math.max)(box[i], span[i])) };
+// The mesh that lies over the whole canvas; vertices are counted row by row. It is the same in every frame of a drag, so
+// a weight map is looked up at its vertices once, not once per frame.
+class Mesh {
+  constructor(width, height) {
+    this.columns = Math.max(1, Math.ceil(width / CELL));
+    this.rows = Math.max(1, Math.ceil(height / CELL));
+    this.across = this.columns + 1; // vertices in a row
+    this.kx = width / this.columns;
+    this.ky = height / this.rows;
+    this.count = this.across * (this.rows + 1);
+    for (const name of ["x", "y", "w"]) this[name] = new Float32Array(this.count);
+    this.u = Float32Array.from({ length: this.count }, (_, n) => (n % this.across) * this.kx);
+    this.v = Float32Array.from({ length: this.count }, (_, n) => Math.floor(n / this.across) * this.ky);
+    this.moves = new Uint8Array(this.count);
   }
-  return { hx, hy, dx, dy, weight: bump, box };
 }
 
-// How far the place (x, y) moves: [dx, dy, W].
-function moved(reaches, x, y) {
-  let [sum, sx, sy, most] = [0, 0, 0, 0];
-  for (const r of reaches) {
-    const w = r.weight(x, y);
-    if (w <= 0.002) continue;
-    const l = w / ((x - r.hx) ** 2 + (y - r.hy) ** 2 + 1);
-    sum += l;
-    sx += l * r.dx;
-    sy += l * r.dy;
-    if (w > most) most = w;
+// The map's value at a place of it (column, row), bilinear.
+function sample({ data, width, height }, u, v) {
+  const i = Math.min(width - 2, Math.max(0, Math.floor(u)));
+  const j = Math.min(height - 2, Math.max(0, Math.floor(v)));
+  const a = Math.min(1, Math.max(0, u - i)), b = Math.min(1, Math.max(0, v - j));
+  const n = j * width + i;
+  return (data[n] * (1 - a) + data[n + 1] * a) * (1 - b) + (data[n + width] * (1 - a) + data[n + width + 1] * a) * b;
+}
+
+// A map's values at the mesh's vertices. `to` = [ax, bx, ay, by]: column = ax + bx x, row = ay + by y of a canvas pixel.
+function sampled(map, mesh, to) {
+  const key = [mesh.columns, mesh.rows, ...to].join();
+  if (map.key !== key) {
+    const [ax, bx, ay, by] = to;
+    map.key = key;
+    map.values = Float32Array.from({ length: mesh.count }, (_, n) => sample(map, ax + bx * mesh.u[n], ay + by * mesh.v[n]));
   }
-  return sum ? [(most * sx) / sum, (most * sy) / sum, most] : [0, 0, 0];
+  return map.values;
+}
+
+// What one arrow moves: `values` at the mesh's vertices (null: none), `scale` of them, and a bump of `radius` with
+// `height`, which takes the surroundings along, so that a long way crushes nothing. `box`: outside it nothing moves.
+function reachOf({ hx, hy, tx, ty }, map, to, mesh, [width, height]) {
+  const dx = tx - hx, dy = ty - hy;
+  const radius = Math.max((map ? 0.05 : 0.1) * Math.hypot(width, height), (map ? AROUND[0] : REACH) * Math.hypot(dx, dy));
+  const box = [hx - radius, hy - radius, hx + radius, hy + radius];
+  const reach = { hx, hy, dx, dy, values: null, scale: 0, height: 1, inverse: 1 / (radius * radius), box };
+  if (!map) return reach;
+  const [ax, bx, ay, by] = to;
+  const span = map.box.map((value, i) => (i % 2 ? (value + 0.5 - ay) / by : (value + 0.5 - ax) / bx));
+  return {
+    ...reach,
+    values: sampled(map, mesh, to),
+    scale: 1 / Math.max(sample(map, ax + bx * hx, ay + by * hy), 0.2),
+    height: AROUND[1],
+    box: box.map((value, i) => (i < 2 ? Math.min(value, span[i]) : Math.max(value, span[i]))),
+  };
 }
 
 class Warp {
@@ -88,31 +101,43 @@ class Warp {
     this.context = canvas.getContext("2d", { willReadFrequently: true });
     this.source = new Uint32Array(source.data.buffer);
     this.limit = limit;
+    this.mesh = new Mesh(this.width, this.height);
     this.out = new ImageData(this.width, this.height);
     this.pixels = new Uint32Array(this.out.data.buffer);
     this.dirty = null; // what the last frame drew: [x0, y0, x1, y1]
     this.frames = 0;
+    this.spent = 0; // ms of script in all frames
   }
 
   // Draw one frame; false when nothing moves.
   draw(reaches) {
-    const active = reaches.filter((r) => r.dx || r.dy);
-    this.clear();
+    const begun = performance.now();
+    const drawn = this.bend(reaches);
     this.frames += 1;
-    if (!active.length) return false;
-    const mesh = this.mesh(reaches, active);
-    if (!mesh) return false;
-    const { x0, y0, x1, y1 } = mesh;
+    this.spent += performance.now() - begun;
+    return drawn;
+  }
+
+  bend(reaches) {
+    const before = this.dirty;
+    const found = reaches.some((r) => r.dx || r.dy) ? this.move(reaches) : null;
+    if (!found) {
+      this.clear();
+      return false;
+    }
+    const [x0, y0, x1, y1] = found.box;
+    if (before && (before[0] < x0 || before[1] < y0 || before[2] > x1 || before[3] > y1)) this.clear();
     for (let y = y0; y < y1; y += 1) {
       const row = y * this.width;
       this.pixels.set(this.source.subarray(row + x0, row + x1), row + x0);
     }
-    for (const n of mesh.cells) {
-      this.triangle(mesh, n, n + 1, n + mesh.columns + 2);
-      this.triangle(mesh, n, n + mesh.columns + 2, n + mesh.columns + 1);
+    const { across } = this.mesh;
+    for (const n of found.cells) {
+      this.triangle(this.mesh, n, n + 1, n + across + 1);
+      this.triangle(this.mesh, n, n + across + 1, n + across);
     }
     this.context.putImageData(this.out, 0, 0, x0, y0, x1 - x0, y1 - y0);
-    this.dirty = [x0, y0, x1, y1];
+    this.dirty = found.box;
     return true;
   }
 
@@ -123,52 +148,56 @@ class Warp {
     this.dirty = null;
   }
 
-  // The cells that moved, those that are held least first (things lie on top of what they cover), and the box they fill.
-  mesh(reaches, active) {
-    const box = [
-      Math.max(0, Math.min(...active.map((r) => r.box[0]))), Math.max(0, Math.min(...active.map((r) => r.box[1]))),
-      Math.min(this.width, Math.max(...active.map((r) => r.box[2]))), Math.min(this.height, Math.max(...active.map((r) => r.box[3]))),
-    ];
-    const columns = Math.max(1, Math.ceil((box[2] - box[0]) / CELL));
-    const rows = Math.max(1, Math.ceil((box[3] - box[1]) / CELL));
-    if (box[2] <= box[0] || box[3] <= box[1]) return null;
-    const [kx, ky] = [(box[2] - box[0]) / columns, (box[3] - box[1]) / rows];
-    const count = (columns + 1) * (rows + 1);
-    const [x, y, u, v, w] = Array.from({ length: 5 }, () => new Float32Array(count));
-    const moves = new Uint8Array(count);
-    for (let n = 0; n < count; n += 1) {
-      u[n] = box[0] + (n % (columns + 1)) * kx;
-      v[n] = box[1] + Math.floor(n / (columns + 1)) * ky;
-      const by = moved(reaches, u[n], v[n]);
-      x[n] = u[n] + by[0];
-      y[n] = v[n] + by[1];
-      w[n] = by[2];
-      moves[n] = Math.abs(by[0]) + Math.abs(by[1]) > 0.02 ? 1 : 0;
-    }
-    const cells = [];
-    const held = new Float32Array(count);
-    let [x0, y0, x1, y1] = [this.width, this.height, 0, 0];
-    for (let j = 0; j < rows; j += 1) {
-      for (let i = 0; i < columns; i += 1) {
-        const n = j * (columns + 1) + i;
-        const corners = [n, n + 1, n + columns + 1, n + columns + 2];
-        if (!(moves[n] || moves[n + 1] || moves[n + columns + 1] || moves[n + columns + 2])) continue;
-        cells.push(n);
-        held[n] = w[n] + w[n + 1] + w[n + columns + 1] + w[n + columns + 2];
-        for (const c of corners) {
-          x0 = Math.min(x0, x[c], u[c]);
-          x1 = Math.max(x1, x[c], u[c]);
-          y0 = Math.min(y0, y[c], v[c]);
-          y1 = Math.max(y1, y[c], v[c]);
+  // Move the vertices. Returns the cells that moved, those that are held least first (things lie on top of what they
+  // cover), and the box of pixels that they fill; null when there are none.
+  move(reaches) {
+    const { mesh } = this;
+    const { columns, rows, across, kx, ky, x, y, u, v, w, moves } = mesh;
+    const around = (i, pick) => pick(...reaches.map((r) => r.box[i]));
+    const i0 = Math.max(0, Math.floor(around(0, Math.min) / kx)), i1 = Math.min(columns, Math.ceil(around(2, Math.max) / kx));
+    const j0 = Math.max(0, Math.floor(around(1, Math.min) / ky)), j1 = Math.min(rows, Math.ceil(around(3, Math.max) / ky));
+    if (i1 <= i0 || j1 <= j0) return null;
+    for (let j = j0; j <= j1; j += 1) {
+      for (let n = j * across + i0, last = j * across + i1; n <= last; n += 1) {
+        let sum = 0, sx = 0, sy = 0, most = 0;
+        for (const r of reaches) {
+          const gx = u[n] - r.hx, gy = v[n] - r.hy;
+          const gap = gx * gx + gy * gy;
+          const far = gap * r.inverse;
+          let at = far < 1 ? r.height * (1 - far) * (1 - far) : 0;
+          if (r.values !== null) at = Math.min(1, Math.max(at, r.values[n] * r.scale));
+          if (at <= 0.002) continue;
+          const l = at / (gap + 1);
+          sum += l;
+          sx += l * r.dx;
+          sy += l * r.dy;
+          if (at > most) most = at;
         }
+        const by = sum > 0 ? most / sum : 0;
+        x[n] = u[n] + by * sx;
+        y[n] = v[n] + by * sy;
+        w[n] = most;
+        moves[n] = Math.abs(by * sx) + Math.abs(by * sy) > 0.02 ? 1 : 0;
       }
     }
-    cells.sort((a, b) => held[a] - held[b]);
+    const levels = Array.from({ length: LEVELS }, () => []);
+    let x0 = this.width, y0 = this.height, x1 = 0, y1 = 0;
+    for (let j = j0; j < j1; j += 1) {
+      for (let n = j * across + i0, last = j * across + i1; n < last; n += 1) {
+        const m = n + across;
+        if (!(moves[n] | moves[n + 1] | moves[m] | moves[m + 1])) continue;
+        levels[Math.min(LEVELS - 1, ((w[n] + w[n + 1] + w[m] + w[m + 1]) * LEVELS * 0.25) | 0)].push(n);
+        x0 = Math.min(x0, u[n], x[n], x[n + 1], x[m], x[m + 1]);
+        x1 = Math.max(x1, u[n + 1], x[n], x[n + 1], x[m], x[m + 1]);
+        y0 = Math.min(y0, v[n], y[n], y[n + 1], y[m], y[m + 1]);
+        y1 = Math.max(y1, v[m], y[n], y[n + 1], y[m], y[m + 1]);
+      }
+    }
     x0 = Math.max(0, Math.floor(x0));
     y0 = Math.max(0, Math.floor(y0));
     x1 = Math.min(this.width, Math.ceil(x1) + 1);
     y1 = Math.min(this.height, Math.ceil(y1) + 1);
-    return cells.length && x1 > x0 && y1 > y0 ? { cells, columns, x, y, u, v, x0, y0, x1, y1 } : null;
+    return x1 > x0 && y1 > y0 ? { cells: levels.flat(), box: [x0, y0, x1, y1] } : null;
   }
 
   // Fill the triangle of the vertices a, b, c from the source, bilinear, line by line.

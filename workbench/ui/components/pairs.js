@@ -1,4 +1,4 @@
-// The table of arrows: switch, four numbers, length, delete. Plain form fields, so Tab, Enter and screen readers work.
+// The table of arrows: switch, four numbers, length, delete; below them what the handle holds and how it moves. Plain form fields, so Tab, Enter and screen readers work.
 const seen = new WeakMap();
 const NAMES = ["Handle x", "Handle y", "Target x", "Target y"];
 
@@ -21,7 +21,7 @@ function row(state, arrow, n) {
   const first = element("td");
   first.append(on);
   line.append(number, first);
-  const fields = arrow.pair.slice(0, 4).map((value, i) => {
+  arrow.pair.slice(0, 4).forEach((value, i) => {
     const field = element("input", i < 2 ? "handle" : "target");
     Object.assign(field, {
       type: "number", step: "0.5", min: "0", max: String(i % 2 ? data.height - 1 : data.width - 1),
@@ -41,7 +41,6 @@ function row(state, arrow, n) {
     const cell = element("td");
     cell.append(field);
     line.append(cell);
-    return field;
   });
   const [hx, hy, tx, ty] = arrow.pair;
   line.append(element("td", "length", `${Math.hypot(tx - hx, ty - hy).toFixed(0)} px`));
@@ -53,7 +52,27 @@ function row(state, arrow, n) {
   const last = element("td");
   last.append(remove);
   line.append(last);
-  return { line, fields };
+  return [line, held(state, arrow, n)];
+}
+
+// The second line of an arrow: how much its handle holds, and how that moves.
+function held(state, arrow, n) {
+  const { data } = state;
+  const more = arrow.pair[4] ?? {};
+  const line = element("tr", arrow.on ? "held" : "held off");
+  const cell = element("td");
+  const grow = element("input");
+  Object.assign(grow, { type: "range", min: "-1", max: "1", step: "0.1", value: String(more.grow ?? 0) });
+  grow.setAttribute("aria-label", `How much arrow ${n + 1} holds`);
+  const move = element("select");
+  for (const [name, words] of Object.entries(data.moves)) move.append(new Option(words, name, false, name === (more.move ?? "auto")));
+  move.setAttribute("aria-label", `How arrow ${n + 1} moves`);
+  const tell = () => state.tell("hold", { n, grow: Number(grow.value), move: move.value, revision: data.revision });
+  for (const field of [grow, move]) field.addEventListener("change", tell);
+  cell.append(element("span", "", data.holds), grow, move);
+  line.append(element("td"), cell);
+  cell.colSpan = 7;
+  return line;
 }
 
 function draw(state) {
@@ -75,7 +94,7 @@ function draw(state) {
   const top = element("thead");
   top.append(groups, head);
   const body = element("tbody");
-  state.data.arrows.forEach((arrow, n) => body.append(row(state, arrow, n).line));
+  state.data.arrows.forEach((arrow, n) => body.append(...row(state, arrow, n)));
   table.append(top, body);
   table.setAttribute("aria-label", "Arrows");
   table.hidden = !state.data.arrows.length;

@@ -173,6 +173,49 @@ def _save(space: Workspace, cls: type[Any], values: dict[str, Any]) -> None:
             space.set(inversion=dataclasses.asdict(changed))
 
 
+def brush_size(space: Workspace, state: dict[str, Any], brush: int, bounds: tuple[int, int]) -> int:
+    """The brush's slider; returns its diameter in canvas px. `state`: the canvas's in this session."""
+    key = f"brush_{space.id}_{state.get('brush_keys', 0)}"
+    # Always the same value as default and never set through the state: a slider that is told its
+    # value in one run only begins at its lower end when the next run overtakes that one.
+    with st.container(horizontal=True, vertical_alignment="center", key="brush_size"):
+        st.markdown(say("draw.brush_size"), width="content")
+        return int(
+            st.slider(
+                say("draw.brush_size"),
+                *bounds,
+                value=brush,
+                key=key,
+                on_change=lambda: space.set(brush=int(st.session_state[key])),
+                format="%d px",
+                label_visibility="collapsed",
+                width=220,
+            )
+        )
+
+
+def select_size(space: Workspace, again: Callable[[], None]) -> None:
+    """How much a click selects; `again` makes the last selection again."""
+    key = f"select_grow_{space.id}"
+
+    def save() -> None:
+        space.set(select_grow=float(st.session_state[key]))
+        again()
+
+    with st.container(horizontal=True, vertical_alignment="center", key="select_size"):
+        st.markdown(say("draw.select_grow"), width="content", help=say("draw.select_grow_help"))
+        st.select_slider(
+            say("draw.select_grow"),
+            [round(0.1 * n, 1) for n in range(-10, 11)],
+            value=round(float(space.get("select_grow", 0.0)), 1),
+            key=key,
+            on_change=save,
+            format_func=lambda v: f"{100 * v:+.0f} %" if v else "0 %",
+            label_visibility="collapsed",
+            width=220,
+        )
+
+
 def mask_menu(
     backend: Backend,
     space: Workspace,

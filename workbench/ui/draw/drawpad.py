@@ -15,10 +15,10 @@ from typing import Any
 import streamlit as st
 
 from workbench.canvas.drawing import Drawing, History, Polygon
-from workbench.core.request import Point, PointPair
+from workbench.core.request import MOVES, Point, PointPair
 from workbench.imaging.coords import Viewport
 from workbench.ui import components
-from workbench.ui.draw.drag_form import mask_menu
+from workbench.ui.draw.drag_form import brush_size, mask_menu, select_size
 from workbench.ui.shell import area, projection
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.forms import say
@@ -28,6 +28,7 @@ from workbench.ui.shell.workspace import Workspace
 BRUSH = (1, 160)  # diameter, px of the canvas
 TOOLS = ("Arrow", "Pin", "Select", "Brush", "Eraser", "Rectangle", "Polygon", "Adjust")
 HINTS = {tool: say(f"draw.{tool.lower()}_hint") for tool in TOOLS}
+_MOVES = {name: say(f"draw.moves_{name}") for name in MOVES}
 _ROOM = "canvas_room"  # key of the probe that says how large the canvas may be
 _BELOW = 20  # px under the canvas that stay free
 _STAGE = "canvas_stage"
@@ -116,8 +117,7 @@ class Drawpad:
         self.space.change(base=base, drawing=drawing.to_json())
         self.drawing = projection.stored(self.space.project.drawing)
         self.state["revision"] = self.revision + 1
-        by_hand = by_hand and self.drawing == drawing
-        self.state["own"] = by_hand  # the browser shows it already
+        self.state["own"] = by_hand = by_hand and self.drawing == drawing  # the browser shows it
         if not by_hand and self.drawing.shapes != before.shapes:
             self.reload()
         if not by_hand and self.drawing.arrows != before.arrows:
@@ -187,14 +187,29 @@ class Drawpad:
         if item["kind"] == "press":
             self.state["press"] = at
         elif item["kind"] == "select":
-            part = self.backend.areas.part_at(self.space.image.id, at)
-            if not part.any():
-                st.toast(say("draw.nothing_there"), icon=":material/info:")
-                return
-            painted = self.backend.areas.painted(self.drawing, self.size)
-            how = item.get("how")
-            mask = part if how == "new" else painted & ~part if how == "take" else painted | part
-            self.change(area.painted_with(self.drawing, mask))
+            self._select(at, str(item.get("how")))
+
+    def _select(self, at: Point, how: str) -> None:
+        """Paint what hangs together at a place: alone ("new"), too ("add"), or take it away ("take")."""
+        grow = float(self.space.get("select_grow", 0.0))
+        part = self.backend.areas.part_at(self.space.image.id, at, grow)
+        if not part.any():
+            st.toast(say("draw.nothing_there"), icon=":material/info:")
+            return
+        before = self.drawing
+        painted = self.backend.areas.painted(before, self.size)
+        mask = part if how == "new" else painted & ~part if how == "take" else painted | part
+        self.change(area.painted_with(before, mask))
+        self.state["selected"] = (at, how, before, self.drawing)
+
+    def select_again(self) -> None:
+        """Make the last selection again, with more or less of what hangs together."""
+        at, how, before, after = self.state.get("selected", (None, "", None, None))
+        if after is not None and self.drawing == after:
+            self.undo()
+            if self.drawing == before:
+                with guard():
+                    self._select(at, how)
 
     # --- what is shown ----------------------------------------------------------------------------
 
@@ -234,7 +249,9 @@ class Drawpad:
             self._zoom_buttons()
             st.space("small")
             if tool in ("Brush", "Eraser"):
-                brush = self._brush(brush)
+                brush = brush_size(self.space, self.state, brush, BRUSH)
+            elif tool == "Select":
+                select_size(self.space, self.select_again)
             else:
                 st.caption(HINTS[tool], width="content")
         return brush
@@ -252,29 +269,6 @@ class Drawpad:
             shortcut=shortcut,
             help=f"{label} ({shortcut})",
         )
-
-    def _brush(self, brush: int) -> int:
-        key = f"brush_{self.space.id}_{self.state.get('brush_keys', 0)}"
-
-        def save() -> None:
-            self.space.set(brush=int(st.session_state[key]))
-
-        # Always the same value as default and never set through the state: a slider that is told its
-        # value in one run only begins at its lower end when the next run overtakes that one.
-        with st.container(horizontal=True, vertical_alignment="center", key="brush_size"):
-            st.markdown(say("draw.brush_size"), width="content")
-            return int(
-                st.slider(
-                    say("draw.brush_size"),
-                    *BRUSH,
-                    value=brush,
-                    key=key,
-                    on_change=save,
-                    format="%d px",
-                    label_visibility="collapsed",
-                    width=220,
-                )
-            )
 
     def _zoom_buttons(self) -> None:
         zoom = float(self.state.get("zoom", 1.0))
@@ -362,7 +356,7 @@ class Drawpad:
             weights = areas.weights(self.space, self.drawing, pair)
             if weights:
                 x, y = (projection.half_up(v) for v in (pair.handle.x, pair.handle.y))
-                held[f"{x},{y}"] = components.data_url(weights)
+                held[f"{x},{y},{pair.grow:g},{pair.move}"] = components.data_url(weights)
         draft = self.backend.draft(self.space, self.drawing, view.canvas_width)
         return {
             "target": self.key,
@@ -390,6 +384,9 @@ class Drawpad:
                 "before": say("draw.before"),
                 "back": say("draw.back_to_drawing"),
                 "live": say("draw.show_live"),
+                "starting": say("draw.starting"),
+                "holds": say("draw.holds"),
+                "moves": _MOVES,
             },
         }  # fmt: skip
 
@@ -417,7 +414,11 @@ class Drawpad:
             [(a.pair.to_json(), a.on) for a in self.drawing.arrows],
             size=self.size,
             revision=self.revision,
-            add=say("draw.add_arrow"),
+            words={
+                "add": say("draw.add_arrow"),
+                "holds": say("draw.holds"),
+                "moves": _MOVES,
+            },
             key="pair_table",
             on_change=self._on_table,
         )
@@ -435,6 +436,12 @@ class Drawpad:
                 self.change(self.drawing.without_arrow(n))
             elif asked["kind"] == "switch":
                 self.change(self.drawing.switched(n, bool(asked["on"])))
+            elif asked["kind"] == "hold":
+                pair = self.drawing.arrows[n].pair
+                grow, move = round(float(asked["grow"]), 2), str(asked["move"])
+                self.change(
+                    self.drawing.with_pair(n, dataclasses.replace(pair, grow=grow, move=move))
+                )
             else:
                 hx, hy, tx, ty = (float(v) for v in asked["pair"][:4])
                 pair = dataclasses.replace(

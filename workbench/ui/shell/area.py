@@ -68,9 +68,9 @@ class Areas:
         proposal = self._proposed(space.image.id, moving)
         return Area(proposal, proposed=True) if proposal.any() else Area(mask)
 
-    def part_at(self, image: str, at: Point) -> NDArray[np.bool_]:
-        """What hangs together at a position, bool [H,W]; empty on background."""
-        return self._parts(image, round(at.x), round(at.y))
+    def part_at(self, image: str, at: Point, grow: float = 0.0) -> NDArray[np.bool_]:
+        """What hangs together at a position, bool [H,W]; empty on background. `grow`: -1 to 1."""
+        return self._parts(image, round(at.x), round(at.y), grow)
 
     def weights(self, space: Workspace, drawing: Drawing, pair: PointPair) -> bytes | None:
         """How far each place follows an arrow's handle: grey PNG of the whole picture; None if unknown.
@@ -91,8 +91,8 @@ class Areas:
             self._pictures = (area.mask, out.getvalue())
         return self._pictures[1]
 
-    def _part(self, image: str, x: int, y: int) -> NDArray[np.bool_]:
-        return selection.part_at(self._store.image(image), Point(float(x), float(y)))
+    def _part(self, image: str, x: int, y: int, grow: float) -> NDArray[np.bool_]:
+        return selection.part_at(self._store.image(image), Point(float(x), float(y)), grow)
 
     def _weigh(
         self, image: str, pair: PointPair, shapes: tuple[Shape, ...], size: tuple[int, int]
