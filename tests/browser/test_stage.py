@@ -394,3 +394,21 @@ def test_fault_5_esc_never_cancels_a_job(server: Server, bench: Bench) -> None:
         bench.page.wait_for_timeout(400)
     expect(bench.page.get_by_text("Dragging · step")).to_be_visible()
     cancel(bench)
+
+
+def test_two_tabs_draw_at_once_and_the_second_stroke_follows_at_once(
+    server: Server, new_bench: Any, project: str
+) -> None:
+    one, two = new_bench(), new_bench()
+    for bench in (one, two):
+        bench.open("/drag", project=project)
+    one.stroke((30, 30), (50, 34), size=SIZE)
+    server.arrows(project, 1)
+    two.stroke((30, 60), (50, 64), size=SIZE)  # this tab has not seen the first one
+    server.arrows(project, 2)
+    for y in (90, 120, 150):  # nor has this one seen the second, and it does not wait
+        one.stroke((30, y), (50, y + 4), size=SIZE, wait=False)
+    one.settle()
+    pairs = server.arrows(project, 5)
+    assert sorted(round(p.handle.y) for p in pairs) == [30, 60, 90, 120, 150]
+    expect(one.page.locator(".wb-marks text")).to_have_text(["1", "2", "3", "4", "5"])

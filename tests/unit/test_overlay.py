@@ -161,3 +161,18 @@ def test_animation() -> None:
         animation([frames[0], frames[0][:50]], arrow)
     with pytest.raises(BadInput, match="at least one"):
         animation([], arrow)
+
+
+def test_an_animation_for_the_page_keeps_all_colours() -> None:
+    """256 colours make a smooth picture grainy, from its first frame on."""
+    y, x = np.mgrid[0:96, 0:128]
+    source = np.stack([2 * x, y + x // 2, 255 - 2 * y], axis=2).astype(np.uint8)
+    frames = [source, 255 - source]
+    errors = []
+    for kind in ("WEBP", "GIF"):
+        film = Image.open(io.BytesIO(animation(frames, (), kind=kind)))
+        assert film.format == kind
+        assert film.n_frames == 2  # type: ignore[attr-defined]
+        assert film.info["loop"] == 0
+        errors.append(np.abs(np.asarray(film.convert("RGB"), np.float32) - source).mean())
+    assert errors[0] < 2 < errors[1]

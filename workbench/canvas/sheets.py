@@ -7,6 +7,7 @@ import io
 import math
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -230,25 +231,33 @@ def animation(
     longest: int = 512,
     milliseconds: int = 90,
     hold: int = 1200,
+    kind: str = "GIF",
 ) -> bytes:
-    """Looping GIF of the drag (see `animation_frames`); the last frame stays `hold` ms.
+    """Looping picture of the drag (see `animation_frames`); the last frame stays `hold` ms.
 
-    One palette for all frames, from all frames: with one each, still areas flicker.
+    Args:
+        frames, pairs, trajectory, longest: as for `animation_frames`.
+        milliseconds: of every other frame.
+        hold: of the last frame.
+        kind: "GIF" plays everywhere, but has 256 colours, whose grain makes a photograph look noisy;
+            "WEBP" has all of them.
     """
     pictures = animation_frames(frames, pairs, trajectory, longest=longest)
-    few = pictures[:: max(1, len(pictures) // 6)] + pictures[-1:]
+    shown = [Image.fromarray(p) for p in pictures] if kind == "WEBP" else _few_colours(pictures)
+    times = [milliseconds] * (len(shown) - 1) + [hold]
+    out = io.BytesIO()
+    more: dict[str, Any] = {"quality": 90} if kind == "WEBP" else {"optimize": False}
+    shown[0].save(out, kind, save_all=True, append_images=shown[1:], duration=times, loop=0, **more)
+    return out.getvalue()
+
+
+def _few_colours(pictures: Sequence[U8]) -> list[Image.Image]:
+    """All of them with one palette of 256 colours: with one each, still areas flicker."""
+    few = [*pictures[:: max(1, len(pictures) // 6)], pictures[-1]]
     # the marks are small: without a share of their own their colours would be rounded to grey
     style = Style()
     for colour in (style.handle, style.target, style.arrow, TRAIL, INK):
         few.append(np.full_like(pictures[0][: max(1, len(pictures[0]) // 8)], colour))
     palette = Image.fromarray(np.concatenate(few, axis=0)).quantize(256, dither=Image.Dither.NONE)
-    shown = [
-        Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-        for p in pictures
-    ]
-    times = [milliseconds] * (len(shown) - 1) + [hold]
-    out = io.BytesIO()
-    shown[0].save(
-        out, "GIF", save_all=True, append_images=shown[1:], duration=times, loop=0, optimize=False
-    )
-    return out.getvalue()
+    dither = Image.Dither.FLOYDSTEINBERG
+    return [Image.fromarray(p).quantize(palette=palette, dither=dither) for p in pictures]

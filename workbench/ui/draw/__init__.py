@@ -7,6 +7,7 @@ while the run lasts, the result afterwards.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -22,13 +23,13 @@ from workbench.core.config import (
 )
 from workbench.core.errors import BadInput
 from workbench.core.record import EditRecord, JobState
-from workbench.core.request import EditRequest
+from workbench.core.request import EditRequest, Point
 from workbench.jobs import Job
 from workbench.ui import components
 from workbench.ui.draw import run_panel
 from workbench.ui.draw.drag_form import drag_form
-from workbench.ui.draw.drawpad import Drawpad
-from workbench.ui.shell import area, edits, shell
+from workbench.ui.draw.drawpad import MOVE_WORDS, Drawpad
+from workbench.ui.shell import area, edits, projection, shell
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.edits import EditView
 from workbench.ui.shell.forms import inert, say
@@ -138,7 +139,48 @@ def _panel(
         _unpainted(backend, space, pad)
         drag_form(space)
         with st.expander(say("draw.arrows"), key="arrows_table"):
-            pad.table()
+            _table(pad)
+
+
+def _table(pad: Drawpad) -> None:
+    """The table of arrows."""
+    components.pairs(
+        [(a.pair.to_json(), a.on) for a in pad.drawing.arrows],
+        size=pad.size,
+        revision=pad.revision,
+        words={
+            "add": say("draw.add_arrow"),
+            "holds": say("draw.holds"),
+            "moves": MOVE_WORDS,
+        },
+        key="pair_table",
+        on_change=lambda: _on_table(pad),
+    )
+
+
+def _on_table(pad: Drawpad) -> None:
+    asked = st.session_state["pair_table"].get("change")
+    if not isinstance(asked, Mapping) or asked.get("revision") != pad.revision:
+        return  # the table of a drawing that has changed since
+    with guard():
+        if asked["kind"] == "add":
+            pad.change(pad.drawing.with_arrow(projection.first_arrow(pad.view)))
+            return
+        n = int(asked["n"])
+        if asked["kind"] == "remove":
+            pad.change(pad.drawing.without_arrow(n))
+        elif asked["kind"] == "switch":
+            pad.change(pad.drawing.switched(n, bool(asked["on"])))
+        elif asked["kind"] == "hold":
+            pair = pad.drawing.arrows[n].pair
+            grow, move = round(float(asked["grow"]), 2), str(asked["move"])
+            pad.change(pad.drawing.with_pair(n, dataclasses.replace(pair, grow=grow, move=move)))
+        else:
+            hx, hy, tx, ty = (float(v) for v in asked["pair"][:4])
+            pair = dataclasses.replace(
+                pad.drawing.arrows[n].pair, handle=Point(hx, hy), target=Point(tx, ty)
+            )
+            pad.change(pad.drawing.with_pair(n, pair))
 
 
 def _job(backend: Backend, space: Workspace) -> Job | None:

@@ -28,10 +28,11 @@ from workbench.ui.shell.workspace import Workspace
 BRUSH = (1, 160)  # diameter, px of the canvas
 TOOLS = ("Arrow", "Pin", "Select", "Brush", "Eraser", "Rectangle", "Polygon", "Adjust")
 HINTS = {tool: say(f"draw.{tool.lower()}_hint") for tool in TOOLS}
-_MOVES = {name: say(f"draw.moves_{name}") for name in MOVES}
+MOVE_WORDS = {name: say(f"draw.moves_{name}") for name in MOVES}
 _ROOM = "canvas_room"  # key of the probe that says how large the canvas may be
 _BELOW = 20  # px under the canvas that stay free
 _STAGE = "canvas_stage"
+_LISTS = 4  # so many replaced lists of arrows are remembered
 _HELD = 12  # so many handles get the shape of what they move
 
 
@@ -163,9 +164,7 @@ class Drawpad:
             return
         self.state["taken"] = (name, number)
         with guard():
-            if sent.get("generation") == self.state["arrows_generation"]:
-                arrows = projection.arrows_sent(sent.get("arrows", ()))
-                self.change(dataclasses.replace(self.drawing, arrows=arrows), by_hand=True)
+            self._take_arrows(sent)
             brush = max(BRUSH[0], min(BRUSH[1], int(sent.get("brush") or 0)))
             if sent.get("brush") and brush != int(self.space.get("brush", 32)):
                 self.space.set(brush=brush)
@@ -175,6 +174,16 @@ class Drawpad:
                 if int(item["number"]) > acked.get(name, 0):
                     acked[name] = int(item["number"])
                     self._answer(item)
+
+    def _take_arrows(self, sent: Mapping[str, Any]) -> None:
+        """Take in arrows; those drawn over a list that has been replaced meanwhile are added to it."""
+        lists, generation = self.state.setdefault("lists", {}), sent.get("generation")
+        latest = generation == self.state["arrows_generation"]
+        if latest or generation in lists:
+            mine, now = projection.arrows_sent(sent.get("arrows", ())), self.drawing.arrows
+            arrows = mine if latest else projection.merge_arrows(lists[generation], mine, now)
+            lists[generation] = mine
+            self.change(dataclasses.replace(self.drawing, arrows=arrows), by_hand=latest)
 
     def _answer(self, item: Mapping[str, Any]) -> None:
         """Do what a click on the stage asked for."""
@@ -357,6 +366,11 @@ class Drawpad:
             if weights:
                 x, y = (projection.half_up(v) for v in (pair.handle.x, pair.handle.y))
                 held[f"{x},{y},{pair.grow:g},{pair.move}"] = components.data_url(weights)
+        # what the browser is told to show under this number; the last few, for lists still on their way
+        lists = self.state.setdefault("lists", {})
+        lists[self.state["arrows_generation"]] = self.drawing.arrows
+        for old in sorted(lists)[:-_LISTS]:
+            del lists[old]
         draft = self.backend.draft(self.space, self.drawing, view.canvas_width)
         return {
             "target": self.key,
@@ -386,7 +400,7 @@ class Drawpad:
                 "live": say("draw.show_live"),
                 "starting": say("draw.starting"),
                 "holds": say("draw.holds"),
-                "moves": _MOVES,
+                "moves": MOVE_WORDS,
             },
         }  # fmt: skip
 
@@ -407,44 +421,3 @@ class Drawpad:
                 self.zoom(int(asked["by"]), (float(asked["u"]), float(asked["v"])))
             else:
                 self.move(float(asked.get("dx", 0)), float(asked.get("dy", 0)))
-
-    def table(self) -> None:
-        """The table of arrows."""
-        components.pairs(
-            [(a.pair.to_json(), a.on) for a in self.drawing.arrows],
-            size=self.size,
-            revision=self.revision,
-            words={
-                "add": say("draw.add_arrow"),
-                "holds": say("draw.holds"),
-                "moves": _MOVES,
-            },
-            key="pair_table",
-            on_change=self._on_table,
-        )
-
-    def _on_table(self) -> None:
-        asked = st.session_state["pair_table"].get("change")
-        if not isinstance(asked, Mapping) or asked.get("revision") != self.revision:
-            return  # the table of a drawing that has changed since
-        with guard():
-            if asked["kind"] == "add":
-                self.change(self.drawing.with_arrow(projection.first_arrow(self.view)))
-                return
-            n = int(asked["n"])
-            if asked["kind"] == "remove":
-                self.change(self.drawing.without_arrow(n))
-            elif asked["kind"] == "switch":
-                self.change(self.drawing.switched(n, bool(asked["on"])))
-            elif asked["kind"] == "hold":
-                pair = self.drawing.arrows[n].pair
-                grow, move = round(float(asked["grow"]), 2), str(asked["move"])
-                self.change(
-                    self.drawing.with_pair(n, dataclasses.replace(pair, grow=grow, move=move))
-                )
-            else:
-                hx, hy, tx, ty = (float(v) for v in asked["pair"][:4])
-                pair = dataclasses.replace(
-                    self.drawing.arrows[n].pair, handle=Point(hx, hy), target=Point(tx, ty)
-                )
-                self.change(self.drawing.with_pair(n, pair))

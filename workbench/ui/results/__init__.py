@@ -305,7 +305,7 @@ def _downloads(view: EditView) -> None:
         files: list[tuple[str, Callable[[], bytes], str, str]] = [
             (say("results.picture_png"), lambda: view.png(bool(card)), "edited.png", "image/png"),
             (say("results.before_after_image"), view.strip, "before-after.png", "image/png"),
-            (say("results.animation_gif"), view.gif, "animation.gif", "image/gif"),
+            (say("results.animation_gif"), view.film, "animation.gif", "image/gif"),
         ]
         if figures.video_encoder():
             film = say("results.video_mp4")

@@ -117,13 +117,13 @@ class EditView:
         size = (image.width, image.height)
         return [min(1.0, max(0.0, v / size[n % 2])) for n, v in enumerate(part)] if part else None
 
-    def gif(self) -> bytes:
-        """The drag as an endless GIF."""
+    def film(self, kind: str = "GIF") -> bytes:
+        """The drag as an endless animation, "GIF" (256 colours) or "WEBP"."""
         pairs = figures.fit_pairs(self.request.pairs, self.frame)
         rows = figures.fit_rows(self.rows(), self.frame)
         frames = self.frames()
         pace = max(60, min(400, 2000 // len(frames)))
-        return sheets.animation(frames, pairs, rows, longest=FILM, milliseconds=pace)
+        return sheets.animation(frames, pairs, rows, longest=FILM, milliseconds=pace, kind=kind)
 
     def mp4(self) -> bytes | None:
         """The drag as an MP4, or None where no encoder is installed."""
@@ -279,7 +279,7 @@ def one_line(record: EditRecord) -> str:
 def _encoded(store: Store, edit: str, what: str, near: bool) -> bytes:
     view = EditView(store, store.record(edit), near=near)
     if what == "gif":
-        return view.gif()
+        return view.film("WEBP")
     if what == "mp4":
         return view.mp4() or b""
     return figures.encode(getattr(view, what)(), quality=93)

@@ -106,6 +106,14 @@ def received(raw: Any, view: Viewport, paint: Colours, generation: int) -> tuple
     return from_canvas_json({**raw, "objects": kept}, view, colours=paint).shapes
 
 
+def merge_arrows(
+    old: tuple[Arrow, ...], mine: tuple[Arrow, ...], theirs: tuple[Arrow, ...]
+) -> tuple[Arrow, ...]:
+    """What a browser made of the arrows it knew (`old` -> `mine`), done to the present ones (`theirs`)."""
+    kept = [a for a in theirs if a in mine or a not in old]
+    return (*kept, *(a for a in mine if a not in old and a not in kept))
+
+
 def arrows_sent(items: Any) -> tuple[Arrow, ...]:
     """The arrows that the stage sent.
 
