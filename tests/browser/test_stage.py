@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import JOB, Bench, Server, picture
+from patience import until
 from PIL import Image
 from playwright.sync_api import expect
 from test_jobs_browser import cancel
@@ -262,7 +264,7 @@ def test_run_shows_at_the_click_that_it_was_pressed(
 ) -> None:
     bench.open("/drag", project=project)
     bench.stroke((77, 102), (110, 112), size=SIZE)
-    run = bench.page.locator(".st-key-run button")
+    run = bench.page.get_by_role("button", name="Run", exact=True)
     expect(run).to_be_enabled()
     before, after = run.evaluate(
         """(button) => {
@@ -412,3 +414,55 @@ def test_two_tabs_draw_at_once_and_the_second_stroke_follows_at_once(
     pairs = server.arrows(project, 5)
     assert sorted(round(p.handle.y) for p in pairs) == [30, 60, 90, 120, 150]
     expect(one.page.locator(".wb-marks text")).to_have_text(["1", "2", "3", "4", "5"])
+
+
+def test_fault_16_a_short_arrow_does_not_hide_what_it_drags(
+    server: Server, bench: Bench, project: str
+) -> None:
+    bench.open("/drag", project=project)
+    bench.stroke((40, 60), (110, 60), size=SIZE)
+    bench.stroke((150, 140), (154, 140), size=SIZE)
+    server.arrows(project, 2)
+    wide: list[float] = bench.page.locator(".wb-marks circle").evaluate_all(
+        "nodes => nodes.map(n => Number(n.getAttribute('r')))"
+    )
+    long, short = max(wide[:4]), max(w for w in wide[4:8])
+    assert short < 0.6 * long
+    box = bench.canvas.bounding_box()
+    assert box is not None
+    assert 2 * short < 4 * box["width"] / SIZE[0]  # a dot is not as wide as the way is long
+
+
+def test_fault_32_canvas_and_tools_end_at_the_columns_edges(
+    server: Server, bench: Bench, project: str
+) -> None:
+    bench.open("/drag", project=project)
+    expect(bench.canvas).to_have_count(1)
+    bench.stand_still()
+    edges = []
+    for name in ("pad_all", "pad_tools", "pad_row", "canvas_box"):
+        frame = bench.page.locator(f".st-key-{name}").bounding_box()
+        assert frame is not None
+        edges.append((round(frame["x"]), round(frame["x"] + frame["width"])))
+    assert len(set(edges)) == 1
+    card = bench.page.locator(".st-key-card_run").bounding_box()
+    head = bench.page.locator(".st-key-wb_head").bounding_box()
+    assert card is not None
+    assert head is not None
+    assert abs(card["x"] + card["width"] - head["x"] - head["width"]) < 2
+    assert abs(edges[0][0] - head["x"]) < 2
+
+
+def test_fault_36_run_right_after_choosing_a_method_is_not_lost(
+    server: Server, bench: Bench, project: str
+) -> None:
+    bench.open("/drag", project=project)
+    bench.stroke((77, 102), (110, 112), size=SIZE)
+    run = bench.page.get_by_role("button", name="Run", exact=True)
+    expect(run).to_be_enabled()
+    bench.page.get_by_role("combobox", name="Method").click()
+    bench.page.get_by_role("option", name=re.compile("^GoodDrag")).click()
+    run.click()
+    until(lambda: len(server.store.projects.load(project).settings.get("jobs", [])) == 1)
+    assert server.store.projects.load(project).settings["drag"]["method"] == "gooddrag"
+    bench.settle()

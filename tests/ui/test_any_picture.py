@@ -20,6 +20,7 @@ from workbench.imaging.crop import Crop
 from workbench.storage.archive import page as png_metadata
 from workbench.ui.shell import figures
 from workbench.ui.shell.backend import Backend, get_backend
+from workbench.ui.shell.forms import say
 from workbench.ui.shell.workspace import Workspace
 from workbench.ui.upload import intake
 
@@ -93,6 +94,19 @@ def test_a_photograph_of_many_megapixels(backend: Backend, visit: Callable[..., 
     assert (after[~mask] == before[~mask]).all()  # the rest of it, bit for bit
     assert (after[mask] != before[mask]).any()
     assert record.result.change_outside_mask == 0.0
+
+
+def test_fault_10_one_sentence_says_what_a_large_picture_becomes(
+    backend: Backend, visit: Callable[..., AppTest]
+) -> None:
+    space = opened(backend, encoded(photograph(400, 300)), Drawing())
+    page = visit(project=space.id)
+    native = backend.model_facts(space).native
+    said = [str(c.value) for c in page.caption]
+    waits = say("upload.edited_part_waits", native=native)
+    assert sum(waits in text for text in said) == 1
+    assert not any(say("upload.edited_at_at", at="") in text for text in said)
+    assert page.text_area[0].placeholder == say("upload.prompt_placeholder")
 
 
 def test_size_and_part_are_changed_on_the_page(

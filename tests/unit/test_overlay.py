@@ -14,6 +14,7 @@ from workbench.core.errors import BadInput
 from workbench.core.request import Point, PointPair
 from workbench.imaging import decode
 from workbench.imaging.coords import Viewport
+from workbench.ui.shell.figures import steadied
 
 GREEN = (60, 140, 80)
 
@@ -176,3 +177,19 @@ def test_an_animation_for_the_page_keeps_all_colours() -> None:
         assert film.info["loop"] == 0
         errors.append(np.abs(np.asarray(film.convert("RGB"), np.float32) - source).mean())
     assert errors[0] < 2 < errors[1]
+
+
+def test_fault_26_frames_begin_with_the_original_and_end_with_the_result() -> None:
+    rng = np.random.default_rng(0)
+    real = [np.full((8, 8, 3), 60 + 20 * n, np.uint8) for n in range(5)]
+    noise = rng.integers(-30, 30, (8, 8, 3))
+    guesses = [(f + noise * (5 - n) / 5).astype(np.uint8) for n, f in enumerate(real)]
+    made = steadied(real[0], guesses, real[-1], moved=False)
+    assert (made[0] == real[0]).all()
+    assert (made[-1] == real[-1]).all()
+    for frame, guess, truth in zip(made, guesses, real, strict=True):
+        error = np.abs(frame.astype(float) - truth).mean()
+        assert error < 1.5 < np.abs(guess.astype(float) - truth).mean()
+    onward = steadied(real[0], guesses[2:], real[-1], moved=True)
+    assert np.abs(onward[0].astype(float) - real[2]).mean() < 15  # not pulled back to the original
+    assert steadied(real[0], [], real[-1], moved=False) == []

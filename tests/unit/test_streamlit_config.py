@@ -43,3 +43,7 @@ def test_streamlit_can_read_it_and_knows_every_option(options: dict[str, Any]) -
 @pytest.mark.parametrize(("name", "value"), list(KEPT.items()))
 def test_it_stays_on_this_machine(options: dict[str, Any], name: str, value: Any) -> None:
     assert options[name] == value
+
+
+def test_fault_31_no_list_of_files_before_the_navigation_is_known(options: dict[str, Any]) -> None:
+    assert options["client.showSidebarNavigation"] is False

@@ -207,6 +207,8 @@ def _run(
     live = job is not None and not job.state.ended
     editing = live and job is not None and job.kind in ("edit", "sweep")
     changed = not editing or _drawn_since(job, drawing)
+    if not changed:
+        st.empty()  # a fragment may later write only where it has written in the page's own run
     pressed = changed and st.button(
         say("draw.queue_another") if editing else say("draw.run"),
         key="queue_another" if editing else "run",

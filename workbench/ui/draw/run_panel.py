@@ -80,20 +80,12 @@ def job_panel(
             _head(backend, job, key)
             if on_stage:
                 _live(job)
-                with st.expander(say("draw.details")):
-                    _stages(job)
-                    _curves(job, key)
-                return
-            _stages(job)
-            left, right = (
-                st.columns([2, 3], gap="medium") if job.preview else (None, st.container())
-            )
-            if left is not None:
-                with left:
-                    picture = live_picture(job, _request(job))
-                    shown = [(say("draw.running_picture"), picture)]
-                    components.viewer(shown, mode="single", key=f"live_{key}", max_height=320)
-            with right:
+            elif job.preview:
+                picture = live_picture(job, _request(job))
+                shown = [(say("draw.running_picture"), picture)]
+                components.viewer(shown, mode="single", key=f"live_{key}", max_height=320)
+            with st.expander(say("draw.details")):
+                _stages(job)
                 _curves(job, key)
 
     st.fragment(panel, run_every=poll if live else None)()

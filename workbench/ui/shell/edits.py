@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.canvas import sheets
 from workbench.canvas.overlay import overlay
-from workbench.core.config import DragConfig, InversionConfig, LoraConfig, method_label
+from workbench.core.config import SPECS, DragConfig, InversionConfig, LoraConfig, method_label
 from workbench.core.errors import BadInput
 from workbench.core.options import options_of
 from workbench.core.record import (
@@ -104,7 +104,9 @@ class EditView:
         first, last = self.before(), self.after()
         height, width = first.shape[:2]
         way = [figures.decode(self.store.blob(name)) for name in self.result.frames]
+        moved = SPECS[self.request.drag.method].keeps_pixels
         fitted = [figures.fit(f, width, height) for f in way]
+        fitted = figures.steadied(first, fitted, last, moved=moved)
         if self.request.mask is not None and self.request.drag.composite:
             inside = figures.soft_mask(self.store.mask(self.request.mask.id), width, height)
             fitted = [figures.composite(first, f, inside) for f in fitted]

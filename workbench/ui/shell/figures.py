@@ -95,6 +95,23 @@ def composite(outside: U8, inside: U8, weight: NDArray[np.float32]) -> U8:
     return np.rint(mixed).astype(np.uint8)
 
 
+def steadied(first: U8, way: Sequence[U8], last: U8, *, moved: bool) -> list[U8]:
+    """Pictures on the way without the noise that a model's early guess of a picture has.
+
+    The guesses differ from what they stand for by an error that changes slowly. At the end it is known
+    from the result; at the beginning from the original, unless (`moved`) the drag began on a picture that
+    was moved already. All are uint8 [H,W,3] of one size.
+    """
+    guesses = [f.astype(np.float32) for f in way]
+    if not guesses:
+        return []
+    end = last - guesses[-1]
+    begin = end if moved else first - guesses[0]
+    shares = np.linspace(0, 1, len(guesses)) if len(guesses) > 1 else np.ones(1)
+    mended = (g + (1 - s) * begin + s * end for g, s in zip(guesses, shares, strict=True))
+    return [np.rint(f).clip(0, 255).astype(np.uint8) for f in mended]
+
+
 def seen(rgb: U8, through: Frame) -> U8:
     """What a frame shows of a picture uint8 [H,W,3]."""
     part = rgb[through.y0 : through.y0 + through.height, through.x0 : through.x0 + through.width]

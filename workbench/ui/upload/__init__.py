@@ -18,7 +18,7 @@ from workbench.ui.shell.forms import about, inert, option_grid, say
 from workbench.ui.shell.loras import begin
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.workspace import Workspace, preset_of
-from workbench.ui.upload import generating
+from workbench.ui.upload import generating, intake
 
 
 def prompt_and_lora(backend: Backend, space: Workspace) -> None:
@@ -49,7 +49,7 @@ def _prompt(space: Workspace) -> None:
         key=key,
         on_change=save,
         height=84,
-        placeholder=generating.placeholder(space.model.name),
+        placeholder=say("upload.prompt_placeholder"),
         help=say("upload.describe_the_picture_help"),
     )
 
@@ -143,8 +143,8 @@ def _start(backend: Backend, space: Workspace) -> None:
         return
     job_id = str(space.get("train_job") or "")
     running = backend.is_live(job_id)
-    if max(space.image.width, space.image.height) > facts.native and not space.project.drawing:
-        st.info(say("upload.the_picture_is_larger_than", native=facts.native))
+    if intake.waits_for_part(space, facts.native):
+        st.info(say("upload.draw_first"))
         shell.link("drag", say("common.mask_points"), icon=":material/arrow_forward:")
     trained = backend.is_trained(space)
     if space.lora_file is not None:

@@ -367,10 +367,22 @@ def picture_and_size(backend: Backend, space: Workspace) -> None:
         raw = figures.encode(lit(figures.decode(raw), piece, (image.width, image.height)))
     st.image(raw, width="stretch", alt=plain(space.title, 60))
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.caption(f"{image.width} × {image.height} px · {words(piece, image.width, image.height)}")
+        waits = waits_for_part(space, facts.native)
+        what = (
+            say("upload.edited_part_waits", native=facts.native)
+            if waits
+            else words(piece, image.width, image.height)
+        )
+        st.caption(f"{image.width} × {image.height} px · {what}")
         if space.generation is None:
             with st.popover(say("upload.change"), key=f"working_{space.id}", type="tertiary"):
                 _size_form(space, facts.native)
+
+
+def waits_for_part(space: Workspace, native: int) -> bool:
+    """Whether only a part of the picture will be edited, and nothing drawn says yet which one."""
+    large = max(space.image.width, space.image.height) > (space.working_size or native)
+    return large and space.crop and not space.project.drawing
 
 
 def words(piece: Crop, width: int, height: int) -> str:
