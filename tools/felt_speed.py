@@ -9,6 +9,7 @@ the first page), and how long a cancel takes in training and in a drag.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import os
@@ -19,8 +20,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +31,9 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 from find_chromium import find_chromium  # noqa: E402
 
 from workbench.ui.shell.forms import say  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 ARGS = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking"]
 REPEATS = 5
@@ -44,6 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WORKBENCH_CACHE"] = folder
         rows.append(("first page after the start of the server", "s", first_pages(), 3.0))
+        rows += clicks(Path(folder))
         rows.append(("preview, 512 x 512, two arrows", "ms", previews(), 50.0))
         rows += big_picture(Path(folder) / "big")
         rows += long_history(Path(folder) / "long")
@@ -71,29 +77,122 @@ def first_pages() -> list[float]:
     return found[1:]  # the first one reads the files from disk
 
 
-def _first_page(page: object) -> float:
+def _first_page(page: Page) -> float:
+    begun = time.perf_counter()
+    with server() as address:
+        page.goto(address)
+        page.get_by_role("heading", name=say("shell.product")).wait_for()
+        return time.perf_counter() - begun
+
+
+@contextlib.contextmanager
+def server() -> Iterator[str]:
+    """A server of its own; its address, as soon as it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "streamlit_app.py"]
-    command += ["--server.port", str(port)]
-    begun = time.perf_counter()
-    server = subprocess.Popen(  # noqa: S603 - our own program
-        command, cwd=HERE.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(  # noqa: S603 - our own program
+        [*command, "--server.port", str(port)], cwd=HERE.parent,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     try:
         while True:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).close()
+                health = f"http://127.0.0.1:{port}/_stcore/health"
+                urllib.request.urlopen(health, timeout=1).close()
                 break
             except OSError:
                 time.sleep(0.02)
-        page.goto(f"http://127.0.0.1:{port}/")  # type: ignore[attr-defined]
-        page.get_by_role("heading", name=say("shell.product")).wait_for()  # type: ignore[attr-defined]
-        return time.perf_counter() - begun
+        yield f"http://127.0.0.1:{port}"
     finally:
-        server.terminate()
-        server.wait(20)
+        process.terminate()
+        process.wait(20)
+
+
+# Seconds from a click, taken in the browser, until `seen` holds at a frame of the screen.
+WATCH = """(seen) => {
+  const look = new Function(seen);
+  window.felt = new Promise((done) => {
+    const kind = window.feltAt;
+    addEventListener(kind, () => {
+      const begun = performance.now();
+      const tick = () => (look() ? done((performance.now() - begun) / 1000) : requestAnimationFrame(tick));
+      requestAnimationFrame(tick);
+    }, { capture: true, once: true });
+  });
+}"""
+DEEP = """const find = (n, what) => n.querySelector(what) || [...n.querySelectorAll("*")]
+  .map((m) => m.shadowRoot && find(m.shadowRoot, what)).find(Boolean);"""
+HEADING = "return document.querySelector('h1')?.textContent === '{title}';"
+PREVIEW = DEEP + "const d = find(document, '.wb-draft'); return d && !d.hidden;"
+PRESSED = """const b = document.querySelector(".st-key-run button");
+  return !b || getComputedStyle(b, "::before").content !== "none";"""
+
+
+def clicks(folder: Path) -> list[tuple[str, str, list[float], float]]:
+    """Page change, preview and Run, each from the mouse to what is seen."""
+    from playwright.sync_api import sync_playwright
+
+    from workbench.storage.history import Store
+    from workbench.ui.shell.workspace import Workspace
+
+    y, x = np.mgrid[0:512, 0:512]
+    rgb = np.stack([127 + 90 * np.sin(x / 60 + k) * np.cos(y / 45 + k) for k in range(3)], axis=2)
+    rgb[(x - 200) ** 2 + (y - 250) ** 2 < 60**2] = (210, 60, 40)
+    store = Store(folder / "history")
+    asset = store.put_image(rgb.astype(np.uint8), "Measured")
+    name = Workspace.create(store, asset, title="Measured", prompt="a ball").id
+    store.close()
+    changes, previews, runs = [], [], []
+    with sync_playwright() as playwright, server() as address:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGS)
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.goto(f"{address}/drag?project={name}")
+        canvas = page.locator("canvas.upper-canvas[data-tool]")
+        canvas.wait_for(timeout=120_000)
+        page.wait_for_timeout(8000)  # torch is imported behind the page
+
+        def felt(kind: str, seen: str, act: Callable[[], object]) -> float:
+            page.evaluate("(kind) => { window.feltAt = kind; }", kind)
+            page.evaluate(WATCH, seen)
+            act()
+            return float(page.evaluate("() => window.felt"))
+
+        def turn(title: str) -> float:
+            link = page.get_by_role("link", name=title, exact=True).first
+            return felt("click", HEADING.format(title=title), link.click)
+
+        def stroke(n: int) -> float:
+            box = canvas.bounding_box()
+            assert box is not None
+            k = box["width"] / 512
+            page.mouse.move(box["x"] + 200 * k, box["y"] + (230 + 8 * n) * k)
+            page.mouse.down()
+            page.mouse.move(box["x"] + 280 * k, box["y"] + (200 + 12 * n) * k, steps=6)
+            page.wait_for_timeout(300)
+            return felt("pointerup", PREVIEW, page.mouse.up)
+
+        for n in range(REPEATS):
+            changes.append(turn(say("common.history")))
+            page.wait_for_timeout(1500)
+            changes.append(turn(say("common.mask_points")))
+            canvas.wait_for()
+            page.wait_for_timeout(2500)
+            previews.append(stroke(n))
+            page.wait_for_timeout(1000)
+            run = page.locator(".st-key-run button").first
+            runs.append(felt("click", PRESSED, run.click))
+            stop = page.locator(".st-key-cancel_drag button")
+            stop.click()
+            page.locator(".st-key-run").wait_for(timeout=300_000)
+            page.wait_for_timeout(1500)
+        browser.close()
+    return [
+        ("page change, click to the new heading", "s", changes, 0.5),
+        ("mouse-up to the server's preview", "s", previews, 0.4),
+        ("Run, click to a visible change", "s", runs, 0.3),
+    ]
 
 
 def previews() -> list[float]:
