@@ -3,6 +3,7 @@
     python tools/scale.py --workers 1,2 --edits 12            cached drags: LoRA and inversion are there
     python tools/scale.py --workers 1,2 --edits 4 --first     first edits: each trains on its own picture
     python tools/scale.py --workers 1,2 --overhead 200        jobs that do nothing
+    python tools/scale.py --sessions 50                       50 owners with six jobs each, no Ray
 
 On a CPU every worker has one processor and one thread. On GPUs every worker has one GPU.
 """
@@ -13,9 +14,11 @@ import argparse
 import dataclasses
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import ray
 
 REPO = Path(__file__).resolve().parents[1]
@@ -27,6 +30,7 @@ from workbench.core.config import LoraConfig, method_spec  # noqa: E402
 from workbench.core.record import JobState  # noqa: E402
 from workbench.core.request import EditRequest, ModelRef, TrainTask  # noqa: E402
 from workbench.jobs import Task  # noqa: E402
+from workbench.jobs.queue import ThreadExecutor  # noqa: E402
 from workbench.jobs.ray_executor import RayExecutor, connect  # noqa: E402
 from workbench.storage.settings import Settings  # noqa: E402
 
@@ -95,6 +99,44 @@ def overhead(jobs: int) -> float:
     return 1000 * seconds / jobs
 
 
+def sessions(owners: int, each: int = 6, rounds: int = 20) -> str:
+    """Simulated sessions: in which turn they are served, what a look at the queue costs, memory.
+
+    What a page asks the queue at every poll is asked here by every owner, while all jobs wait; what
+    Streamlit itself takes for a poll is not in it.
+    """
+    go = threading.Event()
+    executor = ThreadExecutor(lambda _task: go.wait(), devices=("0", "1"))
+    begun = psutil.Process().memory_info().rss
+    polls, cpu, worst, rss = 0, 0.0, 0, []
+    for _ in range(rounds):
+        go.clear()
+        jobs = [
+            (executor.submit("edit", None, owner), owner)
+            for owner in map(str, range(owners))
+            for _ in range(each)
+        ]
+        start = time.process_time()
+        for job, owner in jobs[::each]:
+            executor.snapshot(job, owner)
+            executor.queue(owner)
+            polls += 1
+        cpu += time.process_time() - start
+        go.set()
+        ended = sorted((executor.wait(job) for job, _ in jobs), key=lambda job: job.started)
+        order = [job.owner for job in ended]
+        worst = max(worst, *map(order.index, order))
+        rss.append(psutil.Process().memory_info().rss)
+    executor.close()
+    milliseconds = 1000 * cpu / polls
+    return (
+        f"{owners} owners with {each} jobs: everybody's first job began after {worst} others at most; a "
+        f"look at the queue takes {milliseconds:.2f} ms of CPU, at one a second {milliseconds / 10:.2f} % "
+        f"of a core per viewer; memory grew by {(rss[rounds // 2] - begun) / 1e6:.1f} MB in the first "
+        f"{rounds // 2} rounds and by {(rss[-1] - rss[rounds // 2]) / 1e6:.1f} MB in the others"
+    )
+
+
 def main() -> None:
     """Measure and print a line per number of workers."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -102,12 +144,16 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=12)
     parser.add_argument("--first", action="store_true", help="train on each picture")
     parser.add_argument("--overhead", type=int, default=0, metavar="JOBS")
+    parser.add_argument("--sessions", type=int, default=0, metavar="OWNERS")
     parser.add_argument("--model", default="storybook")
     parser.add_argument("--method", default="auto")
     parser.add_argument("--steps", type=int, default=0, help="of a drag; 0: the method's own")
     parser.add_argument("--lora-steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    if args.sessions:
+        print(sessions(args.sessions))
+        return
     base = 0.0
     for workers in (int(n) for n in args.workers.split(",")):
         connect(processors=workers)

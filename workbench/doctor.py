@@ -164,10 +164,9 @@ def _cache(app: App, deep: bool) -> Iterator[Finding]:
 
 
 def _history(app: App, deep: bool) -> Iterator[Finding]:
-    from workbench.storage.history.folder import verify
+    from workbench.storage.history.folder import disk_use, verify
 
-    records = app.store.records(binned=None)
-    text = f"edits: {len(records)}"
+    text = disk_use(app.store)
     for item in app.store.unreadable():
         yield Finding("history", "problem", f"{item.name} cannot be read: {item.reason}")
     if deep:

@@ -10,53 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job_work import run
 from patience import HANG, until
 
-from workbench.core.errors import BadInput, Cancelled, ModelError
-from workbench.core.record import JobState, StepInfo
-from workbench.core.request import EditRequest, ImageAsset, Point
-from workbench.jobs import Board, Task
+from workbench.core.errors import BadInput
+from workbench.core.record import JobState
+from workbench.core.request import EditRequest, ImageAsset
+from workbench.jobs import Board
 from workbench.jobs.queue import ThreadExecutor
-
-STEPS = 5
-
-
-def run(task: Task) -> Any:
-    """The work of these tests: obeys its payload, and is importable by a worker process."""
-    payload = task.payload
-    if isinstance(payload, EditRequest):
-        return payload.seed
-    kind = payload.get("do", "steps")
-    if kind == "sleep":
-        while True:  # until it is told to stop
-            task.on_step(StepInfo(stage="drag", step=0, total=1))
-            time.sleep(0.005)
-    if kind == "bad":
-        raise BadInput("The mask is 3x3 but the image is 9x9; they must have the same size.")
-    if kind == "nan":
-        raise ModelError("The latent became NaN at step 3; lower the learning rate.")
-    if kind == "bug":
-        raise TypeError("unsupported operand")
-    if kind == "exit":
-        raise SystemExit(3)
-    if kind == "memory":
-        raise MemoryError
-    if kind == "gives up":
-        raise Cancelled("Cancelled.")
-    for stage in ("lora", "drag"):
-        for i in range(STEPS + 1):
-            task.on_step(
-                StepInfo(
-                    stage=stage,
-                    step=i,
-                    total=STEPS,
-                    loss=1.0 / (i + 1),
-                    points=(Point(i, 2),),
-                    distances=(float(STEPS - i),),
-                    preview=b"jpeg" if i == 2 else None,
-                )
-            )
-    return payload.get("value", "done")
 
 
 @pytest.fixture

@@ -21,16 +21,17 @@ import numpy as np
 import psutil
 import pytest
 import ray
+from job_work import edit, run
 from patience import HANG, until
 from patience import started as started_process
 from test_jobs_contract import *  # noqa: F403  every test of the contract, with the `jobs` below
-from test_jobs_contract import run
 
 from workbench.app import App
 from workbench.core.config import DragConfig, InversionConfig, LoraConfig
-from workbench.core.record import EditRecord, EditResult, JobState, StepInfo
+from workbench.core.errors import WorkbenchError
+from workbench.core.record import JobState
 from workbench.core.request import EditRequest, ModelRef, Point, PointPair
-from workbench.jobs import Board, Task, ray_executor
+from workbench.jobs import Board, ray_executor
 from workbench.jobs.queue import ThreadExecutor
 from workbench.jobs.ray_executor import RayExecutor, connect
 from workbench.storage.cache import Cache
@@ -81,49 +82,6 @@ def jobs(
         workers.wait(job.id, HANG)
     workers._entries.clear()
     workers._ended.clear()
-
-
-# --- work of these tests --------------------------------------------------------------------------------
-
-
-def wait(task: Task, stage: str = "drag") -> None:
-    """Report steps until the job is stopped or its process is killed."""
-    for i in range(10**6):
-        task.on_step(StepInfo(stage=stage, step=i, total=10**6, preview=b"jpeg"))
-        time.sleep(0.01)
-
-
-def edit(task: Task) -> str:
-    """An edit in the pipeline's order, without a model; waits at the stage that the payload names."""
-    request, stop = task.payload["request"], task.payload["stop"]
-    mark = Path(task.payload["mark"])
-    first = not mark.exists()
-    with mark.open("a") as file:
-        file.write(f"{os.getpid()}\n")
-
-    def stage(name: str) -> None:
-        task.on_step(StepInfo(stage=name, step=0, total=1))
-        if name == stop and (first or task.payload["always"]):
-            wait(task, name)
-
-    store, cache = task.host.store, task.host.cache
-    stage("load")
-    name = store.begin(request, owner=task.owner)
-    rgb = store.image(request.image.id)
-
-    def train() -> bytes:
-        stage("lora")
-        return b"weights"
-
-    weights, _hit = cache.get_or_make("wb1:lora", train, kind="lora")
-    assert weights == b"weights"
-    stage("drag")
-    result = EditResult(image=store.put_image(rgb[::-1].copy(), "result").id)
-    stage("save")
-    done = EditRecord(id=name, request=request, status=JobState.DONE, result=result)
-    store.finish(done)
-    stage("after the commit")
-    return str(name)
 
 
 class Bench:
@@ -250,7 +208,8 @@ def test_fault_30_the_app_and_its_ray_are_killed_and_the_job_is_interrupted(tmp_
     code = """
 import sys
 from pathlib import Path
-from test_jobs_ray import Bench, edit
+from test_jobs_ray import Bench
+from job_work import edit
 from workbench.jobs.ray_executor import RayExecutor, connect
 connect(processors=2)
 bench = Bench(Path(sys.argv[1]), RayExecutor(edit, workers=2, processors=1))
@@ -278,6 +237,21 @@ sys.stdin.read()
     later = ThreadExecutor(print, devices=(), board=Board(tmp_path / "jobs"))
     assert later.snapshot(job).state is JobState.INTERRUPTED
     later.close()
+
+
+def test_a_ray_that_does_not_start_is_said_and_what_was_started_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(**_options: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray raises it
+
+    ended: list[bool] = []
+    monkeypatch.setattr(ray, "init", refuses)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    with pytest.raises(WorkbenchError) as caught:
+        connect()
+    assert caught.value.code == "no-cluster"
+    assert ended == [True]
 
 
 # --- where it listens --------------------------------------------------------------------------------------
@@ -312,8 +286,8 @@ def test_threads_and_workers_give_the_same_bits_and_share_a_sweep(
     pair.close()
     y, x = np.mgrid[:64, :64]
     rgb = np.stack([x * 3, y * 4, (x + y) % 256], axis=-1).astype(np.uint8)
-    results = []
-    for kind in ("1", "ray"):
+    begun = []
+    for kind in ("ray", "1"):  # the workers start while this process computes
         settings = Settings(
             folder=tmp_path / kind, device="cpu", threads=1, model=str(micro_sd), workers=kind
         )
@@ -328,7 +302,10 @@ def test_threads_and_workers_give_the_same_bits_and_share_a_sweep(
             working_size=64,
         )
         requests = [base(drag=DragConfig(method="dragdiffusion", steps=n)) for n in (1, 2, 3)]
-        job = app.executor.wait(app.submit_sweep(requests), HANG)
+        begun.append((app, app.submit_sweep(requests)))
+    results = []
+    for app, name in begun:
+        job = app.executor.wait(name, HANG)
         assert job.state is JobState.DONE, job.error
         assert job.result["errors"] == {}
         records = [app.store.record(name) for name in job.result["edits"]]

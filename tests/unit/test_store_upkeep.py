@@ -17,13 +17,28 @@ from store_samples import edit, request
 from workbench.core.errors import BadInput
 from workbench.storage.files import is_ulid
 from workbench.storage.history import Store
-from workbench.storage.history.folder import empty_bin, seal, verify
+from workbench.storage.history.folder import bytes_of, disk_use, empty_bin, seal, verify
 from workbench.storage.history.projects import Project
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "history")
+
+
+def test_what_the_history_takes_counts_every_file_and_divides_by_every_edit(store: Store) -> None:
+    assert "per edit" not in disk_use(store)
+    before = bytes_of(store.folder)
+    store.bin([edit(store, 1).id])
+    edit(store, 2)
+    (store.folder / "images" / "00").mkdir(parents=True, exist_ok=True)
+    (store.folder / "images" / "00" / "large").write_bytes(b"x" * 3_000_000)
+    total = bytes_of(store.folder)
+    assert 3_000_000 < total - before < 3_100_000
+    words = disk_use(store)
+    assert "edits: 2," in words
+    assert f"{total / 1e6:.1f} MB" in words
+    assert f"{total / 2e6:.2f} MB per edit" in words
 
 
 # --- the bin -----------------------------------------------------------------------------------------

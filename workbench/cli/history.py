@@ -71,6 +71,8 @@ def _add_history_parser(subparsers: Any) -> None:
 
 def run_list(args: argparse.Namespace) -> int:
     """List edits."""
+    from workbench.storage.history.folder import disk_use
+
     if args.limit < 0:
         raise BadInput(f"--limit is {args.limit}; give 0 for all, or how many at most.")
     with opened_app() as app:
@@ -78,6 +80,7 @@ def run_list(args: argparse.Namespace) -> int:
         found = store.search(args.search) if args.search else store.records(binned=args.binned)
         shown = found[: args.limit] if args.limit > 0 else found
         broken = store.unreadable()
+        use = "" if args.json else disk_use(store)
     if args.json:
         print(json.dumps([r.to_json() for r in shown], indent=1))
         return 0
@@ -89,6 +92,8 @@ def run_list(args: argparse.Namespace) -> int:
         print("The history is empty." if not args.search else "Nothing was found.")
     for item in broken:
         print(f"cannot be read: {item.name}: {item.reason}")
+    if found:
+        print(f"The whole history: {use}.")
     return 0
 
 

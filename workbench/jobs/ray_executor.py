@@ -349,7 +349,9 @@ def connect(address: str | None = None, *, processors: int | None = None) -> Non
         }
     try:
         ray.init(address=address or "local", **options)
-    except (ConnectionError, ImportError, RayError, RuntimeError) as exc:
+    except Exception as exc:  # Ray raises bare Exceptions, too: a node that is slow to start
+        with contextlib.suppress(Exception):
+            ray.shutdown()  # what was started half
         raise WorkbenchError(
             f"The Ray cluster {address or 'of this machine'} could not be reached "
             f"({str(exc).splitlines()[0]:.200}); start it, or set WORKBENCH_WORKERS to 1.",

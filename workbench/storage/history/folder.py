@@ -378,6 +378,23 @@ def verify(store: Store, on_step: Callable[[int, int], None] | None = None) -> V
     return Verification(len(records) + len(store.unreadable()) + len(files), tuple(problems))
 
 
+def bytes_of(folder: Path) -> int:
+    """Bytes of all files below a folder, as `ls` counts them; what vanishes meanwhile counts 0."""
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(where, name).lstat().st_size
+    return total
+
+
+def disk_use(store: Store) -> str:
+    """What the history takes, in words: edits in and out of the bin, MB in all and per edit."""
+    edits, total = len(store.records(binned=None)), bytes_of(store.folder)
+    each = f", {total / 1e6 / edits:.2f} MB per edit" if edits else ""
+    return f"edits: {edits}, {total / 1e6:.1f} MB on disk{each}"
+
+
 def empty_bin(
     store: Store, names: Iterable[str] | None = None, *, grace: float = GRACE
 ) -> tuple[int, int]:
