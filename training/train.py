@@ -127,6 +127,7 @@ def export(options: TrainOptions) -> Path:
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline.save_pretrained(fresh, safe_serialization=True)
     save_tokenizer(tokenizer, fresh / "tokenizer")
+    _forget_origin(fresh)
     size = sum(path.stat().st_size for path in fresh.rglob("*.safetensors"))
     if size > config.WEIGHT_LIMIT:
         raise BadInput(
@@ -145,6 +146,14 @@ def export(options: TrainOptions) -> Path:
     fresh.rmdir()
     log.info("wrote %.1f MB of weights to %s", size / 1e6, options.out.name)
     return options.out
+
+
+def _forget_origin(folder: Path) -> None:
+    """Drop the folder that a part was loaded from, which diffusers notes in its configuration."""
+    for path in folder.rglob("*.json"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and found.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _resumed(options: TrainOptions) -> TrainOptions:

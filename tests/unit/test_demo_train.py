@@ -136,6 +136,8 @@ def test_stages_one_after_the_other_resumed_and_continued(tmp_path, trained, cap
     grown = card.read_card(folder)
     assert grown["training"]["started_from"]["unet"]["steps"] == second["unet"]["steps"]
     assert grown["training"]["vae"] == written["training"]["vae"]
+    for path in folder.rglob("*.json"):  # a person's folders are nobody else's business
+        assert str(tmp_path) not in path.read_text(encoding="utf-8"), path.name
 
     figures = evaluate(
         folder,
