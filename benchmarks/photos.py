@@ -1,8 +1,9 @@
 """Drags on photographs whose true result is known, from folders that a person has.
 
     cutouts     FOLDER of photographs: a part of one over another, moved, turned or scaled by known
-                amounts. NAME.mask.png beside NAME.jpg says what the foreground is; without it a soft
-                ellipse is. Where captions.jsonl marks pictures as held_out, only those are used.
+                amounts. NAME.mask.png beside NAME.jpg says what the foreground is; where some have
+                one, those are laid over the others. Without any, soft ellipses are cut out. Where
+                captions.jsonl marks pictures as held_out, only those are used.
     landmarks   FOLDER/neutral*/ID_*.jpg + .tem and FOLDER/smiling*/ID_*.jpg + .tem: one person twice,
                 with landmarks by hand (webmorph's template files). The second picture, brought onto the
                 first by the similarity that fits all landmarks, is the truth; the landmarks that moved
@@ -27,7 +28,7 @@ from benchmarks.scenes import BUCKETS, Pictures, painted
 from workbench.core.errors import BadInput
 from workbench.core.request import Point, PointPair
 from workbench.imaging import decode
-from workbench.imaging.masks import bilinear, blurred, cubic, grown
+from workbench.imaging.masks import bilinear, blurred, cubic, distance_inside, grown
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -134,8 +135,8 @@ def cutouts(folder: Path, count: int, seed: int) -> list[PhotoDrag]:
         rng = np.random.Generator(np.random.Philox(key=[seed, index]))
         kind = MOVES[index % len(MOVES)]
         low, high = BUCKETS[(index // len(MOVES)) % len(BUCKETS)]
-        front, back = (photos[int(i)] for i in rng.choice(len(photos), 2, replace=False))
-        layout = _layout(rng, kind, float(rng.uniform(low, high)))
+        front, back = _chosen(rng, photos)
+        layout = _layout(rng, kind, float(rng.uniform(low, high)), _mask_of(front))
         name = front.relative_to(folder).with_suffix("").as_posix().replace("/", "-")
         out.append(
             PhotoDrag(
@@ -144,6 +145,30 @@ def cutouts(folder: Path, count: int, seed: int) -> list[PhotoDrag]:
             )
         )  # fmt: skip
     return out
+
+
+def _chosen(rng: np.random.Generator, photos: Sequence[Path]) -> tuple[Path, Path]:
+    """A foreground and another photograph for the ground: with a mask and without, if there are both."""
+    cut = [p for p in photos if _mask_file(p).is_file()]
+    rest = [p for p in photos if not _mask_file(p).is_file()]
+    if cut and rest:
+        return cut[int(rng.integers(len(cut)))], rest[int(rng.integers(len(rest)))]
+    first, second = (photos[int(i)] for i in rng.choice(len(photos), 2, replace=False))
+    return first, second
+
+
+def _mask_file(front: Path) -> Path:
+    return front.with_name(front.stem + ".mask.png")
+
+
+def _mask_of(front: Path) -> F32 | None:
+    """How much each pixel of a photograph [SIDE, SIDE] belongs to its foreground; None: nobody said."""
+    file = _mask_file(front)
+    if not file.is_file():
+        return None
+    rgb = decode.decode(file.read_bytes(), file.name).rgb
+    shape = decode.resize(_square(rgb), (SIDE, SIDE), "bilinear")[..., 0]
+    return shape.astype(np.float32) / 255
 
 
 def _photos(folder: Path) -> tuple[list[Path], dict[Path, str]]:
@@ -171,57 +196,83 @@ def _photos(folder: Path) -> tuple[list[Path], dict[Path, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where a foreground lies before and after: centres, turn (radians), scale, radii; all in px."""
+    """Where a foreground lies before and after; lengths in px of the picture, angles in radians.
+
+    `middle` (x, y) of the foreground's photograph lies at `start` before and at `end` after. `arms` lead
+    from there to where it is taken hold of. `radii` are those of the ellipse that stands for a mask.
+    """
 
     kind: str
-    start: tuple[float, float]  # (x, y)
+    start: tuple[float, float]
     end: tuple[float, float]
     turn: float
     scale: float
     radii: tuple[float, float]
+    middle: tuple[float, float]
+    arms: tuple[complex, ...]
 
     def pairs(self) -> tuple[PointPair, ...]:
         """Arrows: one for a shift, one and a pin in the middle for a turn, two for a scale."""
-        (sx, sy), (ex, ey) = self.start, self.end
-        if self.kind == "shift":
-            return (PointPair(Point(sx, sy), Point(ex, ey)),)
-        arms = [(0.6 * self.radii[0], 0.0), (-0.6 * self.radii[0], 0.0)]
-        made = []
-        for dx, dy in arms[: 1 if self.kind == "turn" else 2]:
-            c, s = np.cos(self.turn) * self.scale, np.sin(self.turn) * self.scale
-            end = Point(float(ex + c * dx - s * dy), float(ey + s * dx + c * dy))
-            made.append(PointPair(Point(sx + dx, sy + dy), end))
-        if self.kind == "turn":
-            made.append(PointPair(Point(sx, sy), Point(ex, ey)))
-        return tuple(made)
+        start, end = complex(*self.start), complex(*self.end)
+        pairs = [(start + a, end + a * self.scale * np.exp(1j * self.turn)) for a in self.arms]
+        if self.kind != "scale":
+            pairs.append((start, end))
+        return tuple(
+            PointPair(Point(float(a.real), float(a.imag)), Point(float(b.real), float(b.imag)))
+            for a, b in pairs
+        )
 
 
-def _layout(rng: np.random.Generator, kind: str, length: float) -> _Layout:
+SHOWN = 1.6  # a foreground is shown at 1 / SHOWN of its size
+
+
+def _layout(rng: np.random.Generator, kind: str, length: float, mask: F32 | None) -> _Layout:
     a, b = float(rng.uniform(34, 52)), float(rng.uniform(34, 52))
+    middle, arms = _grips(mask, 0.6 * a)
     room = max(a, b) + 8
     for _ in range(200):
         x, y = (float(v) for v in rng.uniform(room, SIDE - room, 2))
-        if kind != "shift":
-            arm = 0.6 * a
-            sign = 1 if rng.random() < 0.5 else -1
-            if kind == "turn":
-                angle = 2 * float(np.arcsin(min(1.0, length / (2 * arm)))) * sign
-                return _Layout(kind, (x, y), (x, y), float(np.clip(angle, -1.2, 1.2)), 1.0, (a, b))
-            grow = float(np.clip(1 + sign * length / arm, 0.6, 1.6))
-            return _Layout(kind, (x, y), (x, y), 0.0, grow, (a, b))
-        way = float(rng.uniform(0, 2 * np.pi))
-        ex, ey = x + length * float(np.cos(way)), y + length * float(np.sin(way))
-        if room <= ex <= SIDE - room and room <= ey <= SIDE - room:
-            return _Layout(kind, (x, y), (ex, ey), 0.0, 1.0, (a, b))
-    return _Layout(kind, (x, y), (SIDE / 2, SIDE / 2), 0.0, 1.0, (a, b))
+        sign = 1 if rng.random() < 0.5 else -1
+        turn, scale, end = 0.0, 1.0, (x, y)
+        reach = abs(arms[0])
+        if kind == "turn":
+            turn = float(np.clip(2 * np.arcsin(min(1.0, length / (2 * reach))), 0, 1.2)) * sign
+        elif kind == "scale":
+            scale = float(np.clip(1 + sign * length / reach, 0.6, 1.6))
+        else:
+            way = length * np.exp(1j * rng.uniform(0, 2 * np.pi))
+            end = (x + float(way.real), y + float(way.imag))
+        if all(room <= v <= SIDE - room for v in end):
+            break
+    used = {"shift": (), "turn": arms[:1], "scale": arms}[kind]
+    return _Layout(kind, (x, y), end, turn, scale, (a, b), middle, used)
+
+
+def _grips(mask: F32 | None, reach: float) -> tuple[tuple[float, float], tuple[complex, ...]]:
+    """The middle (x, y) of a foreground in its photograph, and two arms from there, px of the picture.
+
+    All end well inside the thing: the middle where it is thickest, the first arm about `reach` long, the
+    second on the other side.
+    """
+    half = (SIDE - 1) / 2
+    if mask is None:
+        return (half, half), (complex(reach), complex(-reach))
+    deep = distance_inside(mask > 0.5)
+    row, col = np.unravel_index(int(np.argmax(deep)), deep.shape)
+    rows, cols = np.nonzero(deep >= min(4.0, float(deep.max())))
+    places = ((cols - col) + 1j * (rows - row)) / SHOWN
+    off = np.abs(np.abs(places) - reach)
+    first = places[int(np.argmin(off))]
+    second = places[int(np.argmin(off + 0.5 * np.abs(places + first)))]
+    arms = tuple(complex(a) if abs(a) > 4 else complex(reach) for a in (first, second))
+    return (float(col), float(row)), arms
 
 
 def _maker(front: Path, back: Path, layout: _Layout) -> Callable[[], Pictures]:
     def make() -> Pictures:
         fore, ground = read_picture(front), read_picture(back)
         alpha = _alpha(front, layout)
-        source = _over(ground, fore, alpha, layout, layout.start, 0.0, 1.0)
-        truth = _over(ground, fore, alpha, layout, layout.end, layout.turn, layout.scale)
+        source, truth = (_over(ground, fore, alpha, layout, moved=m) for m in (False, True))
         return pictures_of(source, truth, layout.pairs(), None)
 
     return make
@@ -229,36 +280,25 @@ def _maker(front: Path, back: Path, layout: _Layout) -> Callable[[], Pictures]:
 
 def _alpha(front: Path, layout: _Layout) -> F32:
     """Opacity of the foreground in its own photograph [SIDE, SIDE]."""
-    file = front.with_name(front.stem + ".mask.png")
-    if file.is_file():
-        rgb = decode.decode(file.read_bytes(), file.name).rgb
-        shape = decode.resize(_square(rgb), (SIDE, SIDE), "bilinear")[..., 0] / 255
-    else:
+    shape = _mask_of(front)
+    if shape is None:
         y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
-        a, b = (1.6 * r for r in layout.radii)  # in the photograph, which is shown at 1 / 1.6
+        a, b = (SHOWN * r for r in layout.radii)
         shape = np.clip((1 - np.hypot(x / a, y / b)) * min(a, b) / 2 + 0.5, 0, 1)
     return blurred(shape.astype(np.float32))
 
 
-def _over(
-    ground: U8,
-    fore: U8,
-    alpha: F32,
-    layout: _Layout,
-    at: tuple[float, float],
-    turn: float,
-    scale: float,
-) -> U8:
-    """The foreground laid over the ground at a place, turned and scaled, uint8 [SIDE, SIDE, 3]."""
+def _over(ground: U8, fore: U8, alpha: F32, layout: _Layout, *, moved: bool) -> U8:
+    """The foreground laid over the ground before or after its move, uint8 [SIDE, SIDE, 3]."""
+    at, turn, scale = (layout.end, layout.turn, layout.scale) if moved else (layout.start, 0.0, 1.0)
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-    dx, dy = (x - at[0]) * (1.6 / scale), (y - at[1]) * (1.6 / scale)
+    dx, dy = (x - at[0]) * (SHOWN / scale), (y - at[1]) * (SHOWN / scale)
     c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-    half = np.float32((SIDE - 1) / 2)
-    u, v = half + c * dx + s * dy, half - s * dx + c * dy
+    u, v = layout.middle[0] + c * dx + s * dy, layout.middle[1] - s * dx + c * dy
     share = bilinear(alpha, v, u) * ((u >= 0) & (u < SIDE) & (v >= 0) & (v < SIDE))
     out = ground.astype(np.float32)
     i, j = np.nonzero(share > 0.003)
-    # shown at 1 / 1.6: a blurred copy keeps what is between its pixels from showing up as stripes
+    # shown smaller: a blurred copy keeps what is between its pixels from showing up as stripes
     soft = np.rint(blurred(fore.astype(np.float32))).astype(np.uint8)
     own = cubic(soft, v[i, j], u[i, j])
     out[i, j] += (own - out[i, j]) * share[i, j][:, None]

@@ -79,6 +79,26 @@ def test_a_mask_beside_a_photograph_is_its_foreground(folder: Path, tmp_path: Pa
     assert 0.5 * 2 * 43**2 < seen.region.sum() < 1.2 * 2 * 43**2
 
 
+def test_what_is_cut_out_is_laid_over_what_is_not_and_held_where_it_is(
+    folder: Path, tmp_path: Path
+) -> None:
+    for n in range(4):
+        (tmp_path / f"p{n}.png").write_bytes((folder / f"p{n}.png").read_bytes())
+    red = np.tile(np.array([250, 0, 0], np.uint8), (300, 300, 1))
+    (tmp_path / "p2.png").write_bytes(encode_png(red))
+    ring = np.zeros((300, 300), np.uint8)
+    ring[60:240, 60:240] = 255
+    ring[100:200, 100:200] = 0  # nothing in the middle
+    (tmp_path / "p2.mask.png").write_bytes(encode_png(np.repeat(ring[..., None], 3, 2)))
+    drags = photo_drags("cutouts", tmp_path, 9, 4)
+    assert all(d.key.endswith("-p2") for d in drags)
+    for drag in drags:
+        seen = drag.pictures()
+        for pair in drag.pairs:
+            for rgb, p in ((seen.source, pair.handle), (seen.truth, pair.target)):
+                np.testing.assert_allclose(rgb[round(p.y), round(p.x)], (250, 0, 0), atol=3)
+
+
 def write_tem(path: Path, points: np.ndarray) -> None:
     lines = [str(len(points)), *(f"{x} {y}" for x, y in points), "1", "0", "2", "0 1"]
     path.write_text("\n".join(lines))

@@ -8,7 +8,14 @@ import pytest
 from benchmarks import metrics
 from benchmarks.scenes import drag_set
 from workbench.core.request import Point, PointPair
-from workbench.imaging.masks import bilinear, blurred, connected, cubic, filled
+from workbench.imaging.masks import (
+    bilinear,
+    blurred,
+    colour_evidence,
+    connected,
+    cubic,
+    filled,
+)
 from workbench.warping.held import Grid, PictureFeatures, conductance, heat, held_region, solve
 from workbench.warping.layers import Plan, moved_picture, plan, render
 
@@ -330,6 +337,39 @@ def test_connected_region_of_a_maze() -> None:
     wanted = free.copy()
     wanted[1:7, 7] = False
     np.testing.assert_array_equal(connected(start, free), wanted)
+
+
+def test_colours_tell_a_thing_from_its_ground() -> None:
+    rgb = np.zeros((4, 6, 3), np.float32)
+    rgb[:, :3] = (0.8, 0.2, 0.1)
+    rgb[:, 3:5] = (0.2, 0.3, 0.9)
+    rgb[:, 5] = (0.5, 0.9, 0.4)
+    here, there = np.zeros((4, 6), np.float32), np.zeros((4, 6), np.float32)
+    here[:2, :3] = 1
+    there[0, 3:5] = 1
+    told = colour_evidence(rgb, here, there)
+    assert told[3, :3].min() > 0.9
+    assert told[3, 3:5].max() < -0.9
+    np.testing.assert_allclose(told[:, 5], 0)  # seen in neither
+
+
+def test_a_busy_ground_is_left_behind() -> None:
+    """Stripes around a thing are as closed in by edges as the thing is; their colours lie outside, too."""
+    rgb = wall()
+    rgb[:, ::12] = rgb[:, 1::12] = rgb[:, 2::12] = (90, 120, 60)
+    rgb = disc(rgb, 128, 128, 26)
+    thing = (rgb == BALL).all(axis=2)
+    found = held_region(rgb, Point(128, 128), mask=box(70, 70, 186, 186))
+    assert (found & thing).sum() / (found | thing).sum() > 0.8
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.5])
+def test_arrows_apart_make_a_free_thing_larger_or_smaller(scale: float) -> None:
+    before = disc(wall(), 128, 128, 30)
+    arrows = [pair(128 + d, 128, 128 + scale * d, 128) for d in (-20, 20)]
+    out = moved_picture(before, box(60, 60, 196, 196), arrows)
+    size = (out == BALL).all(axis=2).sum() / (before == BALL).all(axis=2).sum()
+    assert size == pytest.approx(scale**2, rel=0.12)
 
 
 def test_one_arrow_and_a_pin_turn_a_thing() -> None:

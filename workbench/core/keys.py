@@ -20,8 +20,8 @@ ALGO_LORA = 1
 ALGO_INVERT = 1
 ALGO_DRAG = 1
 ALGO_METHOD = {
-    "warp": 3,
-    "auto": 3,
+    "warp": 4,
+    "auto": 4,
 }  # of methods whose own arithmetic changed since, others are at 1
 ALGO_GENERATE = 1
 ALGO_PASTE = 2  # putting a scaled edit back; in no key, since nothing after it is kept in the cache

@@ -232,6 +232,43 @@ def blurred(a: F32, radius: int = 1) -> F32:
     return a
 
 
+_BINS = 12  # of each channel of a colour histogram
+_RARE = 1e-4  # share of a colour that hardly occurs: it tells nothing
+
+
+def colour_evidence(rgb: F32, here: F32, there: F32) -> F32:
+    """How much more likely each colour is among the cells `here` than among those `there`.
+
+    Args:
+        rgb: float32 [h, w, 3] in 0..1.
+        here: weights >= 0 [h, w] of the cells that show the first distribution.
+        there: the same for the second.
+
+    Returns:
+        float32 [h, w], (p - q) / (p + q) of the two shares: 1 = only here, -1 = only there.
+    """
+    place = rgb.reshape(-1, 3) * (_BINS - 1)
+    low = np.clip(np.floor(place), 0, _BINS - 2).astype(np.int64)
+    high = (place - low).astype(np.float32)
+    corners = []
+    for corner in np.ndindex(2, 2, 2):
+        at = low + np.array(corner)
+        share = np.where(np.array(corner), high, 1 - high).prod(axis=1)
+        corners.append(((at[:, 0] * _BINS + at[:, 1]) * _BINS + at[:, 2], share))
+    shares = []
+    for weights in (here.ravel(), there.ravel()):
+        bins = sum(np.bincount(i, s * weights, _BINS**3) for i, s in corners)
+        bins = np.asarray(bins).reshape(_BINS, _BINS, _BINS) / max(float(weights.sum()), 1e-9)
+        for axis in range(3):
+            wide = np.pad(bins, [(int(a == axis), int(a == axis)) for a in range(3)])
+            before, after = (wide.take(range(k, k + _BINS), axis) for k in (0, 2))
+            bins = (before + 2 * bins + after) / 4
+        flat = bins.ravel()
+        shares.append(np.asarray(sum(s * flat[i] for i, s in corners)) + _RARE)
+    p, q = shares
+    return np.asarray((p - q) / (p + q), np.float32).reshape(here.shape)
+
+
 def connected(region: Mask, candidates: Mask) -> Mask:
     """All of `candidates` that is connected to `region`, a part of it, by alternating sweeps."""
     count = -1

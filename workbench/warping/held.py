@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from workbench.core.request import Point, PointPair
 from workbench.imaging.decode import fast_resize
-from workbench.imaging.masks import bilinear, connected, enlarged, grown
+from workbench.imaging.masks import bilinear, colour_evidence, connected, enlarged, grown
 
 U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -224,14 +224,17 @@ def solve(
 EDGE = 0.05  # step in colour (0..1) that lets 1/e of the heat through
 SEED = 6.0  # radius of the disc round a handle that is heated, where it has the handle's colour
 _ALIKE = 0.15  # colours (0..1) closer than this are one colour, within the seed
-_WARM = 0.05  # heat above which a cell is held at grow 0; grow +-1 divides or multiplies it by ten
+_WARM = 0.2  # heat above which a cell is held at grow 0; grow +-1 divides or multiplies it by ten
 _REACH = (
     60.0  # where nothing is painted: distance over which heat is lost, a quarter of the picture
 )
 _PULL = 0.01  # how strongly features heat and cool, against 1 between cells of one colour
 _LIKE = 0.4  # cosine similarity from which on two features resemble each other
 _SPREAD = (0.12, 0.3)  # share of the picture that does: below the first, features say nothing
-_STEPS = (200, 100)  # of the solver: at half the size, at full size
+_STEPS = (200, 100, 60)  # of the solver: at half the size, at full size, with what colours say
+_COLOUR = 0.05  # how strongly colours heat and cool that are rather the thing's or its ground's
+_GROUND = 0.3  # heat from which on a cell says nothing about the ground
+_OUTSIDE = 3.0  # weight, in the ground's colours, of cells that may not change
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -363,7 +366,7 @@ def heat(
     lost = 1 / (_REACH * grid.unit) ** 2 if open_ground else 0.0
     found: F32 | None = None
     half = grid.halved()
-    for level, steps in ((half, _STEPS[0]), (grid, _STEPS[1])):
+    for level, steps in zip((half, grid), _STEPS, strict=False):
         shape = level.shape
         free = (reduced(area.astype(np.float32), shape) > 0) if level is half else area
         seeds = seeds_of(level, handles) & free
@@ -377,6 +380,18 @@ def heat(
             steps=steps, source=source, absorbed=absorbed, tolerance=1e-3,
         )  # fmt: skip
     assert found is not None
+    found = np.clip(found, 0, 1) * area
+    # the colours of what is warm, and those of what is cold, tell the thing from its ground
+    cold = np.where(area, 1 - np.clip(found / _GROUND, 0, 1), _OUTSIDE).astype(np.float32)
+    told = colour_evidence(grid.rgb, found, cold)
+    source, absorbed = _pulls(like, lost, 1.0)
+    pull = np.float32(_COLOUR) * np.abs(told)
+    source = np.where(told > 0, pull, 0) + (0 if source is None else source)
+    absorbed = pull + (0 if absorbed is None else absorbed)
+    found = solve(
+        np.where(seeds, 1, found), area & ~seeds, conductance(grid.rgb, EDGE), steps=_STEPS[2],
+        source=source.astype(np.float32), absorbed=absorbed.astype(np.float32), tolerance=1e-3,
+    )  # fmt: skip
     return np.clip(found, 0, 1) * area
 
 

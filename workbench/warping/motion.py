@@ -8,8 +8,9 @@ displacement of its cells, N the pairs of neighbours in it and R_i a turn, it mi
 in turns: R_i from the surroundings of each cell, then u from a Laplace equation. Where the piece runs on
 in its own colour beyond what moves it is tied to what stays (the second sum) and turns about that end;
 across an edge it is free. A share of a smooth displacement, 1 at the handle and 0 at the mask's edge, is
-mixed in. A piece with one arrow and a pin on it turns about the pin. "shift", "turn" and "stretch" are
-closed forms. Pins are arrows of length 0.
+mixed in. A piece with one arrow and a pin on it turns about the pin; one that is free and whose arrows
+agree on a change of size is turned and scaled as a whole. "shift", "turn" and "stretch" are closed forms.
+Pins are arrows of length 0.
 
 Displacements are float32 [2, h, w] (down, right) in cells of the grid that they are found on.
 """
@@ -34,6 +35,12 @@ _MERGED = 2.0  # cells: handles closer together than this say nothing about a tu
 _TIE = 0.1  # of a piece to what stays and has its colour, against 1 inside the piece
 _TURNS = 12  # most rounds of the rigid fit
 _SETTLED = 0.05  # cells: a round that moves nothing farther is the last
+_APART = 4.0  # cells: handles closer together than this say nothing about a size
+_FREE = (
+    0.5  # of what holds a piece to its ground, per sqrt(cells): more, and it cannot grow as a whole
+)
+_RESIZED = 0.08  # change of size from which on arrows mean one
+_AGREED = 0.15  # of the longest arrow: farther off, arrows do not agree on one
 _SMOOTH = 0.3  # share of the smooth displacement
 _RIGID = 25.0  # of 256: radius round a handle within which the smooth displacement is whole
 
@@ -150,7 +157,12 @@ def _attached(grid: Grid, piece: Mask) -> F32:
 def _auto(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
     on = [p for p in pairs if p.length > 0 or _is_on(grid, piece, p)]
     if len(on) > 1 and sum(p.length > 0 for p in on) == 1:
-        return _turned(grid, on)
+        return _turned(grid, on)[0]
+    if sum(p.length > 0 for p in on) > 1:
+        sized, scale, missed = _turned(grid, on, resize=True)
+        held = float(_attached(grid, piece).sum()) / float(np.sqrt(piece.sum()))
+        if abs(scale - 1) > _RESIZED and missed < _AGREED and 0.5 < scale < 2 and held < _FREE:
+            return sized
     rigid = _rigid(grid, piece, pairs)
     return np.asarray(rigid + _SMOOTH * (_soft(grid, pairs) - rigid), np.float32)
 
@@ -161,10 +173,13 @@ def _is_on(grid: Grid, piece: Mask, pair: PointPair) -> bool:
     return bool(piece[max(0, row - 2) : row + 3, max(0, col - 2) : col + 3].any())
 
 
-def _turned(grid: Grid, pairs: Sequence[PointPair]) -> F32:
-    """The turn and shift nearest to all arrows and pins [2, h, w].
+def _turned(
+    grid: Grid, pairs: Sequence[PointPair], *, resize: bool = False
+) -> tuple[F32, float, float]:
+    """The turn and shift nearest to all arrows and pins [2, h, w], with `resize` the similarity.
 
-    What it misses of a target is spread around that handle by inverse squared distances.
+    What it misses of a target is spread around that handle by inverse squared distances. Also
+    returns the change of size, and the most that is missed, as a share of the longest arrow.
     """
     ends = [_ends(grid, p) for p in pairs]
     a = np.array([complex(h[1], h[0]) for h, _ in ends])
@@ -173,7 +188,8 @@ def _turned(grid: Grid, pairs: Sequence[PointPair]) -> F32:
     spread = float((np.abs(a - a.mean()) ** 2).sum())
     if spread > _MERGED**2:
         scale = complex(((b - b.mean()) * np.conj(a - a.mean())).sum() / spread)
-        scale /= max(abs(scale), 1e-9)
+        if not resize or max(np.abs(x - y) for x in a for y in a) < _APART:
+            scale /= max(abs(scale), 1e-9)
     rows, cols = np.mgrid[: grid.shape[0], : grid.shape[1]].astype(np.float32)
     place = cols + 1j * rows
     u = (scale - 1) * (place - a.mean()) + (b.mean() - a.mean())
@@ -181,7 +197,8 @@ def _turned(grid: Grid, pairs: Sequence[PointPair]) -> F32:
     if np.abs(missed).max() > 1e-3:
         weights = [1 / (0.25 + _gap(grid, p) ** 2) for p in pairs]
         u = u + sum(w * m for w, m in zip(weights, missed, strict=True)) / sum(weights)
-    return np.stack([u.imag, u.real]).astype(np.float32)
+    share = float(np.abs(missed).max() / max(float(np.abs(b - a).max()), 1e-9))
+    return np.stack([u.imag, u.real]).astype(np.float32), abs(scale), share
 
 
 def _soft(grid: Grid, pairs: Sequence[PointPair]) -> F32:
