@@ -168,7 +168,7 @@ def _mask_of(front: Path) -> F32 | None:
         return None
     rgb = decode.decode(file.read_bytes(), file.name).rgb
     shape = decode.resize(_square(rgb), (SIDE, SIDE), "bilinear")[..., 0]
-    return shape.astype(np.float32) / 255
+    return shape.astype(np.float32) / np.float32(255)
 
 
 def _photos(folder: Path) -> tuple[list[Path], dict[Path, str]]:

@@ -257,14 +257,15 @@ def colour_evidence(rgb: F32, here: F32, there: F32) -> F32:
         corners.append(((at[:, 0] * _BINS + at[:, 1]) * _BINS + at[:, 2], share))
     shares = []
     for weights in (here.ravel(), there.ravel()):
-        bins = sum(np.bincount(i, s * weights, _BINS**3) for i, s in corners)
-        bins = np.asarray(bins).reshape(_BINS, _BINS, _BINS) / max(float(weights.sum()), 1e-9)
+        counts = [np.bincount(i, s * weights, _BINS**3) for i, s in corners]
+        bins = np.sum(counts, axis=0).reshape(_BINS, _BINS, _BINS)
+        bins = bins / max(float(weights.sum()), 1e-9)
         for axis in range(3):
             wide = np.pad(bins, [(int(a == axis), int(a == axis)) for a in range(3)])
             before, after = (wide.take(range(k, k + _BINS), axis) for k in (0, 2))
             bins = (before + 2 * bins + after) / 4
         flat = bins.ravel()
-        shares.append(np.asarray(sum(s * flat[i] for i, s in corners)) + _RARE)
+        shares.append(np.sum([s * flat[i] for i, s in corners], axis=0) + _RARE)
     p, q = shares
     return np.asarray((p - q) / (p + q), np.float32).reshape(here.shape)
 

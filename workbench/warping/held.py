@@ -386,11 +386,11 @@ def heat(
     told = colour_evidence(grid.rgb, found, cold)
     source, absorbed = _pulls(like, lost, 1.0)
     pull = np.float32(_COLOUR) * np.abs(told)
-    source = np.where(told > 0, pull, 0) + (0 if source is None else source)
-    absorbed = pull + (0 if absorbed is None else absorbed)
+    warmer = np.where(told > 0, pull, np.float32(0))
     found = solve(
-        np.where(seeds, 1, found), area & ~seeds, conductance(grid.rgb, EDGE), steps=_STEPS[2],
-        source=source.astype(np.float32), absorbed=absorbed.astype(np.float32), tolerance=1e-3,
+        np.where(seeds, np.float32(1), found), area & ~seeds, conductance(grid.rgb, EDGE),
+        steps=_STEPS[2], source=warmer if source is None else warmer + source,
+        absorbed=pull if absorbed is None else pull + absorbed, tolerance=1e-3,
     )  # fmt: skip
     return np.clip(found, 0, 1) * area
 
