@@ -1,9 +1,10 @@
-"""Draw the example scenes of the first page once: `python -m training.make_examples`.
+"""Make the examples of the first page once: `python -m training.make_examples [FILE ...]`.
 
-The pages must not wait for torch, so the pictures lie in `examples/` as PNG files, with captions,
-a drag that is known to be possible (arrows and mask) and what the shipped model makes of it (WebP)
-in `examples.json`. The same command on the same scene version draws the same pictures; the results
-take about half a minute each on a CPU and are those of the machine that made them.
+The pages must not wait for torch, so the pictures lie in `examples/`: scenes as PNG files, drawn here,
+and photographs as WebP files (SOURCES.md says whose), with captions, a drag (arrows and mask) and what a
+shipped model makes of it (WebP) in `examples.json`. The same command on the same scene version draws the
+same pictures; the results take about half a minute each on a CPU and are those of the machine that made
+them. With FILEs only their results are made again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,30 @@ EXAMPLES: tuple[tuple[str, int, str, str, dict[str, tuple[float, float]]], ...] 
     ("sailboat", 705, "Sailing boat", "Tilt the mast.", {"mast": (-26, 4)}),
     ("face", 703, "Long hair", "Make the hair shorter.", {"hair": (0, -34)}),
     ("animal", 707, "Black cat", "Lower the head.", {"head": (4, 26)}),
+)  # fmt: skip
+
+
+Corners = tuple[tuple[int, int], ...]
+
+# file, title, prompt, hint, arrow (x, y of handle and target), how much it holds, mask's corners; px
+PHOTOS: tuple[tuple[str, str, str, str, tuple[int, int, int, int], float, Corners], ...] = (
+    ("otter.webp", "Otter", "a photo of an otter on a rock by the water", "Let it raise its head.",
+     (163, 130, 150, 92), 0.0,
+     ((90, 50), (260, 50), (330, 190), (290, 230), (190, 230), (120, 200), (90, 150))),
+    ("wren.webp", "Wren", "a photo of a small bird behind a rock", "Let it stretch its neck.",
+     (215, 182, 215, 140), 0.0, ((130, 80), (320, 80), (320, 230), (240, 300), (130, 292))),
+    ("dune.webp", "Dune", "a photo of a sand dune under a blue sky", "Make the dune higher.",
+     (337, 222, 322, 160), 0.0,
+     ((90, 240), (200, 110), (420, 100), (600, 260), (520, 400), (250, 420), (110, 380))),
+    ("cat.webp", "Tabby", "a close-up photo of a tabby cat", "Let it look the other way.",
+     (262, 244, 236, 250), 0.0,
+     ((180, 150), (330, 150), (360, 220), (330, 285), (200, 290), (160, 240))),
+    ("osprey.webp", "Osprey", "a photo of an osprey on a branch", "Move its head to the left.",
+     (290, 142, 255, 136), 0.0,
+     ((180, 80), (370, 80), (385, 190), (360, 240), (215, 250), (180, 190))),
+    ("lake.webp", "Mountain lake", "a photo of snowy mountains and a lake", "Make the peak higher.",
+     (289, 108, 292, 66), 0.3,
+     ((170, 20), (430, 20), (520, 230), (500, 270), (190, 270), (180, 130))),
 )  # fmt: skip
 
 
@@ -117,25 +143,46 @@ def make(folder: Path = FOLDER) -> list[dict[str, Any]]:
             "drawing": drawing.to_json(), "after": f"{kind}-{seed}-after.webp",
         })  # fmt: skip
         log.info("%s: %s", name, before.caption)
+    listing += [_photo(*photo) for photo in PHOTOS]
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in listing)
     text = f"[\n{lines}\n]\n"
     (folder / "examples.json").write_text(text, encoding="utf-8")
     return listing
 
 
+def _photo(
+    file: str,
+    title: str,
+    prompt: str,
+    hint: str,
+    arrow: tuple[int, int, int, int],
+    grow: float,
+    corners: Corners,
+) -> dict[str, Any]:
+    """What stands in `examples.json` about a photograph."""
+    pair = PointPair(_point(arrow[:2]), _point(arrow[2:]), grow=grow)
+    drawing = Drawing((Arrow(pair),), (Polygon(tuple(_point(c) for c in corners)),))
+    return {
+        "file": file, "title": title, "prompt": prompt, "hint": hint,
+        "drawing": drawing.to_json(), "after": f"{Path(file).stem}-after.webp",
+    }  # fmt: skip
+
+
 def finish(listing: list[dict[str, Any]], folder: Path = FOLDER) -> None:
-    """Run each example's drag on the shipped model and write its result into `folder`."""
+    """Run each example's drag on the shipped model that suits it and write its result into `folder`."""
+    photos = {photo[0] for photo in PHOTOS}
     with tempfile.TemporaryDirectory() as cache:
         app = App(Settings(folder=Path(cache), model="storybook"))
         for entry in listing:
+            model = "album" if entry["file"] in photos else "storybook"
             pixels = np.asarray(Image.open(folder / entry["file"]).convert("RGB"))
             drawing = Drawing.from_json(entry["drawing"])
             request = EditRequest(
                 image=app.store.put_image(pixels, entry["title"]),
-                mask=app.store.put_mask(rasterise(drawing, SIDE, SIDE)),
+                mask=app.store.put_mask(rasterise(drawing, *pixels.shape[1::-1])),
                 pairs=drawing.pairs,
                 prompt=entry["prompt"],
-                model=ModelRef(name="storybook"),
+                model=ModelRef(name=model),
                 lora=lora_preset("tutorial"),
                 drag=DragConfig.preset(app.settings.method, app.settings.preset),
             )
@@ -143,10 +190,11 @@ def finish(listing: list[dict[str, Any]], folder: Path = FOLDER) -> None:
             assert result is not None
             after = Image.fromarray(app.store.image(result.image))
             after.save(folder / entry["after"], "WEBP", quality=92, method=6)
-            log.info("%s: %s", entry["after"], result.stop)
+            log.info("%s: %s", entry["after"], result.choice or result.stop)
         app.close()
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    finish(make())
+    made = make()
+    finish([entry for entry in made if not sys.argv[1:] or entry["file"] in sys.argv[1:]])
