@@ -126,6 +126,7 @@ _CELLS = 88  # along the picture's longer side, for weights
 _WEIGHTS = 128  # longest side of a weight map
 _SOFT = 0.02  # of that side: how far the surroundings of a moved piece come along
 _LARGEST = 0.5  # of the picture: what holds together more widely is background, not a thing
+_GENTLY = 0.6  # of `grow`: with so much more a thing stays within that
 
 
 def part_at(rgb: U8, at: Point, grow: float = 0.0) -> Mask:
@@ -139,8 +140,9 @@ def part_at(rgb: U8, at: Point, grow: float = 0.0) -> Mask:
     Returns:
         bool [H, W]; empty when it would be most of the picture.
     """
-    found = held_region(rgb, at, grow=grow)
-    return found if found.mean() <= _LARGEST else np.zeros_like(found)
+    # heat falls off steeply at the edge of a thing, gently on a ground that has none
+    most = held_region(rgb, at, grow=min(1.0, grow + _GENTLY))
+    return held_region(rgb, at, grow=grow) if most.mean() <= _LARGEST else np.zeros_like(most)
 
 
 def grow(mask: Mask, by: int) -> Mask:
