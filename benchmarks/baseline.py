@@ -4,7 +4,7 @@ DragDiffusion's public program as docs/algorithm.md 1 to 3 describes it, its was
 what a user of it waits for: the model is read from disk for every training and every run, each training
 step sends the picture through the VAE encoder again, the drag computes gradients of all U-Net weights and
 throws them away, feature maps are upsampled to half the image, losses are read back one by one, and both
-rows are denoised and decoded. Written anew from that description; nothing here is used by the product.
+rows are denoised and decoded. Written from that description; nothing here is used by the product.
 
 On a GPU the stages run as the reference runs them: weights in half precision for training, inversion and
 denoising; float32 weights under half-precision autocast, with a gradient scaler, for the drag. On a CPU
@@ -41,7 +41,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def embed(pipe: Any, prompt: str) -> Tensor:
-    """Text embedding [1, 77, C], encoded anew at every run."""
+    """Text embedding [1, 77, C], encoded again at every run."""
     tok = pipe.tokenizer(
         prompt, padding="max_length", truncation=True, max_length=pipe.tokenizer.model_max_length,
         return_tensors="pt",

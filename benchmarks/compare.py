@@ -36,7 +36,7 @@ def comparison(a: str, b: str, files: Sequence[Path] | None = None) -> str:
         return _table(a, left, b, right)
     both = [m for m in methods_of(rows_a) if m in methods_of(rows_b)]
     if not both:
-        raise BadInput(f"{file_a} and {file_b} have no method in common.")
+        raise BadInput(f"{file_a} and {file_b} have no method in common.", code="no-common-method")
     parts = [
         _table(
             f"{m} ({file_a.name})", _only(rows_a, m, a), f"{m} ({file_b.name})", _only(rows_b, m, b)
@@ -58,14 +58,19 @@ def _only(rows: Sequence[Record], method: str, where: str) -> list[Record]:
     found = [r for r in rows if r["method"] == method]
     if not found:
         have = ", ".join(methods_of(rows)) or "none"
-        raise BadInput(f"{where} has no figures of the method {method!r}; it has: {have}.")
+        raise BadInput(
+            f"{where} has no figures of the method {method!r}; it has: {have}.", code="unknown-name"
+        )
     return found
 
 
 def _table(name_a: str, a: Sequence[Record], name_b: str, b: Sequence[Record]) -> str:
     common = {r["drag"] for r in a} & {r["drag"] for r in b}
     if not common:
-        raise BadInput(f"{name_a} and {name_b} have no drag in common; were they run on one set?")
+        raise BadInput(
+            f"{name_a} and {name_b} have no drag in common; were they run on one set?",
+            code="no-common-drag",
+        )
     out = [
         f"{name_b} against {name_a}, {len(common)} drags in common, 95 % intervals:",
         "",

@@ -72,7 +72,7 @@ class Extractor:
 
     @property
     def prefix(self) -> str:
-        """What the names of figures begin with."""
+        """Prefix of the figures' names."""
         return "md" if self.dift else "own"
 
     @property

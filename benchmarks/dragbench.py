@@ -12,13 +12,12 @@ from typing import Any
 
 from benchmarks.rows import ResultLog
 from benchmarks.scenes_cli import say
-from benchmarks.shared import add_option, run_shared
-from workbench.core.config import METHODS, InversionConfig, LoraConfig
+from benchmarks.shared import BENCHED, add_options, method_list, run_shared
+from workbench.core.config import InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
 from workbench.core.record import OnStep
 
 PSEUDO = ("nothing", "moved")
-BENCHED = (*METHODS, "refined")  # "refined": auto with its option `refine`
 ALL = PSEUDO + BENCHED
 
 
@@ -35,45 +34,19 @@ def add_parser(subparsers: Any) -> None:
     )
     add = parser.add_argument
     add("folder", type=Path, nargs="?", metavar="FOLDER", help="the set, or its manifest.json")
-    add("--out", type=Path, metavar="FILE.jsonl", help="write every measurement as a line of JSON")
-    add("--method", type=_methods, default=["nothing", "dragdiffusion", "gooddrag", "auto"],
+    add("--method", type=method_list(ALL), default=["nothing", "dragdiffusion", "gooddrag", "auto"],
         metavar="NAME,NAME",
         help=f"any of {', '.join(BENCHED)}, and for comparison {', '.join(PSEUDO)} "
         "[default nothing,dragdiffusion,gooddrag,auto]")  # fmt: skip
     add("--limit", type=int, default=0, metavar="N",
         help="only the first N drags, by name; 0: all [default 0]")  # fmt: skip
-    add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="keep what --out holds already and measure the rest [default yes]")  # fmt: skip
-    add_option(add)
     add("--pictures", type=Path, metavar="FOLDER",
         help="write each result as METHOD/NAME/dragged_image.png, where DragBench's own evaluation "
         "programs look for it")  # fmt: skip
-    add("--report", type=Path, nargs="+", metavar="FILE.jsonl",
-        help="only print the tables of earlier runs")  # fmt: skip
-    add("--model", default="", metavar="NAME|PATH", help="[default: the settings' model]")
-    add(
-        "--device", default="", metavar="D", help="auto, cpu, cuda, cuda:1 [default: the settings']"
-    )
-    add(
-        "--dtype", default="", metavar="T", help="fp32, fp16, bf16 or auto [default: the settings']"
-    )
-    add("--lora-steps", type=int, default=LoraConfig().steps, metavar="N",
-        help=f"LoRA training steps [default {LoraConfig().steps}]")  # fmt: skip
-    add("--inversion-steps", type=int, default=InversionConfig().steps, metavar="N",
-        help=f"DDIM steps [default {InversionConfig().steps}]")  # fmt: skip
+    add_options(parser)
     add("--working-size", type=int, default=0, metavar="PX",
         help="longest side during the edit; 0: the model's native size [default 0]")  # fmt: skip
     parser.set_defaults(run=run)
-
-
-def _methods(text: str) -> list[str]:
-    names = [n.strip() for n in text.split(",") if n.strip()]
-    for name in names:
-        if name not in ALL:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(ALL)}")
-    if not names:
-        raise argparse.ArgumentTypeError("name at least one method")
-    return list(dict.fromkeys(names))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,23 +80,23 @@ def _measure(args: argparse.Namespace) -> int:
     from workbench.cli.engine import steps
 
     args.folder = args.folder.resolve()  # a worker process may stand elsewhere
-    book = ResultLog(args.out, resume=args.resume)
-    with steps(quiet=True) as (on_step, _), book:
+    log = ResultLog(args.out, resume=args.resume)
+    with steps(quiet=True) as (on_step, _), log:
         if args.workers:
-            run_shared(measure, args, book, on_step)
+            run_shared(measure, args, log, on_step)
         else:
-            measure(args, book, on_step)
-    refused = {r["sample"] for r in book.records if r["kind"] == "refused"}
+            measure(args, log, on_step)
+    refused = {r["sample"] for r in log.records if r["kind"] == "refused"}
     if len(refused) == len(entries):
         raise BadInput(
             f"None of the {len(refused)} drags in {args.folder} could be read; see above."
         )
     say("")
-    say(tables(book.records))
+    say(tables(log.records))
     return 0
 
 
-def measure(args: argparse.Namespace, book: ResultLog, on_step: OnStep) -> None:
+def measure(args: argparse.Namespace, log: ResultLog, on_step: OnStep) -> None:
     """Measure what the log lacks of this process's shard."""
     from benchmarks.dragbench_run import Run
     from benchmarks.readers import find_samples
@@ -135,6 +108,6 @@ def measure(args: argparse.Namespace, book: ResultLog, on_step: OnStep) -> None:
     with opened_app(args) as app:
         measured = Run(app, args, on_step, say)
         try:
-            measured.run(entries[shard - 1 :: shards], book)
+            measured.run(entries[shard - 1 :: shards], log)
         finally:
             measured.close()

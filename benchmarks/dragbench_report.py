@@ -83,7 +83,7 @@ def grouped(rows: Sequence[Record], prefix: str, categories: Sequence[str]) -> l
 
 
 def refused(records: Sequence[Record]) -> list[str]:
-    """What could not be read, and what failed."""
+    """Samples that could not be read, and methods that failed."""
     out = {str(r["sample"]): f"{r['sample']} was refused: {r['why']}" for r in records
            if r["kind"] == "refused"}  # fmt: skip
     failed = [

@@ -22,16 +22,16 @@ from benchmarks.locate import seed_of
 from benchmarks.readers import Entry, Sample
 from benchmarks.rows import ResultLog, requests_by_method
 from benchmarks.scenes_run import machine
+from benchmarks.shared import carry_out
 from workbench.app import App
 from workbench.core import keys
 from workbench.core.config import SPECS
-from workbench.core.errors import BadInput, ModelError, OutOfMemory
+from workbench.core.errors import BadInput, ModelError
 from workbench.core.record import OnStep
 from workbench.core.request import EditRequest
 from workbench.diffusion import model
 from workbench.diffusion.model import Runtime
 from workbench.diffusion.registry.files import find_files
-from workbench.edit import run_edit
 from workbench.editing.memory import environment
 from workbench.editing.prepare import Engine
 from workbench.imaging.decode import clean_name, encode_png
@@ -64,32 +64,32 @@ class Run:
         """Close the benchmark's history."""
         self.store.close()
 
-    def run(self, entries: Sequence[Entry], book: ResultLog) -> int:
-        """Measure what the book lacks; returns how many samples could not be read.
+    def run(self, entries: Sequence[Entry], log: ResultLog) -> int:
+        """Measure what the log lacks; returns how many samples could not be read.
 
         Raises:
-            Cancelled: between or inside edits; the book keeps what was measured.
-            BadInput: when the book holds figures of another model or preparation.
+            Cancelled: between or inside edits; the log keeps what was measured.
+            BadInput: when the log holds figures of another model or preparation.
         """
-        book.begin(self.setup(entries))
+        log.begin(self.setup(entries))
         refused = 0
         for number, entry in enumerate(entries, 1):
             try:
                 sample = entry.read()
             except BadInput as exc:
                 refused += 1
-                book.add({"kind": "refused", "sample": entry.name, "why": str(exc)})
+                log.add({"kind": "refused", "sample": entry.name, "why": str(exc)})
                 self.say(f"{number} {entry.name}: refused: {exc}")
                 continue
-            self._sample(number, sample, book)
+            self._sample(number, sample, log)
         return refused
 
-    def _sample(self, number: int, sample: Sample, book: ResultLog) -> None:
+    def _sample(self, number: int, sample: Sample, log: ResultLog) -> None:
         base = self._request(sample)
         distances = Distances(sample, self.extractor)
         for method, request in requests_by_method(base, self.methods).items():
             edit = None if request is None else keys.edit_key(request)
-            if book.has(sample.key, method, edit):
+            if log.has(sample.key, method, edit):
                 continue
             row: dict[str, Any] = {"kind": "row", **about(sample), "method": method,
                                    "edit_key": edit}  # fmt: skip
@@ -97,7 +97,7 @@ class Run:
             if result is not None:
                 row |= self._figures(sample, result, distances)
                 self._keep(method, sample, result)
-            book.add(row)
+            log.add(row)
             self.say(f"{number} {sample.name}: {method} {self._line(row)}")
 
     def _line(self, row: dict[str, Any]) -> str:
@@ -132,21 +132,10 @@ class Run:
         if request is None:
             result = _pseudo(method, sample)
         else:
-            try:
-                record = run_edit(
-                    request, Engine(self.runtime, self.app.cache, self.store),
-                    on_step=self.on_step, fresh=True, previews=False,
-                )  # fmt: skip
-            except (ModelError, OutOfMemory) as exc:  # one drag that fails is a result, too
-                row["error"] = str(exc)
+            engine = Engine(self.runtime, self.app.cache, self.store)
+            found = carry_out(request, engine, self.on_step, row)
+            if found is None:
                 return None
-            found = record.result
-            assert found is not None
-            row |= {
-                "edit": record.id, "steps": found.iterations, "stop": found.stop,
-                "seconds": dict(found.seconds), "cached": list(found.cached),
-                "notices": list(found.notices),
-            }  # fmt: skip
             result = self.store.image(found.image)
         row["wall"] = round(time.perf_counter() - wall, 3)
         row["cpu"] = round(time.process_time() - cpu, 3)
@@ -231,7 +220,7 @@ def extractor_for(app: App, loaded: Runtime) -> tuple[Extractor, str]:
 
 
 def about(sample: Sample) -> dict[str, Any]:
-    """What names a sample in a row; `drag` is its key by content."""
+    """The fields that identify a sample in a row; `drag` is its key by content."""
     return {
         "drag": sample.key, "sample": sample.name, "category": sample.category,
         "size": [int(sample.rgb.shape[1]), int(sample.rgb.shape[0])], "pairs": len(sample.pairs),
@@ -240,7 +229,7 @@ def about(sample: Sample) -> dict[str, Any]:
 
 
 def _pseudo(method: str, sample: Sample) -> U8:
-    """What to compare with: the source as it is, or its pixels pushed along the arrows."""
+    """Baselines: the untouched source, or its pixels pushed along the arrows."""
     if method == "nothing":
         return sample.rgb
     return moved_picture(sample.rgb, sample.mask, sample.pairs)

@@ -1,4 +1,4 @@
-"""What a picture is worth as the result of a benchmark drag: points found again, error to the truth."""
+"""Evaluate a picture as the result of a benchmark drag: points found again, error to the truth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 U8 = NDArray[np.uint8]
 
 
-class Judge:
+class Evaluator:
     """Measures the results of one drag; the source's features are computed once."""
 
     def __init__(self, drag: AnyDrag, pictures: Pictures, runtime: Runtime) -> None:
@@ -74,7 +74,7 @@ class Judge:
 
     @property
     def locators(self) -> dict[str, str]:
-        """What stands behind the names of the locators."""
+        """Settings of the locators, by name."""
         return {"features": self._features.name, "template": repr(self._template)}
 
 

@@ -1,4 +1,4 @@
-"""Where a handle's feature went, by the loaded model's own features: DIFT's recipe (arXiv 2306.03881).
+"""Find a handle again by the loaded model's own features: DIFT's recipe (arXiv 2306.03881).
 
 The picture is encoded, noised to one timestep, and the output of one up block is read, averaged over
 several noises; a feature is found again where the cosine similarity with the source's feature at the
@@ -73,7 +73,7 @@ class FeatureMap:
         )
 
     def likeness(self, other: FeatureMap, p: Point) -> Tensor:
-        """How much each sample's surroundings look like those of point `p` of `other`.
+        """Similarity of each sample's surroundings to those of point `p` of `other`.
 
         Mean over 3x3 neighbours, a step apart and Gaussian-weighted, of the cosine similarity of
         neighbour with neighbour: in [-1, 1], [rows, cols]. One vector alone finds the thing; its
@@ -93,13 +93,13 @@ class FeatureMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How features are read; see `Features`."""
+    """Parameters of the feature extraction; see `Features`."""
 
     timestep: int = DIFT_TIMESTEP
     block: int = 3
     ensemble: int = 4
     shifts: int = 2  # per side: samples lie 1 / shifts of a cell apart
-    posterior: bool = False  # each noise on a latent drawn anew, as DIFT does; else on the mean
+    posterior: bool = False  # each noise on a newly drawn latent, as DIFT does; else on the mean
 
 
 class Features:
@@ -165,7 +165,7 @@ class Features:
         return out
 
     def find(self, before: FeatureMap, after: FeatureMap, pair: PointPair) -> Found:
-        """Where the feature at the pair's handle is in the result, inside the search disc."""
+        """Position in the result, inside the search disc, of the feature at the pair's handle."""
         return peak(after.likeness(before, pair.handle), after, Disc.around(pair))
 
 

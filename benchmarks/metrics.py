@@ -1,4 +1,4 @@
-"""How far a picture is from the true one, and what changed that should not have. numpy only.
+"""Error against the true picture, and change outside the mask. numpy only.
 
 Pictures are uint8 [H, W, 3]; a region is bool [H, W], None = the whole picture. Errors "relative to
 doing nothing" are 1 for the untouched source and 0 for the truth, so that drags of any size and scenes

@@ -196,7 +196,7 @@ def _photos(folder: Path) -> tuple[list[Path], dict[Path, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where a foreground lies before and after; lengths in px of the picture, angles in radians.
+    """Pose of a foreground before and after; lengths in px of the picture, angles in radians.
 
     `middle` (x, y) of the foreground's photograph lies at `start` before and at `end` after. `arms` lead
     from there to where it is taken hold of. `radii` are those of the ellipse that stands for a mask.

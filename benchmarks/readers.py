@@ -97,14 +97,18 @@ def find_samples(folder: Path) -> list[Entry]:
     if folder.is_file() and folder.suffix == ".json":
         return _manifest(folder)
     if not folder.is_dir():
-        raise BadInput(f"{folder} is no folder; give one with DragBench's or GoodDrag's layout.")
+        raise BadInput(
+            f"{folder} is not a folder; give one with DragBench's or GoodDrag's layout.",
+            code="no-folder",
+        )
     if (folder / MANIFEST).is_file():
         return _manifest(folder / MANIFEST)
     found = sorted(_walk(folder, folder, 0), key=lambda e: e.name)
     if not found:
         raise BadInput(
             f"{folder} holds no drags: no folder with {META} (DragBench), none with {POINTS} "
-            f"(GoodDrag), and no {MANIFEST}."
+            f"(GoodDrag), and no {MANIFEST}.",
+            code="no-drags",
         )
     return found
 
@@ -129,10 +133,13 @@ def _dragbench(entry: Entry) -> Sample:
     path = entry.path / META
     meta = read_pickle(_bytes(path, opening.MAX_BYTES), f"{entry.name}/{META}")
     if not isinstance(meta, dict):
-        raise BadInput(f"{entry.name}/{META} holds no dictionary with prompt, points and mask.")
+        raise BadInput(
+            f"{entry.name}/{META} holds no dictionary with prompt, points and mask.",
+            code="not-a-dictionary",
+        )
     for wanted in ("prompt", "points", "mask"):
         if wanted not in meta:
-            raise BadInput(f"{entry.name}/{META} lacks {wanted!r}.")
+            raise BadInput(f"{entry.name}/{META} lacks {wanted!r}.", code="missing")
     return _sample(
         entry, _picture(entry.path / PICTURE, entry.name), _points(meta["points"], entry.name),
         meta["prompt"], meta["mask"],
@@ -143,10 +150,13 @@ def _gooddrag(entry: Entry) -> Sample:
     """GoodDrag (arXiv 2404.07206): points in JSON, the mask's first channel, no prompt."""
     data = _json(entry.path / POINTS, f"{entry.name}/{POINTS}")
     if not isinstance(data, dict) or "points" not in data:
-        raise BadInput(f"{entry.name}/{POINTS} lacks 'points'.")
+        raise BadInput(f"{entry.name}/{POINTS} lacks 'points'.", code="no-points")
     original = next((p for n in ORIGINALS if (p := entry.path / n).is_file()), None)
     if original is None:
-        raise BadInput(f"{entry.name} holds no picture; {', '.join(ORIGINALS)} were looked for.")
+        raise BadInput(
+            f"{entry.name} holds no picture; {', '.join(ORIGINALS)} were looked for.",
+            code="no-picture",
+        )
     picture = _picture(original, entry.name)
     mask: Any = None
     if (entry.path / MASK).is_file():
@@ -179,20 +189,25 @@ def _listed(entry: Entry) -> Sample:
 def _manifest(path: Path) -> list[Entry]:
     data = _json(path, path.name)
     if not isinstance(data, dict) or data.get("kind") != MANIFEST_KIND:
-        raise BadInput(f"{path} is no manifest: its 'kind' must be {MANIFEST_KIND!r}.")
+        raise BadInput(
+            f"{path} is not a manifest: its 'kind' must be {MANIFEST_KIND!r}.", code="other-kind"
+        )
     if data.get("format") != MANIFEST_FORMAT:
         raise BadInput(
-            f"{path} has format {data.get('format')!r:.20}; this version reads {MANIFEST_FORMAT}."
+            f"{path} has format {data.get('format')!r:.20}; this version reads {MANIFEST_FORMAT}.",
+            code="newer-format",
         )
     samples = data.get("samples")
     if not isinstance(samples, list) or not 1 <= len(samples) <= MAX_SAMPLES:
-        raise BadInput(f"{path}: 'samples' must be a list of 1 to {MAX_SAMPLES} drags.")
+        raise BadInput(
+            f"{path}: 'samples' must be a list of 1 to {MAX_SAMPLES} drags.", code="sample-count"
+        )
     entries, seen = [], set()
     for number, item in enumerate(samples, 1):
         name = item.get("name") if isinstance(item, dict) else None
         name = decode.clean_name(name, "") if isinstance(name, str) else ""
         if not name or name in seen:
-            raise BadInput(f"{path}: sample {number} has no name of its own.")
+            raise BadInput(f"{path}: sample {number} has no name of its own.", code="bad-name")
         seen.add(name)
         entries.append(Entry("manifest", name, path, item))
     return sorted(entries, key=lambda e: e.name)
@@ -209,20 +224,27 @@ def _sample(
     mask: Any,
 ) -> Sample:
     if not isinstance(prompt, str):
-        raise BadInput(f"{entry.name}: the prompt is {type(prompt).__name__}, not text.")
+        raise BadInput(
+            f"{entry.name}: the prompt is {type(prompt).__name__}, not text.", code="wrong-type"
+        )
     if len(prompt) > MAX_PROMPT:
         raise BadInput(
-            f"{entry.name}: the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT}."
+            f"{entry.name}: the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT}.",
+            code="too-long",
         )
     if not 1 <= len(pairs) <= MAX_PAIRS:
-        raise BadInput(f"{entry.name} has {len(pairs)} arrows; 1 to {MAX_PAIRS} are possible.")
+        raise BadInput(
+            f"{entry.name} has {len(pairs)} arrows; 1 to {MAX_PAIRS} are possible.",
+            code="pair-count",
+        )
     width, height = picture.width, picture.height
     for number, pair in enumerate(pairs, 1):
         for what, p in (("handle", pair.handle), ("target", pair.target)):
             if not (-0.5 <= p.x <= width - 0.5 and -0.5 <= p.y <= height - 0.5):
                 raise BadInput(
                     f"{entry.name}: {what} {number} ({p.x:.0f}, {p.y:.0f}) is outside the "
-                    f"{width}x{height} picture."
+                    f"{width}x{height} picture.",
+                    code="outside-picture",
                 )
     category = entry.name.rpartition("/")[0]
     if entry.item is not None:
@@ -238,13 +260,17 @@ def _mask(mask: Any, width: int, height: int, name: str) -> Mask | None:
     if mask is None:
         return None
     if not isinstance(mask, np.ndarray) or mask.ndim not in (2, 3) or mask.dtype.kind not in "biuf":
-        raise BadInput(f"{name}: the mask is no array of numbers with two or three axes.")
+        raise BadInput(
+            f"{name}: the mask is not an array of numbers with two or three axes.",
+            code="not-a-mask",
+        )
     plane = mask[..., 0] if mask.ndim == 3 and mask.shape[2] else mask
     if plane.shape != (height, width):
         size = "x".join(str(n) for n in plane.shape[::-1])
         raise BadInput(
             f"{name}: the mask is {size} px but the picture is {width}x{height} px; they must have "
-            "the same size."
+            "the same size.",
+            code="mask-size",
         )
     painted = np.ascontiguousarray(plane > 0)
     return painted if painted.any() else None
@@ -253,11 +279,13 @@ def _mask(mask: Any, width: int, height: int, name: str) -> Mask | None:
 def _points(points: Any, name: str) -> list[PointPair]:
     """Handle, target, handle, target, ... as [x, y]."""
     if not isinstance(points, (list, np.ndarray)) or len(points) % 2:
-        raise BadInput(f"{name}: the points must be a list of handles and targets in turns.")
+        raise BadInput(
+            f"{name}: the points must be a list of handles and targets in turns.", code="not-a-pair"
+        )
     found = []
     for p in points:
         if not isinstance(p, (list, np.ndarray)) or len(p) != 2:
-            raise BadInput(f"{name}: a point is [x, y], not {str(p)[:40]!r}.")
+            raise BadInput(f"{name}: a point is [x, y], not {str(p)[:40]!r}.", code="points-shape")
         x, y = (v.item() if isinstance(v, np.generic) else v for v in p)
         found.append(Point(x, y))
     return [PointPair(a, b) for a, b in zip(found[::2], found[1::2], strict=True)]
@@ -270,10 +298,12 @@ def _picture(path: Path, name: str) -> decode.Decoded:
 def _inside(top: Path, name: Any, what: str) -> Path:
     """A file that a manifest names; never one outside its folder."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise BadInput(f"{what}: a file's name is missing in the manifest.")
+        raise BadInput(f"{what}: a file's name is missing in the manifest.", code="no-file")
     path = (top / name).resolve()
     if not path.is_relative_to(top.resolve()):
-        raise BadInput(f"{what}: {name!r:.80} lies outside the manifest's folder.")
+        raise BadInput(
+            f"{what}: {name!r:.80} lies outside the manifest's folder.", code="outside-folder"
+        )
     return path
 
 
@@ -281,16 +311,19 @@ def _json(path: Path, name: str) -> Any:
     try:
         return json.loads(_bytes(path, MAX_JSON))
     except (ValueError, RecursionError) as exc:
-        raise BadInput(f"{name} is no JSON ({str(exc)[:80]}).") from exc
+        raise BadInput(f"{name} is not JSON ({str(exc)[:80]}).", code="not-json") from exc
 
 
 def _bytes(path: Path, limit: int) -> bytes:
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise BadInput(f"{path} is no file.")
+            raise BadInput(f"{path} is not a file.", code="missing-file")
         if size > limit:
-            raise BadInput(f"{path} has {size / 2**20:.0f} MB; the limit is {limit >> 20} MB.")
+            raise BadInput(
+                f"{path} has {size / 2**20:.0f} MB; the limit is {limit >> 20} MB.",
+                code="too-large",
+            )
         return path.read_bytes()
     except OSError as exc:
-        raise BadInput(f"{path} cannot be read ({exc.strerror}).") from exc
+        raise BadInput(f"{path} cannot be read ({exc.strerror}).", code="unreadable") from exc

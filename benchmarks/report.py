@@ -176,7 +176,7 @@ def before_and_after(rows: Sequence[Record]) -> list[str]:
 
 
 def agreement(rows: Sequence[Record]) -> list[str]:
-    """How far the two locators are from each other, per arrow: on the truth, and on results."""
+    """Distance between the two locators' answers, per arrow: on the truth, and on results."""
     out = ["| picture | arrows | mean px apart | median | within 3 px | both lie near the target |"]
     out.append("|---" * 6 + "|")
     for method in methods_of(rows):
@@ -266,7 +266,7 @@ def stops(records: Sequence[Record]) -> list[str]:
 
 
 def preparation(records: Sequence[Record]) -> list[str]:
-    """What a picture costs before its first drag, where it was not cached."""
+    """Preparation time of a picture before its first drag, where it was not cached."""
     made = [r for r in records if r["kind"] == "prepared" and "lora" not in r["cached"]]
     if not made:
         return []

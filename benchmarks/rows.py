@@ -33,7 +33,7 @@ class ResultLog:
     """An open result file; use as a context manager."""
 
     def __init__(self, path: Path, *, resume: bool = True) -> None:
-        """Read what is there already; `resume` False begins the file anew.
+        """Read what is there already; `resume` False starts the file over.
 
         Raises:
             BadInput: when the file is none of ours.
@@ -70,20 +70,21 @@ class ResultLog:
                 if old.get(name) != setup.get(name):
                     raise BadInput(
                         f"{self.path} was made with {name} {old.get(name)!r}, not "
-                        f"{setup.get(name)!r}; choose another file or --no-resume."
+                        f"{setup.get(name)!r}; choose another file or --no-resume.",
+                        code="other-run",
                     )
         self.add({"kind": "setup", **setup})
 
     def add(self, record: Record) -> None:
         """Append a record; it is on its way to the disk when this returns."""
-        assert self._file is not None, "the book is closed"
+        assert self._file is not None, "the log is closed"
         self.records.append(record)
         self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def has(self, drag: str, method: str, edit: str | None) -> bool:
-        """Whether a drag was measured by a method under the same request."""
+        """True if a drag was measured by a method under the same request."""
         found = self.rows().get((drag, method))
         return found is not None and not found.get("error") and found.get("edit_key") == edit
 
@@ -108,19 +109,23 @@ def _read(path: Path) -> tuple[list[Record], int]:
     try:
         raw = path.read_bytes()
     except OSError as exc:
-        raise BadInput(f"{path} cannot be read ({exc.strerror}).") from exc
+        raise BadInput(f"{path} cannot be read ({exc.strerror}).", code="unreadable") from exc
     whole = raw.rfind(b"\n") + 1
     records = []
     for number, line in enumerate(raw[:whole].splitlines(), 1):
         try:
             record = json.loads(line)
         except ValueError as exc:
-            raise BadInput(f"{path}, line {number}, is no JSON; is this a result file?") from exc
+            raise BadInput(
+                f"{path}, line {number}, is not JSON; is this a result file?", code="not-json"
+            ) from exc
         if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
-            raise BadInput(f"{path}, line {number}, is no record of a benchmark.")
+            raise BadInput(
+                f"{path}, line {number}, is not a record of a benchmark.", code="not-a-record"
+            )
         records.append(record)
     if records and records[0]["kind"] != "setup":
-        raise BadInput(f"{path} does not begin with the setup of a benchmark.")
+        raise BadInput(f"{path} does not begin with the setup of a benchmark.", code="no-setup")
     return records, whole
 
 
@@ -135,7 +140,7 @@ def read_records(paths: Sequence[Path]) -> list[Record]:
     for path in paths:
         found, _ = _read(path)
         if not found:
-            raise BadInput(f"{path} is empty.")
+            raise BadInput(f"{path} is empty.", code="empty")
         head = found[0]
         if first is None:
             first = head
@@ -143,7 +148,8 @@ def read_records(paths: Sequence[Path]) -> list[Record]:
             if first.get(name) != head.get(name):
                 raise BadInput(
                     f"{path} was made with {name} {head.get(name)!r}, {paths[0]} with "
-                    f"{first.get(name)!r}; only shards of one run belong together."
+                    f"{first.get(name)!r}; only shards of one run belong together.",
+                    code="other-run",
                 )
         records += found
     return records

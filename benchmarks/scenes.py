@@ -41,7 +41,7 @@ _GROW, _CLOSE, _PEN = 5, 7, 18.0  # px: how a person paints around what moves
 
 
 class AnyDrag(Protocol):
-    """What a drag with a known truth tells of itself, drawn or photographed."""
+    """Description of a drag with a known truth, drawn or photographed."""
 
     @property
     def index(self) -> int: ...  # noqa: D102
@@ -123,7 +123,10 @@ def scene_seed(set_seed: int, number: int) -> int:
         BadInput: for a set below 0 or above 999999, or more scenes than a set has.
     """
     if not 0 <= set_seed < 1_000_000:
-        raise BadInput(f"The benchmark's seed is {set_seed}; give a number from 0 to 999999.")
+        raise BadInput(
+            f"The benchmark's seed is {set_seed}; give a number from 0 to 999999.",
+            code="out-of-range",
+        )
     if not 0 <= number < PER_SET:
         raise BadInput(f"A set has {PER_SET} scenes; number {number} is not among them.")
     return HELD_OUT_SEED + OFFSET + set_seed * PER_SET + number
@@ -140,7 +143,9 @@ def drag_set(count: int, set_seed: int) -> list[Drag]:
         BadInput: for a count that is not from 1 to `MOST_DRAGS`, or a bad seed.
     """
     if not 1 <= count <= MOST_DRAGS:
-        raise BadInput(f"{count} drags were asked for; a set has 1 to {MOST_DRAGS}.")
+        raise BadInput(
+            f"{count} drags were asked for; a set has 1 to {MOST_DRAGS}.", code="out-of-range"
+        )
     return list(_drags(count, set_seed))
 
 
@@ -207,5 +212,5 @@ def _dilate(mask: Mask, radius: int) -> Mask:
 
 
 def facts(set_seed: int) -> dict[str, int]:
-    """What names a set of drags, for the header of a result file."""
+    """The fields that identify a set of drags, for the header of a result file."""
     return {"set": set_seed, "set_version": SET_VERSION, "scenes_version": SCENES_VERSION}

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import ResultLog
-from benchmarks.shared import add_option, run_shared
-from workbench.core.config import METHODS, InversionConfig, LoraConfig
+from benchmarks.shared import BENCHED, add_options, method_list, run_shared
+from workbench.core.config import InversionConfig, LoraConfig
 from workbench.core.errors import BadInput
 from workbench.core.record import OnStep
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from benchmarks.scenes import AnyDrag
 
 PSEUDO = ("nothing", "truth", "roundtrip", "moved")
-BENCHED = (*METHODS, "refined")  # "refined": auto with its option `refine`
 ALL = PSEUDO + BENCHED
 
 
@@ -60,7 +59,7 @@ def add_parsers(subparsers: Any) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options of a quality benchmark with a known truth."""
     add = parser.add_argument
-    add("--method", type=_methods, default=list(ALL), metavar="NAME,NAME",
+    add("--method", type=method_list(ALL), default=list(ALL), metavar="NAME,NAME",
         help=f"any of {', '.join(BENCHED)}, and the rows of sanity {', '.join(PSEUDO)} "
         "[default all]")  # fmt: skip
     add(
@@ -72,49 +71,23 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, default=1, metavar="S",
         help="which set, 0 to 999999; report on another one than you tune on [default 1]")  # fmt: skip
-    add("--out", type=Path, metavar="FILE.jsonl", help="write every measurement as a line of JSON")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="keep what --out holds already and measure the rest [default yes]")  # fmt: skip
     add("--shard", type=_shard, default=(1, 1), metavar="I/N",
         help="do only every N-th drag, beginning with the I-th: N processes share a set, each with a "
         "file of its own [default 1/1]")  # fmt: skip
-    add_option(add)
+    add_options(parser)
     add("--strips", type=Path, metavar="FOLDER",
         help="write a labelled strip per drag: source with arrows, each method, the truth")  # fmt: skip
-    add("--report", type=Path, nargs="+", metavar="FILE.jsonl",
-        help="only print the tables of earlier runs (the shards of one)")  # fmt: skip
     add("--common", action="store_true",
         help="tables over the drags that every method has, not over each method's own")  # fmt: skip
-    add("--model", default="", metavar="NAME|PATH", help="[default: the settings' model]")
-    add(
-        "--device", default="", metavar="D", help="auto, cpu, cuda, cuda:1 [default: the settings']"
-    )
-    add(
-        "--dtype", default="", metavar="T", help="fp32, fp16, bf16 or auto [default: the settings']"
-    )
     add("--threads", type=int, default=0, metavar="N",
         help="CPU threads; 1 makes CPU seconds comparable [default: torch's choice]")  # fmt: skip
-    add("--lora-steps", type=int, default=LoraConfig().steps, metavar="N",
-        help=f"LoRA training steps [default {LoraConfig().steps}]")  # fmt: skip
-    add("--inversion-steps", type=int, default=InversionConfig().steps, metavar="N",
-        help=f"DDIM steps [default {InversionConfig().steps}]")  # fmt: skip
-
-
-def _methods(text: str) -> list[str]:
-    names = [n.strip() for n in text.split(",") if n.strip()]
-    unknown = [n for n in names if n not in ALL]
-    if unknown or not names:
-        raise argparse.ArgumentTypeError(
-            f"there is no method {(unknown or [text])[0]!r}; choose from: {', '.join(ALL)}"
-        )
-    return list(dict.fromkeys(names))
 
 
 def _shard(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
     shard, shards = (int(g) for g in found.groups()) if found else (0, 0)
     if not 1 <= shard <= shards:
-        raise argparse.ArgumentTypeError(f"{text!r} is no part such as 1/2 or 2/2")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 1/2 or 2/2")
     return shard, shards
 
 
@@ -160,21 +133,21 @@ def measure(args: argparse.Namespace, drags: Sequence[AnyDrag], head: Mapping[st
     from workbench.cli.engine import steps
 
     with tempfile.TemporaryDirectory(prefix="bench-scenes-") as folder:
-        book = ResultLog(args.out or Path(folder) / "rows.jsonl", resume=args.resume)
+        log = ResultLog(args.out or Path(folder) / "rows.jsonl", resume=args.resume)
         part = functools.partial(measure_part, drags=drags, head=head)
-        with steps(quiet=True) as (on_step, _), book:
+        with steps(quiet=True) as (on_step, _), log:
             if args.workers:
-                run_shared(part, args, book, on_step)
+                run_shared(part, args, log, on_step)
             else:
-                part(args, book, on_step)
+                part(args, log, on_step)
         say("")
-        say(tables(book.records, common=args.common))
+        say(tables(log.records, common=args.common))
     return 0
 
 
 def measure_part(
     args: argparse.Namespace,
-    book: ResultLog,
+    log: ResultLog,
     on_step: OnStep,
     *,
     drags: Sequence[AnyDrag],
@@ -188,9 +161,9 @@ def measure_part(
     with opened_app(args) as app:
         scenes = Scenes(app, args, drags, head, on_step, say)
         try:
-            scenes.run(book)
+            scenes.run(log)
             if args.strips is not None:
-                write_strips(args.strips, scenes.drags, book.rows(), args.method, scenes.store)
+                write_strips(args.strips, scenes.drags, log.rows(), args.method, scenes.store)
         finally:
             scenes.close()
 

@@ -21,18 +21,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.judge import Judge
+from benchmarks.judge import Evaluator
 from benchmarks.rows import ResultLog, requests_by_method
 from benchmarks.scenes import AnyDrag, Pictures
+from benchmarks.shared import carry_out
 from workbench.app import App
 from workbench.core import keys
 from workbench.core.config import SPECS
-from workbench.core.errors import ModelError, OutOfMemory
 from workbench.core.record import OnStep
 from workbench.core.request import EditRequest, TrainTask
 from workbench.diffusion.device import processor
 from workbench.diffusion.model import Runtime
-from workbench.edit import prepare, run_edit
+from workbench.edit import prepare
 from workbench.editing.memory import environment
 from workbench.editing.prepare import Engine
 from workbench.editing.text_to_image import to_rgb
@@ -71,34 +71,34 @@ class Scenes:
         """Close the benchmark's history."""
         self.store.close()
 
-    def run(self, book: ResultLog) -> None:
-        """Measure what the book lacks.
+    def run(self, log: ResultLog) -> None:
+        """Measure what the log lacks.
 
         Raises:
-            Cancelled: between or inside edits; the book keeps what was measured.
+            Cancelled: between or inside edits; the log keeps what was measured.
         """
         if not self.drags:
             return
-        book.begin(self.setup())
+        log.begin(self.setup())
         for drag in self.drags:
-            self._drag(drag, book)
+            self._drag(drag, log)
 
-    def _drag(self, drag: AnyDrag, book: ResultLog) -> None:
+    def _drag(self, drag: AnyDrag, log: ResultLog) -> None:
         pictures = drag.pictures()
         base = self._request(drag, pictures)
         wanted: dict[str, EditRequest | None] = {}
         for method, request in requests_by_method(base, self.methods).items():
             edit = None if request is None else keys.edit_key(request)
-            if not book.has(drag.key, method, edit):
+            if not log.has(drag.key, method, edit):
                 wanted[method] = request
         if not wanted:
             return
-        judge = Judge(drag, pictures, self.runtime)
+        evaluator = Evaluator(drag, pictures, self.runtime)
         inversions = {
             r.inversion: r for r in wanted.values() if r is not None and not r.drag.drafts
         }
         if inversions:
-            self._prepare(drag, list(inversions.values()), book)
+            self._prepare(drag, list(inversions.values()), log)
         for method, request in wanted.items():
             row: dict[str, Any] = {"kind": "row", **about(drag), "method": method}
             if request is None:
@@ -106,12 +106,12 @@ class Scenes:
             else:
                 made = self._edit(request, row)
                 if made is None:
-                    book.add(row)
+                    log.add(row)
                     self.say(f"{drag.index + 1} {drag.key}: {method} failed: {row['error']}")
                     continue
                 result = made
-            row |= judge(result)
-            book.add(row)
+            row |= evaluator(result)
+            log.add(row)
             self.say(
                 f"{drag.index + 1} {drag.key}: {method} left {row['left_features']:.1f} / "
                 f"{row['left_template']:.1f} of {drag.length:.1f} px, error {row['mae_ratio']:.2f}, "
@@ -132,7 +132,7 @@ class Scenes:
             seed=SEED,
         )
 
-    def _prepare(self, drag: AnyDrag, requests: Sequence[EditRequest], book: ResultLog) -> None:
+    def _prepare(self, drag: AnyDrag, requests: Sequence[EditRequest], log: ResultLog) -> None:
         """LoRA, inversions and the original's passes, so that no method pays for them.
 
         `requests` has one request per inversion; the row tells the first one's figures and the time
@@ -146,7 +146,7 @@ class Scenes:
             )
             for request in requests
         ]  # fmt: skip
-        book.add({
+        log.add({
             "kind": "prepared", "drag": drag.key, "index": drag.index,
             "wall": round(time.perf_counter() - wall, 3),
             "cpu": round(time.process_time() - cpu, 3),
@@ -158,28 +158,20 @@ class Scenes:
         """A method's result, and in `row` what the edit says of itself; None when it failed."""
         row["edit_key"] = keys.edit_key(request)
         wall, cpu = time.perf_counter(), time.process_time()
-        try:
-            record = run_edit(
-                request, Engine(self.runtime, self.app.cache, self.store),
-                on_step=self.on_step, fresh=True, previews=False,
-            )  # fmt: skip
-        except (ModelError, OutOfMemory) as exc:  # one drag that fails is a result, too
-            row["error"] = str(exc)
+        engine = Engine(self.runtime, self.app.cache, self.store)
+        found = carry_out(request, engine, self.on_step, row)
+        if found is None:
             return None
         _times(row, wall, cpu)
-        found = record.result
-        assert found is not None
         row |= {
-            "image": found.image, "edit": record.id, "steps": found.iterations,
-            "stop": found.stop, "seconds": dict(found.seconds), "cached": list(found.cached),
-            "own_left": [round(v, 2) for v in found.distances],
+            "image": found.image, "own_left": [round(v, 2) for v in found.distances],
             "last_loss": found.losses[-1] if found.losses else None,
-            "notices": list(found.notices), "choice": dict(found.choice), "knows": dict(found.knows),
+            "choice": dict(found.choice), "knows": dict(found.knows),
         }  # fmt: skip
         return self.store.image(found.image)
 
     def _pseudo(self, method: str, drag: AnyDrag, pictures: Pictures, row: dict[str, Any]) -> U8:
-        """What stands in a row of sanity: pictures that no method made."""
+        """The picture of a sanity row, which no method made."""
         wall, cpu = time.perf_counter(), time.process_time()
         row["edit_key"] = None
         if method == "nothing":
@@ -207,7 +199,7 @@ class Scenes:
     def setup(self) -> dict[str, Any]:
         """Everything that figures may depend on."""
         shard, shards = self.args.shard
-        judge = Judge(self.drags[0], self.drags[0].pictures(), self.runtime)
+        evaluator = Evaluator(self.drags[0], self.drags[0].pictures(), self.runtime)
         return {
             **self.head,
             "drags": self.args.drags, "shard": [shard, shards], "seed": SEED,
@@ -221,12 +213,12 @@ class Scenes:
                 m: SPECS[m].inversion_config(steps=self.args.inversion.steps).strength
                 for m in self.methods if m in SPECS
             },
-            "locators": judge.locators, "environment": environment(self.runtime), **machine(),
+            "locators": evaluator.locators, "environment": environment(self.runtime), **machine(),
         }  # fmt: skip
 
 
 def about(drag: AnyDrag) -> dict[str, Any]:
-    """What names a drag in a row."""
+    """The fields that identify a drag in a row."""
     return {
         "drag": drag.key, "index": drag.index, "scene": drag.kind, "size": drag.bucket_name,
         "pairs": len(drag.pairs), "length": round(drag.length, 3),

@@ -5,23 +5,81 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import Record, ResultLog
-from workbench.core.errors import BadInput, WorkbenchError
-from workbench.core.record import JobState, OnStep, StepInfo
+from workbench.core.config import METHODS, InversionConfig, LoraConfig
+from workbench.core.errors import BadInput, ModelError, WorkbenchError
+from workbench.core.record import EditResult, JobState, OnStep, StepInfo
+from workbench.core.request import EditRequest
 from workbench.jobs import Task
+
+if TYPE_CHECKING:
+    from workbench.editing.prepare import Engine
+
+BENCHED = (*METHODS, "refined")  # "refined": auto with its option `refine`
 
 Measure = Callable[[argparse.Namespace, ResultLog, OnStep], Any]
 
 
-def add_option(add: Callable[..., Any]) -> None:
-    """Add `--workers`."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every quality benchmark knows: result file, workers, model, preparation."""
+    add = parser.add_argument
+    add("--out", type=Path, metavar="FILE.jsonl", help="write every measurement as a line of JSON")
+    add("--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="keep what --out holds already and measure the rest [default yes]")  # fmt: skip
+    add("--report", type=Path, nargs="+", metavar="FILE.jsonl",
+        help="only print the tables of earlier runs (the shards of one)")  # fmt: skip
     add("--workers", metavar="N",
         help="processes that share the drags: a number, ray (one per GPU, else two), or "
         "ray://HOST:PORT; CPU seconds stay those of each process [default: this process]")  # fmt: skip
+    add("--model", default="", metavar="NAME|PATH", help="[default: the settings' model]")
+    add("--device", default="", metavar="D",
+        help="auto, cpu, cuda, cuda:1 [default: the settings']")  # fmt: skip
+    add("--dtype", default="", metavar="T",
+        help="fp32, fp16, bf16 or auto [default: the settings']")  # fmt: skip
+    add("--lora-steps", type=int, default=LoraConfig().steps, metavar="N",
+        help=f"LoRA training steps [default {LoraConfig().steps}]")  # fmt: skip
+    add("--inversion-steps", type=int, default=InversionConfig().steps, metavar="N",
+        help=f"DDIM steps [default {InversionConfig().steps}]")  # fmt: skip
+
+
+def method_list(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Reader of "NAME,NAME": methods among `known`, each once."""
+
+    def read(text: str) -> list[str]:
+        names = [n.strip() for n in text.split(",") if n.strip()]
+        unknown = [n for n in names if n not in known]
+        if unknown or not names:
+            raise argparse.ArgumentTypeError(
+                f"there is no method {(unknown or [text])[0]!r}; choose from: {', '.join(known)}"
+            )
+        return list(dict.fromkeys(names))
+
+    return read
+
+
+def carry_out(
+    request: EditRequest, engine: Engine, on_step: OnStep, row: dict[str, Any]
+) -> EditResult | None:
+    """A method's result, and in `row` what the edit says of itself; None when it failed."""
+    from workbench.edit import run_edit
+
+    try:
+        record = run_edit(request, engine, on_step=on_step, fresh=True, previews=False)
+    except ModelError as exc:  # one drag that fails is a result, too
+        row["error"] = str(exc)
+        return None
+    found = record.result
+    assert found is not None
+    row |= {
+        "edit": record.id, "steps": found.iterations, "stop": found.stop,
+        "seconds": dict(found.seconds), "cached": list(found.cached),
+        "notices": list(found.notices),
+    }  # fmt: skip
+    return found
 
 
 class _RemoteLog(ResultLog):
@@ -48,9 +106,7 @@ def run_part(task: Task) -> None:
         measure(args, _RemoteLog(known, task.host.log.add), task.on_step)
 
 
-def run_shared(
-    measure: Measure, args: argparse.Namespace, book: ResultLog, on_step: OnStep
-) -> None:
+def run_shared(measure: Measure, args: argparse.Namespace, log: ResultLog, on_step: OnStep) -> None:
     """Let `args.workers` processes measure what the log lacks.
 
     Raises:
@@ -66,13 +122,13 @@ def run_shared(
     if not (1 <= number <= 64 or text == "ray" or text.startswith("ray://")):
         raise BadInput(f"--workers is {text!r:.60}; give 1 to 64, ray or ray://HOST:PORT.")
     connect(text if "://" in text else None, processors=number or None)
-    executor = RayExecutor(run_part, parts={"log": book}, workers=number)
+    executor = RayExecutor(run_part, parts={"log": log}, workers=number)
     try:
         parts = executor.workers
         jobs = []
         for part in range(1, parts + 1):
             given = argparse.Namespace(**{**vars(args), "shard": (part, parts), "workers": None})
-            jobs.append(executor.submit("bench", (measure, given, book.records, models)))
+            jobs.append(executor.submit("bench", (measure, given, log.records, models)))
         while not all(executor.snapshot(job).state.ended for job in jobs):
             on_step(StepInfo(stage="sweep", step=0, total=parts))
             executor.wait(jobs[-1], 0.2)

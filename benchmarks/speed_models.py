@@ -1,4 +1,4 @@
-"""What the speed benchmark runs: a model for ours and one for the baseline, from disk or made up.
+"""Models of the speed benchmark: a model for ours and one for the baseline, from disk or made up.
 
 `sd15-random` is the exact architecture of Stable Diffusion 1.5 (U-Net of 860 M weights, autoencoder,
 CLIP ViT-L text encoder) with random weights: speed does not depend on what the weights know.
@@ -67,7 +67,7 @@ class Subject:
 
     @property
     def loads(self) -> bool:
-        """Whether reading the model from disk can be timed."""
+        """True if reading the model from disk can be timed."""
         return self.folder is not None
 
     def runtime(self) -> runtimes.Runtime:

@@ -194,7 +194,7 @@ def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> str:
 
 
 def second_run(run: Record) -> float:
-    """What the reference's second drag on a picture costs: one reload, and all but the training."""
+    """Time of the reference's second drag on a picture: one reload, and all but the training."""
     loads = run["stages"].get("load", {"full": 0.0, "steps": 1})
     once = float(loads["full"]) / max(1, int(loads["steps"]))
     return float(run["full"]) - _sum(run, ("train", "load")) + once

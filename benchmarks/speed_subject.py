@@ -1,4 +1,4 @@
-"""What `bench speed` measures on: numbers of steps, the picture, its mask and its arrows."""
+"""Subject of `bench speed`: numbers of steps, the picture, its mask and its arrows."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def pairs_of(count: int, size: int, shift: int = 0) -> tuple[PointPair, ...]:
 def positions(
     pairs: tuple[PointPair, ...], size: tuple[int, int]
 ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Handles and targets as the baseline takes them: lattice (row, col)."""
-    lattice = coords.lattice_size(*size)
-    handles = coords.to_lattice([p.handle for p in pairs], size, lattice)
-    targets = coords.to_lattice([p.target for p in pairs], size, lattice)
+    """Handles and targets as the baseline takes them: (row, col) on the feature grid."""
+    feature_grid = coords.feature_grid_size(*size)
+    handles = coords.to_feature_grid([p.handle for p in pairs], size, feature_grid)
+    targets = coords.to_feature_grid([p.target for p in pairs], size, feature_grid)
     return [(float(r), float(c)) for r, c in handles], [(float(r), float(c)) for r, c in targets]
 
 

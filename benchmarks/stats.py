@@ -41,7 +41,7 @@ class Interval:
         return (self.high - self.low) / 2
 
     def contains(self, value: float) -> bool:
-        """Whether a value lies in the closed interval."""
+        """True if a value lies in the closed interval."""
         return self.low <= value <= self.high
 
 
@@ -100,7 +100,7 @@ class Paired:
 
     @property
     def beyond(self) -> bool:
-        """Whether the interval of the differences leaves out 0."""
+        """True if the interval of the differences leaves out 0."""
         d = self.difference
         return d.n >= LEAST and not d.contains(0.0)
 

@@ -51,7 +51,7 @@ _ERRORS = (
 
 
 class _Refused(Exception):
-    """What a pickle does that it may not, as the end of a sentence."""
+    """The forbidden thing a pickle asks for, as the end of a sentence."""
 
 
 class _StandIn:
@@ -218,10 +218,13 @@ def read_pickle(raw: bytes, name: str) -> Any:
     except _Refused as exc:
         raise BadInput(
             f"{name} is refused: this pickle {exc}, and only numbers, texts, containers and arrays "
-            "of numbers are read."
+            "of numbers are read.",
+            code="refused-pickle",
         ) from exc
     except _ERRORS as exc:
-        raise BadInput(f"{name} is damaged or no pickle ({type(exc).__name__}).") from exc
+        raise BadInput(
+            f"{name} is damaged or no pickle ({type(exc).__name__}).", code="damaged"
+        ) from exc
 
 
 def _check(raw: bytes) -> None:

@@ -1,7 +1,7 @@
 """Known vulnerabilities and licences of what requirements.lock installs: `make audit`, also in `make check`.
 
 Exit code 1 when a locked release has a known vulnerability or a licence that this project cannot carry.
-A database that cannot be reached is said and is no failure: a check without a network must still end.
+A database that cannot be reached is said and is not a failure: a check without a network must still end.
 """
 
 from __future__ import annotations

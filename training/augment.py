@@ -1,4 +1,4 @@
-"""Pictures that are no scenes, made on the device: the autoencoder must also carry an upload.
+"""Pictures that are not scenes, made on the device: the autoencoder must also carry an upload.
 
 Textures, gradients, gratings, flat polygons, noise patches, and scenes that were warped and
 recoloured. All functions are batched, take and return [B,3,H,W] in [0,1], and draw every random

@@ -95,7 +95,7 @@ def ensure_tokenizer(options: TrainOptions) -> Any:
 
 
 def vae_folder(options: TrainOptions) -> Path:
-    """Where the finished autoencoder is: `work/vae`, else the one of `source`.
+    """Folder of the finished autoencoder: `work/vae`, else the one of `source`.
 
     Raises:
         FileNotFoundError: there is neither.
@@ -107,7 +107,7 @@ def vae_folder(options: TrainOptions) -> Path:
 
 
 def _marks(options: TrainOptions, tokenizer: Any) -> dict[str, Any]:
-    """What a stored bank must agree with to be used again."""
+    """Fingerprint that a stored bank must match to be used again."""
     from training import scenes
 
     weights = vae_folder(options) / "diffusion_pytorch_model.safetensors"

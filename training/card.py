@@ -40,7 +40,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """The card of a folder; empty if there is none.
 
     Raises:
-        ModelError: the card is no JSON object.
+        ModelError: the card is not a JSON object.
     """
     path = folder / CARD
     if not path.exists():
@@ -48,9 +48,14 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"{CARD} is damaged ({error}); train or evaluate again.") from error
+        raise ModelError(
+            f"{CARD} is damaged ({error}); train or evaluate again.", code="damaged"
+        ) from error
     if not isinstance(card, dict):
-        raise ModelError(f"{CARD} holds a {type(card).__name__}, not an object; evaluate again.")
+        raise ModelError(
+            f"{CARD} holds a {type(card).__name__}, not an object; evaluate again.",
+            code="wrong-type",
+        )
     return card
 
 

@@ -155,15 +155,29 @@ def run_scenes(arguments: argparse.Namespace) -> int:
     from training.samples import contact_sheet
 
     if not 1 <= arguments.count <= 1000:
-        raise BadInput(f"--count is {arguments.count}; give 1 to 1000 scenes.")
+        raise BadInput(
+            f"--count is {arguments.count}; give 1 to 1000 scenes.",
+            code="out-of-range",
+            field="--count",
+        )
     if arguments.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise BadInput(f"{arguments.out.name!r:.80} is no picture's name; end it in .png.")
+        raise BadInput(
+            f"{arguments.out.name!r:.80} is not a picture's name; end it in .png.", code="bad-name"
+        )
     if not 1 <= arguments.columns <= 100:
-        raise BadInput(f"--columns is {arguments.columns}; give 1 to 100.")
+        raise BadInput(
+            f"--columns is {arguments.columns}; give 1 to 100.",
+            code="out-of-range",
+            field="--columns",
+        )
     kinds = tuple(arguments.kind or scenes.KINDS)
     for kind in kinds:
         if kind not in scenes.KINDS:
-            raise BadInput(f"Kind {kind!r} is unknown; choose from {', '.join(scenes.KINDS)}.")
+            raise BadInput(
+                f"Kind {kind!r} is unknown; choose from {', '.join(scenes.KINDS)}.",
+                code="unknown-name",
+                field="--kind",
+            )
     batch = scenes.sample_batch(arguments.count, arguments.seed, kinds)
     parts = [scenes.render(batch[i : i + 32]) for i in range(0, len(batch), 32)]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +198,9 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.minutes is not None:
         if not 0 < arguments.minutes <= 10_000:
             raise BadInput(
-                f"--minutes is {arguments.minutes:g}; give more than 0 and at most 10000."
+                f"--minutes is {arguments.minutes:g}; give more than 0 and at most 10000.",
+                code="out-of-range",
+                field="--minutes",
             )
         shares = {"vae": 0.40, "bank": 0.12, "unet": 0.48}
         whole = sum(shares[stage] for stage in stages if stage in shares) or 1.0
@@ -218,7 +234,9 @@ def run_train(arguments: argparse.Namespace) -> int:
         save_every=arguments.save_every,
     )
     if options.source is not None and not options.source.is_dir():
-        raise BadInput(f"--from {options.source} is no folder; give a diffusers folder.")
+        raise BadInput(
+            f"--from {options.source} is not a folder; give a diffusers folder.", code="no-folder"
+        )
     from training.train import train
 
     report = train(options)
@@ -231,7 +249,9 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from training.evaluate import EvaluateOptions, evaluate
 
     if not 1 <= arguments.steps <= 1000:
-        raise BadInput(f"--steps is {arguments.steps}; give 1 to 1000.")
+        raise BadInput(
+            f"--steps is {arguments.steps}; give 1 to 1000.", code="out-of-range", field="--steps"
+        )
     options = EvaluateOptions(
         device=arguments.device,
         scenes=arguments.scenes,

@@ -1,4 +1,4 @@
-"""What `album` is: the sizes of its parts, Stable Diffusion 1.x's block layout, its schedule.
+"""Configuration of `album`: the sizes of its parts, Stable Diffusion 1.x's block layout, its schedule.
 
 Sizes were chosen for a CPU. The self-attentions have three heads where Stable Diffusion has eight:
 every head's width (16, 32, 80) is a multiple of eight, which the fused attention kernels want, and
@@ -119,29 +119,57 @@ class TrainOptions:
         """Check the ranges."""
         for stage in self.stages:
             if stage not in STAGES:
-                raise BadInput(f"Stage {stage!r} is unknown; choose from {', '.join(STAGES)}.")
+                raise BadInput(
+                    f"Stage {stage!r} is unknown; choose from {', '.join(STAGES)}.",
+                    code="unknown-name",
+                    field="stages",
+                )
         for name in ("vae_minutes", "bank_minutes", "unet_minutes"):
             value = getattr(self, name)
             if not 0 < value <= 10_000:
-                raise BadInput(f"{name} is {value}; give minutes in (0, 10000].")
+                raise BadInput(
+                    f"{name} is {value}; give minutes in (0, 10000].",
+                    code="out-of-range",
+                    field=name,
+                )
         for part, size in (("autoencoder", self.vae_batch), ("U-Net", self.unet_batch)):
             if size is not None and not 1 <= size <= 65_536:
-                raise BadInput(f"The batch size of the {part} is {size}; give 1 to 65536.")
+                raise BadInput(
+                    f"The batch size of the {part} is {size}; give 1 to 65536.", code="out-of-range"
+                )
         for name in ("vae_lr", "unet_lr"):
             value = getattr(self, name)
             if not 0 < value < 1:
-                raise BadInput(f"{name} is {value}; give a learning rate in (0, 1).")
+                raise BadInput(
+                    f"{name} is {value}; give a learning rate in (0, 1).",
+                    code="out-of-range",
+                    field=name,
+                )
         if not 0 <= self.seed < 1_000_000:
-            raise BadInput(f"The seed is {self.seed}; give an integer from 0 to 999999.")
+            raise BadInput(
+                f"The seed is {self.seed}; give an integer from 0 to 999999.",
+                code="out-of-range",
+                field="seed",
+            )
         for name in ("bank_scenes", "bank_variants"):
             if getattr(self, name) < 1:
-                raise BadInput(f"{name} is {getattr(self, name)}; give at least 1.")
+                raise BadInput(
+                    f"{name} is {getattr(self, name)}; give at least 1.",
+                    code="out-of-range",
+                    field=name,
+                )
         for name in ("photo_share", "adversary_share"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise BadInput(f"{name} is {value}; give a share from 0 to 1.")
+                raise BadInput(
+                    f"{name} is {value}; give a share from 0 to 1.", code="out-of-range", field=name
+                )
         if self.precision not in ("auto", "bf16", "fp32"):
-            raise BadInput(f"Precision {self.precision!r} is unknown; choose auto, bf16 or fp32.")
+            raise BadInput(
+                f"Precision {self.precision!r} is unknown; choose auto, bf16 or fp32.",
+                code="unknown-name",
+                field="precision",
+            )
 
 
 def build_vae() -> Any:

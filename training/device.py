@@ -1,4 +1,4 @@
-"""Where and how fast the training runs: the device, bfloat16, torch.compile."""
+"""Device and speed of the training: the device, bfloat16, torch.compile."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> floa
 
 
 def choose_bf16(trial: Callable[[bool], Any], device: torch.device, precision: str) -> bool:
-    """Whether to train in bfloat16 autocast: always on CUDA; on a CPU where a trial is faster.
+    """True if to train in bfloat16 autocast: always on CUDA; on a CPU where a trial is faster.
 
     Args:
         trial: one forward and backward pass, told whether to use bfloat16.

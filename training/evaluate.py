@@ -34,7 +34,9 @@ def load_pipeline(folder: Path, device: torch.device) -> Any:
         BadInput: there is no pipeline in the folder.
     """
     if not (folder / "model_index.json").exists():
-        raise BadInput(f"There is no model in {folder}; run `python -m training train` first.")
+        raise BadInput(
+            f"There is no model in {folder}; run `python -m training train` first.", code="no-file"
+        )
     with quiet_libraries():
         from diffusers import StableDiffusionPipeline
 
@@ -45,7 +47,7 @@ def load_pipeline(folder: Path, device: torch.device) -> Any:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """How much is measured.
+    """Options of `evaluate`.
 
     Attributes:
         device: auto, cpu or cuda.
@@ -83,7 +85,10 @@ def evaluate(folder: Path, options: EvaluateOptions) -> dict[str, Any]:
 
     count, samples, seed = options.scenes, options.samples, options.seed
     if count < 1 or samples < 1:
-        raise BadInput(f"Cannot evaluate {count} scenes and {samples} samples; give 1 or more.")
+        raise BadInput(
+            f"Cannot evaluate {count} scenes and {samples} samples; give 1 or more.",
+            code="out-of-range",
+        )
     where = pick_device(options.device)
     cuda = where.type == "cuda"
     pipeline = load_pipeline(folder, where)
@@ -122,7 +127,9 @@ def evaluate(folder: Path, options: EvaluateOptions) -> dict[str, Any]:
     if (photos := options.photos) is not None:
         held_out = read_photos(photos)[1]
         if not held_out:
-            raise BadInput(f"No picture of {photos} is held out; mark some with 'held_out'.")
+            raise BadInput(
+                f"No picture of {photos} is held out; mark some with 'held_out'.", code="empty"
+            )
         measured = Judged({"photos": (decode(held_out).float() / 255).to(where)}).measure(vae)
         losses_of = held_out_photo_bank(held_out, vae, pipeline.tokenizer, where)
         of_photos = {

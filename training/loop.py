@@ -1,4 +1,4 @@
-"""What both training stages share: clock, learning rate, EMA, optimiser, checkpoints.
+"""Shared by both training stages: clock, learning rate, EMA, optimiser, checkpoints.
 
 A checkpoint is one safetensors file; its JSON (steps, seconds, pictures seen) is in the file's own
 header, so that weights and counters can never be of different moments. No pickle anywhere.
@@ -70,12 +70,12 @@ class Clock:
 
     @property
     def over(self) -> bool:
-        """Whether this run, or the schedule, has used its time."""
+        """True if this run, or the schedule, has used its time."""
         return self.here >= self._run or self.total >= self._schedule
 
 
 class Pace:
-    """What every process must agree on while it steps: the schedule's place, and whether to stop.
+    """State that every process must agree on while it steps: place in the schedule, and whether to stop.
 
     A process alone reads its clock at each step. In a team the first one's clock is asked every
     `every` steps, and nobody's in between: rates that differ would drive the weights apart.
@@ -248,7 +248,8 @@ class Learner:
             return
         if self._kept is None:
             raise ModelError(
-                f"The training loss is {loss} from the start; lower the learning rate {self.lr}."
+                f"The training loss is {loss} from the start; lower the learning rate {self.lr}.",
+                code="not-finite",
             )
         self.lr *= 0.5
         log.warning("the loss is %s: back to the last good state, rate now %g", loss, self.lr)
@@ -284,7 +285,8 @@ class Learner:
         except (KeyError, RuntimeError) as error:
             raise ModelError(
                 f"The checkpoint {path.name} is of another model ({error}); remove it or train "
-                "without --resume."
+                "without --resume.",
+                code="other-model",
             ) from error
         self.steps, self.cycle_steps = facts["steps"], facts["cycle_steps"]
         self.seen, self.ema.count = facts["seen"], facts["ema_count"]

@@ -53,7 +53,10 @@ def read_photos(folder: Path) -> tuple[list[Photo], list[Photo]]:
     """
     listing = folder / CAPTIONS
     if not listing.is_file():
-        raise BadInput(f"There is no {CAPTIONS} in {folder}; write one line of JSON per picture.")
+        raise BadInput(
+            f"There is no {CAPTIONS} in {folder}; write one line of JSON per picture.",
+            code="no-captions",
+        )
     photos: list[Photo] = []
     marked: list[bool] = []
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
@@ -68,7 +71,10 @@ def read_photos(folder: Path) -> tuple[list[Photo], list[Photo]]:
         marked = [index in chosen for index in range(len(photos))]
     training = [photo for photo, held in zip(photos, marked, strict=True) if not held]
     if len(training) < 2:
-        raise BadInput(f"{listing} names {len(training)} pictures to train on; give at least 2.")
+        raise BadInput(
+            f"{listing} names {len(training)} pictures to train on; give at least 2.",
+            code="too-few",
+        )
     return training, [photo for photo, held in zip(photos, marked, strict=True) if held]
 
 
@@ -81,19 +87,27 @@ def _photo(folder: Path, number: int, line: str) -> tuple[Photo, bool]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise BadInput(f"{where} is not JSON ({error}); write one object per line.") from error
+        raise BadInput(
+            f"{where} is not JSON ({error}); write one object per line.", code="not-json"
+        ) from error
     if not isinstance(row, dict) or not isinstance(row.get("file"), str):
-        raise BadInput(f"{where} names no 'file'; give the picture's path inside the folder.")
+        raise BadInput(
+            f"{where} names no 'file'; give the picture's path inside the folder.", code="no-file"
+        )
     captions = row.get("caption", "")
     captions = [captions] if isinstance(captions, str) else captions
     weight = row.get("weight", 1.0)
     if not (isinstance(captions, list) and captions and all(isinstance(c, str) for c in captions)):
-        raise BadInput(f"{where}: 'caption' must be a text or a list of texts.")
+        raise BadInput(f"{where}: 'caption' must be a text or a list of texts.", code="wrong-type")
     if not isinstance(weight, int | float) or not 0 <= weight < 1e6:
-        raise BadInput(f"{where}: 'weight' is {weight!r}; give a number of at least 0.")
+        raise BadInput(
+            f"{where}: 'weight' is {weight!r}; give a number of at least 0.", code="out-of-range"
+        )
     path = folder / row["file"]
     if not path.is_file():
-        raise BadInput(f"{where} names {row['file']!r}, which is not in {folder}.")
+        raise BadInput(
+            f"{where} names {row['file']!r}, which is not in {folder}.", code="missing-file"
+        )
     photo = Photo(
         path,
         tuple(captions),
@@ -127,14 +141,16 @@ def _decoded(path: Path) -> Any:
         with Image.open(path) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path.name} cannot be read as a picture ({error}).") from error
+        raise BadInput(
+            f"{path.name} cannot be read as a picture ({error}).", code="unreadable"
+        ) from error
     if picture.size != (SIZE, SIZE):
         picture = ImageOps.fit(picture, (SIZE, SIZE), Image.Resampling.LANCZOS)
     return np.asarray(picture)
 
 
 def origins(photos: Sequence[Photo]) -> list[dict[str, Any]]:
-    """How many pictures came from which source under which licence, most first."""
+    """Number of pictures by source and licence, most first."""
     counts = Counter((photo.source, photo.licence) for photo in photos)
     return [
         {"source": source, "licence": licence, "pictures": count}

@@ -97,7 +97,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """What a person would type as the prompt."""
+        """Caption of the scene, as a person would type it."""
         words = _KINDS[self.kind].caption(self.params)
         return "an" + words[1:] if words[2] in "aeiou" else words
 
@@ -257,7 +257,7 @@ def render(
 def changed_mask(
     before: Scene, after: Scene, *, threshold: float = 2 / 255, grow: int = 3
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Where the two renders differ by more than a threshold in any channel, grown by some pixels."""
+    """Mask of the pixels in which two renders differ by more than a threshold in any channel, grown."""
     a, b = render([before, after])
     changed = ((a - b).abs().amax(0) > threshold).float()[None, None]
     if grow:

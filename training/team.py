@@ -21,7 +21,7 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process measures, logs and writes."""
+        """True if this process measures, logs and writes."""
         return self.rank == 0
 
     def average(self, tensors: list[Tensor]) -> None:

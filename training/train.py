@@ -80,7 +80,7 @@ def _train(options: TrainOptions, device: torch.device, team: Team) -> dict[str,
         if "export" in options.stages and team.leads:
             export(options)
     except FileNotFoundError as error:
-        raise BadInput(f"{error}.") from error
+        raise BadInput(f"{error}.", code="missing-stage") from error
     log.info("training took %.1f minutes in all", (time.monotonic() - start) / 60)
     return report
 
@@ -132,7 +132,8 @@ def export(options: TrainOptions) -> Path:
     if size > config.WEIGHT_LIMIT:
         raise BadInput(
             f"The weights take {size / 1e6:.1f} MB, more than the {config.WEIGHT_LIMIT / 1e6:.0f} "
-            "MB that the repository allows; make the model smaller."
+            "MB that the repository allows; make the model smaller.",
+            code="too-large",
         )
     for path in fresh.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes for its owner only

@@ -128,7 +128,7 @@ class App:
         return dataclasses.replace(request, model=model)
 
     def check(self, request: EditRequest) -> list[Finding]:
-        """What is surprising about a request before it runs; the page's checklist, for any caller.
+        """Findings about a request before it runs; the page's checklist, for any caller.
 
         Raises:
             StoreError: when the request's mask cannot be read.
@@ -194,7 +194,7 @@ class App:
         return crop_plan.stage_names(request, self.store, native)
 
     def look(self, request: EditRequest) -> Look | None:
-        """What the request's model made of its picture, if it has looked at it; raises as `prepared`."""
+        """Cached facts about the request's picture and model, or None; raises as `prepared`."""
         names = self.stage_names(request)
         raw = self.cache.get(names.look)
         return look_of(raw, names.crop.frame) if raw is not None else None
@@ -282,7 +282,7 @@ class App:
         with self._guard:
             if self._executor is None:
                 if self._closed:
-                    raise BadInput("The workbench is closing; no new job is taken.")
+                    raise BadInput("The workbench is closing; no new job is taken.", code="closing")
                 run = functools.partial(run_job.perform, self)
                 board = Board(self.settings.folder / "jobs")
                 if self.settings.on_ray:

@@ -108,7 +108,7 @@ def _device(app: App) -> Iterator[Finding]:
 
 
 def _unused_gpus() -> bool:
-    """Whether the system has NVIDIA GPUs that torch cannot use."""
+    """True if the system has NVIDIA GPUs that torch cannot use."""
     import torch
 
     return any(Path("/proc/driver/nvidia/gpus").glob("*")) and not torch.cuda.is_available()

@@ -154,7 +154,8 @@ def _edit(
             if not bool(torch.isfinite(pixels).all()):
                 raise ModelError(
                     "The decoded picture holds NaN (precision "
-                    f"{runtime.dtype_name}); try the precision fp32."
+                    f"{runtime.dtype_name}); try the precision fp32.",
+                    code="not-finite",
                 )
             if request.drag.parity and pixels.shape[-2:] != image.size[::-1]:
                 pixels = functional.interpolate(pixels, size=image.size[::-1], mode="bilinear")

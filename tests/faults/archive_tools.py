@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workbench.core.errors import StoreError
 from workbench.core.record import EditRecord, EditResult, JobState
 from workbench.core.request import EditRequest, Point, PointPair
-from workbench.storage.archive import Limits
+from workbench.storage.archive import Limits, Refused
 from workbench.storage.archive.read import import_zip
 from workbench.storage.history import Store
 
@@ -64,10 +63,12 @@ def rebuild(
     return out.getvalue()
 
 
-def refused(store: Store, raw: bytes | Path, words: str, limits: Limits | None = None) -> None:
-    with pytest.raises(StoreError, match="refused as a whole") as caught:
+def refused(
+    store: Store, raw: bytes | Path, code: str | tuple[str, ...], limits: Limits | None = None
+) -> None:
+    with pytest.raises(Refused) as caught:
         import_zip(store, raw, limits=limits)
-    assert words in str(caught.value)
+    assert caught.value.code in ((code,) if isinstance(code, str) else code), caught.value
     assert list(store.files()) == []
     assert store.records() == []
     assert store.unreadable() == []

@@ -10,27 +10,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from archive_tools import make_source, names, png, rebuild, refused
+from archive_tools import names, png, rebuild, refused
 
 from workbench.storage.archive import Limits
 from workbench.storage.archive.read import import_zip
-from workbench.storage.archive.write import export_zip
 from workbench.storage.history import Store
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return make_source(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture(scope="module")
-def good(source: Store) -> bytes:
-    return export_zip(source)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "history")
 
 
 def test_the_premise_the_rebuilt_zip_is_good(good: bytes, store: Store) -> None:
@@ -72,7 +56,7 @@ HOSTILE_NAMES = [
 def test_other_names_are_refused(good: bytes, store: Store, name: str, tmp_path: Path) -> None:
     before = sorted(tmp_path.parent.rglob("*evil*"))
     raw = rebuild(good, lambda files: files.update({name: b"evil"}))
-    refused(store, raw, "which is no file of an export")
+    refused(store, raw, "stray-file")
     assert sorted(tmp_path.parent.rglob("*evil*")) == before
 
 
@@ -86,7 +70,7 @@ def test_a_name_with_a_nul_is_refused(good: bytes, store: Store) -> None:
 
     raw = rebuild(good, entry=entry)
     assert image in names(raw)
-    refused(store, raw, "no file of an export")
+    refused(store, raw, "stray-file")
 
 
 def test_the_same_name_twice_is_refused(good: bytes, store: Store) -> None:
@@ -106,21 +90,21 @@ def test_a_bomb_by_ratio_is_refused_without_unpacking(good: bytes, store: Store)
     raw = rebuild(good, lambda f: f.update({name: bytes(300_000_000)}), compress=compress)
     assert len(raw) < 1_000_000
     tracemalloc.start()
-    refused(store, raw, "times its size")
+    refused(store, raw, "too-large")
     _now, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20_000_000
 
 
 def test_bombs_by_size_and_count_are_refused(good: bytes, store: Store) -> None:
-    refused(store, good, "the limit is 1000", Limits(bytes=1000))
-    refused(store, good, "the limit is 100", Limits(one_file=100))
-    refused(store, good, "too many files", Limits(files=3))
+    refused(store, good, "too-large", Limits(bytes=1000))
+    refused(store, good, "too-large", Limits(one_file=100))
+    refused(store, good, "too-many", Limits(files=3))
 
     def big(files: dict[str, bytes]) -> None:
         files["index.html"] = bytes(40 * 2**20)
 
-    refused(store, rebuild(good, big), "the limit is 33554432")
+    refused(store, rebuild(good, big), "too-large")
 
 
 def test_a_lying_size_is_noticed(good: bytes, store: Store) -> None:
@@ -142,7 +126,7 @@ def test_a_directory_of_a_million_entries_is_not_parsed(store: Store) -> None:
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, len(directory), 0, 0)
     raw = directory + end
     tracemalloc.start()
-    refused(store, raw, "too many files")
+    refused(store, raw, "too-many")
     _now, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 5_000_000
@@ -166,4 +150,4 @@ def test_encrypted_files_are_refused(good: bytes, store: Store) -> None:
     raw = bytearray(good)
     at = raw.index(b"PK\x01\x02")
     raw[at + 8] |= 0x1
-    refused(store, bytes(raw), "cannot be unpacked here")
+    refused(store, bytes(raw), "cannot-unpack")

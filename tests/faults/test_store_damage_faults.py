@@ -5,22 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refusal
 from store_tools import edit, picture
 
 from workbench.core.errors import StoreError
 from workbench.storage.history import Store
 from workbench.storage.history.folder import seal, verify
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "history")
-
 
 # --- 34: records that cannot be read -------------------------------------------------------------------
 
@@ -37,9 +31,9 @@ def of_the_future(data: dict[str, Any]) -> bytes:
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
     "edited by hand": (edited_by_hand, "changed or damaged"),
     "future format": (of_the_future, "newer workbench"),
-    "cut": (lambda data: json.dumps(data).encode()[:-40], "no JSON"),
-    "empty": (lambda data: b"", "no JSON"),
-    "noise": (lambda data: bytes(range(256)), "no JSON"),
+    "cut": (lambda data: json.dumps(data).encode()[:-40], "not JSON"),
+    "empty": (lambda data: b"", "not JSON"),
+    "noise": (lambda data: bytes(range(256)), "not JSON"),
     "another edit's": (lambda data: seal({**data, "id": "x"}), "under another name"),
     "sealed nonsense": (lambda data: seal({"id": data["id"], "request": 1}), "edit re"),
     "out of range": (
@@ -146,7 +140,7 @@ def test_fault_35_another_picture_under_the_name_is_noticed(store: Store) -> Non
     assert path_a is not None
     assert path_b is not None
     path_a.write_bytes(path_b.read_bytes())
-    with pytest.raises(StoreError, match="was changed on disk"):
+    with refusal("changed-on-disk", kind=StoreError):
         store.image(a.id)
     assert store.put_image(picture(1)) == a  # storing it again heals it
     np.testing.assert_array_equal(store.image(a.id), picture(1))

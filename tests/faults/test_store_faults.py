@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from patience import started
+from refusals import refusal
 from store_tools import edit
 
 from workbench.core.errors import StoreError, WorkbenchError
@@ -25,11 +26,6 @@ from workbench.storage.history import Store
 from workbench.storage.history.folder import seal, unseal, verify
 
 REPO = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "history")
 
 
 # --- 29: the disk is full ---------------------------------------------------------------------------
@@ -124,7 +120,7 @@ def test_fault_29_notes_and_projects_survive_a_full_disk(
 
 def test_fault_29_a_folder_that_cannot_be_used_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("I am a file")
-    with pytest.raises(StoreError, match="cannot be used"):
+    with refusal("unusable-folder", kind=StoreError):
         Store(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "I am a file"
 
@@ -156,7 +152,7 @@ def test_fault_29_file_systems_without_links(store: Store, monkeypatch: pytest.M
     monkeypatch.setattr(os, "link", no_links)
     record = edit(store)
     assert store.records() == [record]
-    with pytest.raises(StoreError, match="already"):
+    with refusal("already-stored", kind=StoreError):
         store.finish(dataclasses.replace(record, error="again"))
     assert store.record(record.id) == record
 

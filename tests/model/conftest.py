@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from edit_bench import Bench
+from golden import Micro, load_micro
 from tiny_models import build
 
 from workbench.diffusion import model
@@ -39,6 +40,18 @@ def tiny_model(micro_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         return made[kind]
 
     return get
+
+
+@pytest.fixture(name="model")
+def sd1_folder(tiny_model: Callable[[str], Path]) -> Path:
+    """The folder of the random Stable Diffusion 1.x pipeline."""
+    return tiny_model("sd1")
+
+
+@pytest.fixture(scope="module")
+def micro(micro_sd: Path) -> Micro:
+    """The pipeline that the golden tensors were made with."""
+    return load_micro(micro_sd)
 
 
 @pytest.fixture(scope="session")

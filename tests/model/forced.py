@@ -113,9 +113,9 @@ def terms(case: Case, micro: Micro, k: int) -> tuple[Tensor, Terms]:
         anchors = case.tensors["anchor_patch"][case.round_of(k)]
         scale = float((side - 1) ** 2)  # as their program has it
     else:
-        anchors = patches(feature.detach(), case.lattice, corner, side)
+        anchors = patches(feature.detach(), case.feature_grid, corner, side)
         scale = float(side**2)
-    moved = patches(feature, case.lattice, corner + shift, side)
+    moved = patches(feature, case.feature_grid, corner + shift, side)
     motion = (anchors - moved)[distance[:, 0] >= config.stop_distance]
     found = [(motion, scale / moved[0].numel())]
     if case.held and k > 0:  # before the first update it is exactly 0, in both programs

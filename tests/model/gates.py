@@ -58,16 +58,16 @@ def inversion(case: Case, micro: Micro) -> None:
 
 
 def feature(case: Case, micro: Micro) -> None:
-    """F0 at every lattice point, though it is never upsampled; guided rows before weighting."""
+    """F0 at every grid point, though it is never upsampled; guided rows before weighting."""
     with torch.no_grad():
         found = case.denoiser(micro).feature(case.tensors["init_code"], case.timestep(0))
     expected = case.tensors["F0_full_first" if case.gooddrag else "F0_full"]
     if len(expected) == 2:  # guidance: (1-c) u and c v side by side, c = s / (2 s - 1)
         c = 7.5 / 14
         expected = torch.cat([(1 - c) * expected[:1], c * expected[1:]], dim=1)
-    rows, cols = case.lattice
+    rows, cols = case.feature_grid
     grid = torch.cartesian_prod(torch.arange(rows).float(), torch.arange(cols).float())
-    at_points = samples(found, case.lattice, grid).T.reshape(1, -1, rows, cols)
+    at_points = samples(found, case.feature_grid, grid).T.reshape(1, -1, rows, cols)
     assert worst(at_points, expected) < LATENT
 
 

@@ -82,7 +82,7 @@ class Case:
             return picture.height, picture.width
 
     @property
-    def lattice(self) -> tuple[int, int]:
+    def feature_grid(self) -> tuple[int, int]:
         return self.size[0] // 2, self.size[1] // 2
 
     @property
@@ -189,7 +189,7 @@ class Case:
         return DragProblem(
             unet=micro.unet, schedule=micro.schedule, prompt=Prompt(self.text(micro)),
             inversion_latents=self.trail if trail is None else trail,
-            handles=self.handles, targets=self.targets, lattice=self.lattice,
+            handles=self.handles, targets=self.targets, feature_grid=self.feature_grid,
             mask=self.mask, config=self.config(**changes),
             negative=Prompt(micro.text(self.options["neg_prompt"])) if guided else None,
             guidance=self.options["guidance"] if guided else 1.0,

@@ -21,6 +21,7 @@ from benchmarks.locate import (
 )
 from benchmarks.rows import read_records, rows_of
 from benchmarks.scenes import drag_set
+from workbench import edit
 from workbench.cli import BAD_INPUT, OK, main
 from workbench.core.request import Point, PointPair
 from workbench.diffusion import model
@@ -98,7 +99,7 @@ def test_a_drag_that_fails_is_a_row_and_not_the_end(
     def fail(*_args: Any, **_more: Any) -> None:
         raise ModelError("The numbers became NaN.")
 
-    monkeypatch.setattr(scenes_run, "run_edit", fail)
+    monkeypatch.setattr(edit, "run_edit", fail)
     monkeypatch.setattr(scenes_run, "prepare", lambda *_a, **_k: {
         "seconds": {}, "cached": [], "psnr": None, "losses": []})  # fmt: skip
     out = tmp_path / "rows.jsonl"

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,6 @@ REPO = Path(__file__).resolve().parents[2]
 SMALL = ["--working-size", "64", "--lora-steps", "2", "--lora-rank", "2", "--lora-batch-size", "1",
          "--inversion-steps", "4", "--inversion-strength", "0.5", "--device", "cpu"]  # fmt: skip
 PAIR = ["--pair", "24,30:40,30"]
-
-
-@pytest.fixture
-def model(tiny_model: Callable[[str], Path]) -> Path:
-    return tiny_model("sd1")
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_every_method_fills_the_record_and_keeps_what_is_unpainted(
     assert len(done.distances) == 2
     assert all(len(row) == 2 for row in done.trajectory)
     first = [(p.x, p.y) for p in done.trajectory[0]]
-    assert np.allclose(first, [(24, 30), (44, 44)], atol=1.5)  # the lattice's rounding
+    assert np.allclose(first, [(24, 30), (44, 44)], atol=1.5)  # the feature grid's rounding
     assert (done.iterations == 0) == (method == "warp")
     assert len(done.losses) == done.iterations
     source, made = bench.store.image(asked.image.id), bench.store.image(done.image)

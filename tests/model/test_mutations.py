@@ -102,10 +102,10 @@ def in_motion_loss(patch: Patch, **wrong: Callable[[dict[str, Any]], Any]) -> No
     real = drag.motion_loss
 
     def changed(
-        feature: Tensor, lattice: Any, handles: Tensor, targets: Tensor, **more: Any
+        feature: Tensor, feature_grid: Any, handles: Tensor, targets: Tensor, **more: Any
     ) -> Any:
         given = {
-            "feature": feature, "lattice": lattice, "handles": handles, "targets": targets, **more
+            "feature": feature, "feature_grid": feature_grid, "handles": handles, "targets": targets, **more
         }  # fmt: skip
         return real(**{**given, **{name: f(given) for name, f in wrong.items()}})
 
@@ -161,7 +161,7 @@ def anchored_at_the_feature_of_now(patch: Patch) -> None:
 def gradient_through_the_anchor(patch: Patch) -> None:
     def anchors(g: dict[str, Any]) -> Tensor:
         corner, side = g["handles"].floor() - g["radius"], 2 * g["radius"] + 1
-        return features.patches(g["feature"], g["lattice"], corner, side)
+        return features.patches(g["feature"], g["feature_grid"], corner, side)
 
     # at a given anchor the loss takes GoodDrag's weight
     scaled_motion_loss(patch, lambda radius: ((2 * radius + 1) / (2 * radius)) ** 2)
@@ -203,8 +203,8 @@ def tracking_never_moves(patch: Patch) -> None:
     real = features.track
     swap(
         patch, real,
-        lambda feature, lattice, points, templates, *rest, **more: real(
-            feature, lattice, points, features.samples(feature, lattice, points), *rest, **more
+        lambda feature, feature_grid, points, templates, *rest, **more: real(
+            feature, feature_grid, points, features.samples(feature, feature_grid, points), *rest, **more
         ),
     )  # fmt: skip
 
@@ -213,8 +213,8 @@ def tracking_window_off_by_one(patch: Patch) -> None:
     real = features.track
     swap(
         patch, real,
-        lambda feature, lattice, points, templates, radius, **more: real(
-            feature, lattice, points, templates, radius - 1, **more
+        lambda feature, feature_grid, points, templates, radius, **more: real(
+            feature, feature_grid, points, templates, radius - 1, **more
         ),
     )  # fmt: skip
 
@@ -229,9 +229,11 @@ def tracking_off_by_one(patch: Patch) -> None:
     swap(patch, real, shifted)
 
 
-def lattice_off_by_half_a_pixel(patch: Patch) -> None:
+def feature_grid_off_by_half_a_pixel(patch: Patch) -> None:
     patch.setattr(
-        features, "_native", lambda index, lattice, cells: (index * (cells / lattice)).clamp(min=0)
+        features,
+        "_native",
+        lambda index, feature_grid, cells: (index * (cells / feature_grid)).clamp(min=0),
     )
 
 
@@ -380,8 +382,8 @@ MISTAKES: list[tuple[Callable[[Patch], None], str, Gate]] = [
     (tracking_never_moves, "masked", first_trackings),
     (tracking_window_off_by_one, "masked", all_updates),
     (tracking_off_by_one, "nomask", first_updates),
-    (lattice_off_by_half_a_pixel, "odd", gates.feature),
-    (lattice_off_by_half_a_pixel, "nomask", first_updates),
+    (feature_grid_off_by_half_a_pixel, "odd", gates.feature),
+    (feature_grid_off_by_half_a_pixel, "nomask", first_updates),
     (alpha_of_the_neighbouring_timestep, "nomask", gates.inversion),
     (clean_without_its_final_alpha, "nomask", gates.inversion),
     (inversion_asks_at_the_earlier_level, "nomask", gates.inversion),

@@ -12,7 +12,7 @@ from pathlib import Path
 import gates
 import pytest
 import torch
-from golden import Case, Micro, load_case, load_micro
+from golden import Case, Micro, load_case
 from safetensors.torch import load_file
 
 from workbench.diffusion.lora import merged
@@ -24,11 +24,6 @@ pytestmark = pytest.mark.numerics
 
 CASES = ("masked", "nomask", "odd", "gen")
 REAL = ("masked", "nomask", "odd")
-
-
-@pytest.fixture(scope="module")
-def micro(micro_sd: Path) -> Micro:
-    return load_micro(micro_sd)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +53,7 @@ def test_latent_and_inversion(name: str, cases: dict[str, Case], micro: Micro) -
         gates.inversion(cases[name], micro)
 
 
-def test_reference_feature_on_the_lattice(case: Case, micro: Micro) -> None:
+def test_reference_feature_on_the_feature_grid(case: Case, micro: Micro) -> None:
     gates.feature(case, micro)
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import gates
 import pytest
 import torch
-from golden import Case, Micro, load_case, load_micro, worst
+from golden import Case, Micro, load_case, worst
 
 from workbench.diffusion.lora import merged
-from workbench.diffusion.unet import sharing
+from workbench.diffusion.unet import mutual_self_attention
 from workbench.drag.latents import reference_of
 from workbench.drag.loop import anchor_patches
 from workbench.drag.tracking import samples
@@ -23,11 +23,6 @@ from workbench.drag.tracking import samples
 pytestmark = pytest.mark.numerics
 
 CASES = ("gooddrag_masked", "gooddrag_nomask")
-
-
-@pytest.fixture(scope="module")
-def micro(micro_sd: Path) -> Micro:
-    return load_micro(micro_sd)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +53,9 @@ def test_reference_chain(case: Case, micro: Micro) -> None:
     for i, t in enumerate(case.arrays["feature_t"].tolist()):
         found = reference.feature(denoiser, t, i)
         assert worst(found, case.tensors["F0_native"][i]) < gates.LATENT
-        vectors = samples(found, case.lattice, case.handles)
+        vectors = samples(found, case.feature_grid, case.handles)
         assert worst(vectors, case.tensors["anchor_vec"][i]) < gates.LATENT
-        anchors = anchor_patches(found, case.lattice, case.handles, 4)
+        anchors = anchor_patches(found, case.feature_grid, case.handles, 4)
         assert worst(anchors, case.tensors["anchor_patch"][i]) < gates.LATENT
     assert worst(reference.latents, case.tensors["denoise_latents"][:, :1]) < gates.LATENT
 
@@ -71,7 +66,7 @@ def test_one_denoise_step(case: Case, micro: Micro) -> None:
     denoiser, rows = problem.denoiser(), case.tensors["denoise_latents"]
     shared_from = case.info["mutual_attention_from_step"]
     timesteps = case.arrays["denoise_t"].tolist()
-    with torch.no_grad(), sharing(micro.unet, 10) as board:
+    with torch.no_grad(), mutual_self_attention(micro.unet, 10) as board:
         for i, t in enumerate(timesteps):
             board.mode = "pairs" if i >= shared_from else "off"
             found = micro.schedule.step(rows[i], denoiser.eps(rows[i], t), t)

@@ -14,7 +14,7 @@ import gates
 import numpy as np
 import pytest
 from forced import Forced, forced
-from golden import Case, Micro, load_case, load_micro
+from golden import Case, Micro, load_case
 
 from workbench.core.record import StepInfo, StopReason
 from workbench.diffusion.lora import merged
@@ -30,11 +30,6 @@ STOPS = {
     "gooddrag_masked": StopReason.REACHED,
     "gooddrag_nomask": StopReason.STUCK,
 }
-
-
-@pytest.fixture(scope="module")
-def micro(micro_sd: Path) -> Micro:
-    return load_micro(micro_sd)
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ def test_result_is_told_in_image_pixels(bench: Bench) -> None:
     assert len(result.distances) == len(record.request.pairs) == 2
     start = result.trajectory[0]
     for point, pair in zip(start, record.request.pairs, strict=True):
-        assert point.distance(pair.handle) <= 1.5  # half a lattice step, in image pixels
+        assert point.distance(pair.handle) <= 1.5  # half a grid step, in image pixels
     for point, pair, left in zip(
         result.trajectory[-1], record.request.pairs, result.distances, strict=True
     ):

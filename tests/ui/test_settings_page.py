@@ -20,7 +20,7 @@ from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
 from workbench.core.config import DragConfig
-from workbench.core.errors import BadInput, ModelError
+from workbench.core.errors import ModelError
 from workbench.core.record import JobState
 from workbench.core.request import EditRequest
 from workbench.diffusion.lora_files import LoraCard, write
@@ -187,7 +187,7 @@ def test_a_folder_is_added_chosen_and_taken_off(
         ("/no/such/folder", "x", "There is no model at"),
         ("evil/model.ckpt", "x", "pickle"),
         ("somebody/something", "sd15", "built-in"),
-        ("somebody/something", "a b", "no name for a model"),
+        ("somebody/something", "a b", "not a name for a model"),
     ],
 )
 def test_what_cannot_be_added_says_why(
@@ -206,7 +206,7 @@ def test_what_cannot_be_added_says_why(
 
 def test_a_hub_id_is_added_without_asking_the_hub(app: App) -> None:
     assert app.registry.source("somebody/some-model") == {"hub": "somebody/some-model"}
-    with pytest.raises(BadInput, match="no model at"):
+    with refusal("no-file"):
         app.registry.source("somebody/model.safetensors")
 
 
@@ -322,7 +322,7 @@ def test_an_imported_lora_that_fits_says_nothing_more(app: App) -> None:
     assert len(done) == 1
     assert app.loras.get("robot") == raw
     card = card_of(app.loras.path("robot"))
-    assert (card.image, card.rank) == (asset.id, 2)
+    assert (card.origin.image, card.origin.rank) == (asset.id, 2)
 
 
 def test_a_lora_of_another_model_picture_or_build_is_warned_about(app: App) -> None:

@@ -13,9 +13,9 @@ from workbench.diffusion.unet import (
     MutualSelfAttention,
     Prompt,
     ReferenceKV,
+    mutual_self_attention,
     self_attentions,
     shared_layers,
-    sharing,
 )
 
 Tensor = torch.Tensor
@@ -33,7 +33,7 @@ def sd_unet() -> Any:
 
 def eps(unet: Any, z: Tensor, mode: str, kv: ReferenceKV | None = None, **changes: Any) -> Tensor:
     d = denoiser(unet, **changes)
-    with torch.no_grad(), sharing(unet, 10, kv) as board:
+    with torch.no_grad(), mutual_self_attention(unet, 10, kv) as board:
         board.mode, board.t = mode, 101
         return d.eps(z, 101)
 
@@ -112,7 +112,7 @@ def test_keys_and_values_are_the_originals_projections(unet: Any) -> None:
     states = normal(2, 16, attn.to_q.in_features)
     board = MutualSelfAttention()
     with torch.no_grad():
-        with sharing(unet, 10) as board:
+        with mutual_self_attention(unet, 10) as board:
             board.mode = "pairs"
             found = attn(states)
         q, k, v = attn.to_q(states), attn.to_k(states[:1]), attn.to_v(states[:1])
@@ -131,7 +131,7 @@ def test_processors_are_put_back(unet: Any, error: type[Exception] | None) -> No
     before = {n: id(p) for n, p in unet.attn_processors.items()}
 
     def work() -> None:
-        with sharing(unet, 0):
+        with mutual_self_attention(unet, 0):
             assert {n: id(p) for n, p in unet.attn_processors.items()} != before
             if error:
                 raise error

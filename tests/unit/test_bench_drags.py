@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from refusals import refusal
 
 from benchmarks import scenes
 from training.config import HELD_OUT_SEED
-from workbench.core.errors import BadInput
 
 DRAGS = scenes.drag_set(24, 9)
 
@@ -57,10 +57,7 @@ def test_the_mask_holds_all_that_changes_and_the_arrows(drag: scenes.Drag) -> No
             assert p.mask[round(point.y), round(point.x)]
 
 
-@pytest.mark.parametrize(
-    ("count", "seed", "words"),
-    [(0, 1, "0 drags"), (1201, 1, "1201 drags"), (1, -1, "seed is -1"), (1, 10**6, "1000000")],
-)
-def test_a_bad_set_is_refused_in_words(count: int, seed: int, words: str) -> None:
-    with pytest.raises(BadInput, match=words):
+@pytest.mark.parametrize(("count", "seed"), [(0, 1), (1201, 1), (1, -1), (1, 10**6)])
+def test_a_bad_set_is_refused(count: int, seed: int) -> None:
+    with refusal("out-of-range"):
         scenes.drag_set(count, seed)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refusal
 
 from benchmarks.readers import MANIFEST_KIND, find_samples
 from benchmarks.unpickle import MAX_OPS, read_pickle
@@ -156,41 +157,41 @@ def test_samples_come_in_the_order_of_their_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("more", "code"),
     [
-        ({"prompt": 3}, "the prompt is int"),
-        ({"prompt": "x" * 3000}, "3000 characters; the limit is 2000"),
-        ({"points": [[1, 2]]}, "handles and targets in turns"),
-        ({"points": []}, "0 arrows"),
-        ({"points": [[1, 2, 3], [4, 5, 6]]}, r"a point is \[x, y\]"),
-        ({"points": [[1, 2], ["a", 3]]}, "finite number"),
-        ({"points": [[1, 2], [float("nan"), 3]]}, "finite number"),
-        ({"points": [[1, 2], [480, 3]]}, r"target 1 \(480, 3\) is outside the 48x40"),
-        ({"mask": np.ones((3, 5))}, "mask is 5x3 px but the picture is 48x40"),
-        ({"mask": "none"}, "no array of numbers"),
+        ({"prompt": 3}, "wrong-type"),
+        ({"prompt": "x" * 3000}, "too-long"),
+        ({"points": [[1, 2]]}, "not-a-pair"),
+        ({"points": []}, "pair-count"),
+        ({"points": [[1, 2, 3], [4, 5, 6]]}, "points-shape"),
+        ({"points": [[1, 2], ["a", 3]]}, "not-finite"),
+        ({"points": [[1, 2], [float("nan"), 3]]}, "not-finite"),
+        ({"points": [[1, 2], [480, 3]]}, "outside-picture"),
+        ({"mask": np.ones((3, 5))}, "mask-size"),
+        ({"mask": "none"}, "not-a-mask"),
     ],
 )
-def test_what_is_wrong_with_a_drag_is_named(tmp_path: Path, more: Any, sentence: str) -> None:
+def test_what_is_wrong_with_a_drag_is_named(tmp_path: Path, more: Any, code: str) -> None:
     dragbench(tmp_path, **more)
-    with pytest.raises(BadInput, match=sentence) as caught:
+    with refusal(code) as caught:
         only(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_parts_are_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="is no folder"):
+    with refusal("no-folder"):
         find_samples(tmp_path / "nowhere")
-    with pytest.raises(BadInput, match="holds no drags"):
+    with refusal("no-drags"):
         find_samples(tmp_path)
     folder = dragbench(tmp_path / "a")
     (folder / "original_image.png").unlink()
-    with pytest.raises(BadInput, match="cannot be read"):
+    with refusal("unreadable"):
         only(tmp_path / "a")
     dragbench(tmp_path / "b", raw=pickle.dumps({"prompt": "", "points": []}))
-    with pytest.raises(BadInput, match="lacks 'mask'"):
+    with refusal("missing"):
         only(tmp_path / "b")
     dragbench(tmp_path / "c", raw=pickle.dumps([1, 2]))
-    with pytest.raises(BadInput, match="no dictionary"):
+    with refusal("not-a-dictionary"):
         only(tmp_path / "c")
 
 
@@ -198,22 +199,22 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
 def test_a_manifest_cannot_name_a_file_outside_its_folder(tmp_path: Path, name: Any) -> None:
     (tmp_path / "secret.png").write_bytes(encode_png(rgb()))
     path = manifest(tmp_path / "set", listed(image=name))
-    with pytest.raises(BadInput, match=r"outside the manifest's folder|name is missing"):
+    with refusal("outside-folder" if isinstance(name, str) and name else "no-file"):
         only(path)
 
 
 def test_a_manifest_that_is_none(tmp_path: Path) -> None:
-    for change, sentence in (
-        ({"kind": "other"}, "is no manifest"),
-        ({"format": 2}, "has format 2; this version reads 1"),
-        ({"samples": []}, "a list of 1 to"),
-        ({"samples": [listed(), listed()]}, "sample 2 has no name of its own"),
+    for change, code in (
+        ({"kind": "other"}, "other-kind"),
+        ({"format": 2}, "newer-format"),
+        ({"samples": []}, "sample-count"),
+        ({"samples": [listed(), listed()]}, "bad-name"),
     ):
         path = manifest(tmp_path, listed(), **change)
-        with pytest.raises(BadInput, match=sentence):
+        with refusal(code):
             find_samples(path)
     path.write_text("{")
-    with pytest.raises(BadInput, match="is no JSON"):
+    with refusal("not-json"):
         find_samples(path)
 
 
@@ -241,7 +242,7 @@ def test_fault_26_a_hostile_pickle_is_refused_and_nothing_runs(
 ) -> None:
     hostile = meta(extra=Planted(tmp_path / "made"))
     dragbench(tmp_path / "set", raw=pickle.dumps(hostile, protocol))
-    with pytest.raises(BadInput, match=r"is refused: this pickle asks for (posix|nt)\.mkdir") as e:
+    with refusal("refused-pickle") as e:
         only(tmp_path / "set")
     assert "\n" not in str(e.value)
     assert not (tmp_path / "made").exists()
@@ -284,14 +285,14 @@ OPS = {
 
 @pytest.mark.parametrize("name", OPS)
 def test_fault_26_instructions_that_are_not_on_the_list(name: str) -> None:
-    with pytest.raises(BadInput, match="is refused: this pickle") as caught:
+    with refusal("refused-pickle") as caught:
         read_pickle(OPS[name], "meta_data.pkl")
     assert len(str(caught.value)) < 250
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xffhello", b"\x80\x05", pickle.dumps(meta())[:-40]])
 def test_fault_26_what_is_no_pickle(raw: bytes) -> None:
-    with pytest.raises(BadInput, match="damaged or no pickle"):
+    with refusal("damaged"):
         read_pickle(raw, "meta_data.pkl")
 
 
@@ -299,7 +300,7 @@ def test_fault_26_shared_parts_do_not_explode() -> None:
     bomb: Any = ["x"]
     for _ in range(60):
         bomb = [bomb, bomb]
-    with pytest.raises(BadInput, match="holds more than"):
+    with refusal("refused-pickle"):
         read_pickle(pickle.dumps(bomb), "meta_data.pkl")
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refusal
 
 from benchmarks.rows import ResultLog, read_records, rows_of
-from workbench.core.errors import BadInput
 
 SETUP: dict[str, Any] = {
     "benchmark": "scenes", "set": 5, "set_version": 1, "scenes_version": 1, "model": "wb1:m",
@@ -85,7 +85,7 @@ def test_another_set_or_model_is_refused(tmp_path: Path) -> None:
     filled(path)
     before = path.read_bytes()
     for change in ({"set": 6}, {"model": "wb1:other"}, {"lora": {"steps": 10}}):
-        with ResultLog(path) as book, pytest.raises(BadInput, match="choose another file"):
+        with ResultLog(path) as book, refusal("other-run"):
             book.begin({**SETUP, **change})
     assert path.read_bytes() == before
     with ResultLog(path, resume=False) as book:
@@ -98,26 +98,26 @@ def test_shards_of_different_sets_are_refused(tmp_path: Path) -> None:
     filled(a)
     with ResultLog(b) as book:
         book.begin({**SETUP, "set": 6})
-    with pytest.raises(BadInput, match="only shards of one run"):
+    with refusal("other-run"):
         read_records([a, b])
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "code"),
     [
-        ("no json\n", "is no JSON"),
-        ("[1]\n", "no record"),
-        ('{"kind": "row"}\n', "setup"),
+        ("no json\n", "not-json"),
+        ("[1]\n", "not-a-record"),
+        ('{"kind": "row"}\n', "no-setup"),
         ("", "empty"),
     ],
 )
-def test_files_of_others_are_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_files_of_others_are_refused(tmp_path: Path, text: str, code: str) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(text)
-    with pytest.raises(BadInput, match=words):
+    with refusal(code):
         read_records([path])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"nowhere\.jsonl cannot be read"):
+    with refusal("unreadable"):
         read_records([tmp_path / "nowhere.jsonl"])

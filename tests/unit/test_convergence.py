@@ -32,7 +32,7 @@ def test_a_drag_that_arrives() -> None:
 
 
 def test_a_leap_is_named_with_its_step() -> None:
-    """One turn of dragdiffusion moves by 1 lattice px: 2 image px; 6 is allowed."""
+    """One turn of dragdiffusion moves by 1 grid px: 2 image px; 6 is allowed."""
     found = report([10, 16, 22, 29, 40])
     assert found.jumps == (3, 4)
     assert found.sentence.startswith("Arrow 1: tracking jumped at step 3 and 1 more")

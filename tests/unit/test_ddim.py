@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from refusals import refusal
 
 from workbench.core.errors import ModelError
 from workbench.diffusion.ddim import (
@@ -192,7 +193,7 @@ def test_a_thinned_schedule_keeps_its_ends(steps: int) -> None:
 
 
 def test_unknown_schedules_are_refused() -> None:
-    with pytest.raises(ModelError, match="sigmoid"):
+    with refusal("unknown-schedule", kind=ModelError):
         schedule_from({"beta_schedule": "sigmoid"}, 10)
-    with pytest.raises(ModelError, match="sample"):
+    with refusal("unknown-prediction", kind=ModelError):
         schedule_from({"prediction_type": "sample"}, 10)

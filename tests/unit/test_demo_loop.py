@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from refusals import refusal
 from torch import nn
 
 from training.loop import (
@@ -152,7 +153,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     learner = learner_of(module)
     learner.save(tmp_path / "a.safetensors", {})
     other = nn.Sequential(nn.Conv2d(3, 8, 3))
-    with pytest.raises(ModelError, match="another model"):
+    with refusal("other-model", kind=ModelError):
         learner_of(other).restore(tmp_path / "a.safetensors")
 
 
@@ -171,5 +172,5 @@ def test_a_loss_that_is_not_finite_goes_back_to_the_last_good_state():
 
 
 def test_a_loss_that_is_not_finite_from_the_start_is_an_error():
-    with pytest.raises(ModelError, match="lower the learning rate"):
+    with refusal("not-finite", kind=ModelError):
         learner_of(small()).guard(float("inf"))

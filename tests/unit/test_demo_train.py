@@ -9,6 +9,7 @@ import types
 
 import pytest
 import torch
+from refusals import refusal
 
 from training import card, config
 from training.cli import main
@@ -17,7 +18,7 @@ from training.evaluate import EvaluateOptions, evaluate
 from training.loop import read_tensors
 from training.samples import contact_sheet
 from training.train import export, train
-from workbench.core.errors import BadInput, ModelError
+from workbench.core.errors import ModelError
 
 MINUTES = 0.02
 
@@ -86,9 +87,9 @@ def trained(made, tmp_path):
 
 
 def test_stages_need_the_ones_before(tmp_path):
-    with pytest.raises(BadInput, match="run the stage 'vae' first"):
+    with refusal("missing-stage"):
         train(options(tmp_path, stages=("bank",)))
-    with pytest.raises(BadInput, match="run the stage 'unet' first"):
+    with refusal("missing-stage"):
         train(options(tmp_path, stages=("export",)))
 
 
@@ -159,17 +160,17 @@ def test_an_export_that_is_too_large_leaves_the_old_model(tmp_path, trained, mon
     run = options(tmp_path)
     before = card.weight_files(run.out)
     monkeypatch.setattr(config, "WEIGHT_LIMIT", 1_000)
-    with pytest.raises(BadInput, match="make the model smaller"):
+    with refusal("too-large"):
         export(run)
     assert card.weight_files(run.out) == before
 
 
 def test_a_damaged_card_is_told(tmp_path):
     (tmp_path / card.CARD).write_text("{", encoding="utf-8")
-    with pytest.raises(ModelError, match="damaged"):
+    with refusal("damaged", kind=ModelError):
         card.read_card(tmp_path)
     (tmp_path / card.CARD).write_text("[]", encoding="utf-8")
-    with pytest.raises(ModelError, match="not an object"):
+    with refusal("wrong-type", kind=ModelError):
         card.read_card(tmp_path)
 
 
@@ -188,7 +189,7 @@ def test_the_contact_sheet_keeps_order_and_gaps():
     ("arguments", "message"),
     [
         (["train", "--unet-minutes", "-1"], "unet_minutes is -1"),
-        (["train", "--from", "no-such-folder"], "no folder"),
+        (["train", "--from", "no-such-folder"], "not a folder"),
         (["evaluate", "--model", "no-such-folder"], "There is no model"),
         (["evaluate", "--steps", "0"], "--steps is 0"),
         (["evaluate", "--samples", "0"], "0 samples"),

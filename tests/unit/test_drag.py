@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from refusals import refusal
 from small_unet import denoiser, normal, small_unet, text
 from test_graphs import Tape
 
@@ -20,7 +21,7 @@ from workbench.drag.loop import DragLoop, anchor_patches, mask_loss, motion_loss
 from workbench.drag.problem import DragProblem, DragState, Original, StopCriteria, Supervision
 
 Tensor = torch.Tensor
-LATTICE = (32, 32)
+FEATURE_GRID = (32, 32)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,9 @@ def test_motion_loss_equals_the_long_way(radius: int) -> None:
     feature = normal(1, 5, 8, 8)
     handle, target = points((14.0, 12.0)), points((18.0, 15.0))
     found = motion_loss(
-        feature, LATTICE, handle, target, radius=radius, max_shift=1.0, active=torch.ones(1)
+        feature, FEATURE_GRID, handle, target, radius=radius, max_shift=1.0, active=torch.ones(1)
     )
-    full = F.interpolate(feature, LATTICE, mode="bilinear")
+    full = F.interpolate(feature, FEATURE_GRID, mode="bilinear")
     side, (dr, dc) = 2 * radius + 1, (0.8, 0.6)  # (4, 3) / 5
 
     def cut(i: int, j: int) -> Tensor:
@@ -62,9 +63,9 @@ def test_shift_ends_at_the_target() -> None:
     """With a long enough reach the moved patch sits exactly on the target."""
     feature = normal(1, 5, 8, 8)
     handle, target = points((14.0, 12.0)), points((18.0, 15.0))
-    anchors = anchor_patches(feature, LATTICE, target, 2)
+    anchors = anchor_patches(feature, FEATURE_GRID, target, 2)
     found = motion_loss(
-        feature, LATTICE, handle, target,
+        feature, FEATURE_GRID, handle, target,
         radius=2, max_shift=9.0, active=torch.ones(1), anchors=anchors,
     )  # fmt: skip
     assert found.item() == pytest.approx(0.0, abs=1e-5)
@@ -77,7 +78,7 @@ def test_points_add_up_and_arrived_ones_count_nothing() -> None:
 
     def loss(active: list[float], rows: slice = slice(None)) -> Tensor:
         return motion_loss(
-            feature, LATTICE, handles[rows], targets[rows],
+            feature, FEATURE_GRID, handles[rows], targets[rows],
             radius=1, max_shift=1.0, active=torch.tensor(active),
         )  # fmt: skip
 
@@ -96,10 +97,10 @@ def test_handles_on_the_border_give_finite_losses(
     """docs/faults.md 15, 16: last row or column, patches and shifts that reach outside."""
     feature = normal(1, 5, 8, 8).requires_grad_()
     handle = points(where)
-    anchors = anchor_patches(feature.detach(), LATTICE, handle, 4) if anchored else None
+    anchors = anchor_patches(feature.detach(), FEATURE_GRID, handle, 4) if anchored else None
     for target in ((0.0, 0.0), (31.0, 31.0), (31.0, 0.0), (-3.0, 40.0)):
         loss = motion_loss(
-            feature, LATTICE, handle, points(target),
+            feature, FEATURE_GRID, handle, points(target),
             radius=4, max_shift=4.0, active=torch.ones(1), anchors=anchors,
         )  # fmt: skip
         (grad,) = torch.autograd.grad(loss, feature)
@@ -110,10 +111,10 @@ def test_handles_on_the_border_give_finite_losses(
 def test_a_clipped_patch_averages_over_what_is_left() -> None:
     feature = normal(1, 5, 8, 8)
     found = motion_loss(
-        feature, LATTICE, points((0.0, 10.0)), points((9.0, 10.0)),
+        feature, FEATURE_GRID, points((0.0, 10.0)), points((9.0, 10.0)),
         radius=1, max_shift=1.0, active=torch.ones(1),
     )  # fmt: skip
-    full = F.interpolate(feature, LATTICE, mode="bilinear")
+    full = F.interpolate(feature, FEATURE_GRID, mode="bilinear")
     mean = F.l1_loss(full[:, :, 0:2, 9:12], full[:, :, 1:3, 9:12])
     assert found.item() == pytest.approx(9 * mean.item(), rel=1e-5)  # the weight stays 9
 
@@ -122,7 +123,7 @@ def test_no_way_to_go_is_no_gradient() -> None:
     """docs/faults.md 17: handle equal to target."""
     feature = normal(1, 5, 8, 8).requires_grad_()
     at = points((10.0, 10.0))
-    loss = motion_loss(feature, LATTICE, at, at, radius=1, max_shift=1.0, active=torch.ones(1))
+    loss = motion_loss(feature, FEATURE_GRID, at, at, radius=1, max_shift=1.0, active=torch.ones(1))
     (grad,) = torch.autograd.grad(loss, feature)
     assert loss.item() == 0
     assert not grad.any()
@@ -266,7 +267,7 @@ def run(unet: Any, rules: Supervision | None = None, **changes: Any) -> Run:
     given: dict[str, Any] = {
         "unet": unet, "schedule": d.schedule, "prompt": Prompt(text()), "inversion_latents": start[None],
         "handles": handles, "targets": points((10.0, 14.0), (26.0, 23.0))[: len(handles)],
-        "lattice": LATTICE, "config": DragConfig(steps=4),
+        "feature_grid": FEATURE_GRID, "config": DragConfig(steps=4),
     }  # fmt: skip
     heard: list[StepInfo] = []
 
@@ -364,7 +365,7 @@ def test_infinite_numbers_stop_it_with_the_last_good_latent(
     broken.feature = feature  # type: ignore[method-assign]
     monkeypatch.setattr(LatentOptimiser, "apply", applied)
     steps: list[StepInfo] = []
-    with pytest.raises(NotFinite, match="learning rate") as caught:
+    with refusal("not-finite", kind=NotFinite) as caught:
         run(unet, denoiser=broken, on_step=steps.append)
     assert isinstance(caught.value, ModelError)
     assert torch.equal(caught.value.latent, latents[bad_forward - 1])
@@ -390,10 +391,10 @@ def test_many_points_go_in_one_batch(unet: Any) -> None:
     assert len(done.loop.match_error) == len(done.loop.distances) == 64
 
 
-def test_odd_latents_and_lattices(unet: Any) -> None:
-    """A picture of 100 x 75 pixels: latent 12 x 9, lattice 50 x 37."""
+def test_odd_latents_and_feature_grids(unet: Any) -> None:
+    """A picture of 100 x 75 pixels: latent 12 x 9, feature grid 50 x 37."""
     done = run(
-        unet, latent=normal(1, 4, 12, 9), lattice=(50, 37),
+        unet, latent=normal(1, 4, 12, 9), feature_grid=(50, 37),
         handles=points((49.0, 36.0)), targets=points((40.0, 30.0)),
     )  # fmt: skip
     assert done.loop.updates == 4

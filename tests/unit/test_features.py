@@ -1,4 +1,4 @@
-"""The lattice without an upsampled map: equal to upsampling and slicing; tracking finds what moved."""
+"""The feature grid without an upsampled map: equal to upsampling and slicing; tracking finds what moved."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def upsampled(feature: Tensor, lattice: tuple[int, int]) -> Tensor:
-    return F.interpolate(feature, lattice, mode="bilinear", align_corners=False)
+def upsampled(feature: Tensor, feature_grid: tuple[int, int]) -> Tensor:
+    return F.interpolate(feature, feature_grid, mode="bilinear", align_corners=False)
 
 
-@pytest.mark.parametrize(("native", "lattice"), SHAPES)
-def test_every_lattice_point_equals_the_upsampled_map(
-    native: tuple[int, int], lattice: tuple[int, int]
+@pytest.mark.parametrize(("native", "feature_grid"), SHAPES)
+def test_every_feature_grid_point_equals_the_upsampled_map(
+    native: tuple[int, int], feature_grid: tuple[int, int]
 ) -> None:
     feature = noise(1, 6, *native)
-    grid = torch.cartesian_prod(torch.arange(lattice[0]), torch.arange(lattice[1])).float()
-    found = samples(feature, lattice, grid).T.reshape(1, 6, *lattice)
-    assert torch.allclose(found, upsampled(feature, lattice), atol=1e-5)
+    grid = torch.cartesian_prod(
+        torch.arange(feature_grid[0]), torch.arange(feature_grid[1])
+    ).float()
+    found = samples(feature, feature_grid, grid).T.reshape(1, 6, *feature_grid)
+    assert torch.allclose(found, upsampled(feature, feature_grid), atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -38,8 +40,8 @@ def test_fractional_patches_equal_blended_slices(
     row: float, col: float, count: int, seed: int
 ) -> None:
     """The reference's way: upsample, slice four integer patches, blend them."""
-    lattice, feature = (50, 75), noise(1, 3, 12, 18, seed=seed)
-    full = upsampled(feature, lattice)
+    feature_grid, feature = (50, 75), noise(1, 3, 12, 18, seed=seed)
+    full = upsampled(feature, feature_grid)
     first = torch.tensor([[row, col]])
     r, c = int(first[0, 0].floor()), int(first[0, 1].floor())
     a, b = float(first[0, 0] - r), float(first[0, 1] - c)
@@ -50,15 +52,17 @@ def test_fractional_patches_equal_blended_slices(
     expected = (1 - a) * ((1 - b) * cut(0, 0) + b * cut(0, 1)) + a * (
         (1 - b) * cut(1, 0) + b * cut(1, 1)
     )
-    assert torch.allclose(patches(feature, lattice, first, count), expected, atol=2e-5)
+    assert torch.allclose(patches(feature, feature_grid, first, count), expected, atol=2e-5)
 
 
 def test_gradient_equals_that_of_upsampling() -> None:
-    lattice, feature = (50, 75), noise(1, 4, 12, 18).requires_grad_()
+    feature_grid, feature = (50, 75), noise(1, 4, 12, 18).requires_grad_()
     first = torch.tensor([[3.25, 40.5], [3.25, 41.5], [44.0, 0.0]])
     weight = noise(3, 4, 5, 5, seed=1)
-    (ours,) = torch.autograd.grad((patches(feature, lattice, first, 5) * weight).sum(), feature)
-    full = upsampled(feature, lattice)
+    (ours,) = torch.autograd.grad(
+        (patches(feature, feature_grid, first, 5) * weight).sum(), feature
+    )
+    full = upsampled(feature, feature_grid)
     total = torch.zeros(())
     for (r, c), w in zip(first.tolist(), weight, strict=True):
         i, j, a, b = int(r), int(c), r % 1, c % 1
@@ -101,7 +105,7 @@ def test_half_precision_features_are_read_in_float32() -> None:
     assert torch.allclose(found[0], upsampled(feature.float(), (32, 32))[0, :, 4:7, 4:7], atol=1e-5)
 
 
-def test_inside_marks_the_lattice() -> None:
+def test_inside_marks_the_feature_grid() -> None:
     found = inside(torch.tensor([[-1.0, 0.0], [3.0, 4.0]]), 3, (5, 6))
     assert found[0].tolist() == [[False] * 3, [True] * 3, [True] * 3]
     assert found[1].tolist() == [[True, True, False]] * 2 + [[False] * 3]
@@ -112,7 +116,7 @@ def test_inside_marks_the_lattice() -> None:
 
 @pytest.mark.parametrize("shift", [(0, 0), (2, -3), (-3, 3), (1, 0)])
 def test_a_shifted_picture_is_tracked(shift: tuple[int, int]) -> None:
-    """Native map as large as the lattice, so that shifts by whole pixels are exact."""
+    """Native map as large as the feature grid, so that shifts by whole pixels are exact."""
     feature = noise(1, 8, 40, 40)
     points = torch.tensor([[20.0, 20.0], [12.0, 30.0]])
     templates = samples(feature, (40, 40), points)
@@ -122,8 +126,8 @@ def test_a_shifted_picture_is_tracked(shift: tuple[int, int]) -> None:
     assert torch.allclose(found.cost, torch.zeros(2), atol=1e-5)
 
 
-def test_the_blob_is_followed_on_an_upsampled_lattice() -> None:
-    """A smooth blob moves by 3 native cells = 12 lattice pixels; tracked to within one of them."""
+def test_the_blob_is_followed_on_an_upsampled_feature_grid() -> None:
+    """A smooth blob moves by 3 native cells = 12 grid pixels; tracked to within one of them."""
     rows, cols = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
 
     def blob(r: float, c: float) -> Tensor:
@@ -159,14 +163,16 @@ def test_flat_features_stay_but_jump_to_the_corner_in_parity() -> None:
 
 def test_tracking_equals_the_reference_on_the_upsampled_map() -> None:
     """Window, L1 distance and row-major minimum, computed the long way."""
-    lattice = (50, 75)
+    feature_grid = (50, 75)
     before, after = noise(1, 8, 12, 18), noise(1, 8, 12, 18, seed=1)
     points = torch.tensor([[0.0, 0.0], [49.0, 74.0], [25.0, 33.0], [2.0, 70.0]])
-    found = track(after, lattice, points, samples(before, lattice, points), 3, parity=True)
-    full0, full1 = upsampled(before, lattice), upsampled(after, lattice)
+    found = track(
+        after, feature_grid, points, samples(before, feature_grid, points), 3, parity=True
+    )
+    full0, full1 = upsampled(before, feature_grid), upsampled(after, feature_grid)
     for p, q in zip(points.long().tolist(), found.points.tolist(), strict=True):
-        rows = range(max(0, p[0] - 3), min(lattice[0], p[0] + 4))
-        cols = range(max(0, p[1] - 3), min(lattice[1], p[1] + 4))
+        rows = range(max(0, p[0] - 3), min(feature_grid[0], p[0] + 4))
+        cols = range(max(0, p[1] - 3), min(feature_grid[1], p[1] + 4))
         costs = {
             (r, c): float((full0[0, :, p[0], p[1]] - full1[0, :, r, c]).abs().sum())
             for r in rows

@@ -47,7 +47,7 @@ def test_a_job_is_done_and_keeps_its_story(jobs: ThreadExecutor) -> None:
     assert [(s.stage, s.step, s.total) for s in job.stages] == [("lora", 5, 5), ("drag", 5, 5)]
     assert job.losses == tuple((i, 1.0 / (i + 1)) for i in range(6))  # of the last stage
     assert job.tracks[-1] == (5, (0.0,))
-    assert [p[0].x for _step, p in job.trail] == [0, 1, 2, 3, 4, 5]
+    assert [p[0].x for _step, p in job.paths] == [0, 1, 2, 3, 4, 5]
     assert job.progress is not None
     assert (job.progress.stage, job.progress.step) == ("drag", 5)
     assert job.preview == b"jpeg"  # the last one there was

@@ -58,8 +58,7 @@ def under(path: Path, *folders: str) -> bool:
     return any(rel == f or rel.startswith(f + "/") for f in folders)
 
 
-ARITHMETIC = ("diffusion/unet.py", "diffusion/ddim.py", "diffusion/unet.py", "diffusion/lora.py",
-              "accel", "drag")  # fmt: skip
+ARITHMETIC = ("diffusion/unet.py", "diffusion/ddim.py", "diffusion/lora.py", "accel", "drag")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(REPO).as_posix())
@@ -73,7 +72,7 @@ def test_layer_rules(path: Path) -> None:
         allowed = ("workbench.diffusion", "workbench.accel", "workbench.drag", "workbench.core")
         assert all(n.startswith(allowed) for n in own), own
     if under(path, "storage", "core", "canvas", "imaging", "sweeps", "warping") or under(
-        path, "jobs/queue.py", "jobs/__init__.py", "jobs/__init__.py", "jobs/__init__.py"
+        path, "jobs/queue.py", "jobs/__init__.py"
     ):
         assert not names & HEAVY
     if path.name != "ray_executor.py":

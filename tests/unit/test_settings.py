@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from refusals import refusal
 
-from workbench.core.errors import BadInput
 from workbench.storage.settings import FILE, Settings
 
 
@@ -44,7 +44,7 @@ def test_unknown_keys_of_a_newer_version_are_dropped(tmp_path: Path) -> None:
     [("WORKBENCH_DTYPE", "fp8"), ("WORKBENCH_THREADS", "many"), ("WORKBENCH_CACHE_GB", "nan")],
 )
 def test_bad_environment_is_named(name: str, value: str, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=name):
+    with refusal("environment", name):
         Settings.load(env(tmp_path, **{name: value}))
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from refusals import refusal
 from store_samples import edit, picture, png, request
 
 from workbench.core.errors import BadInput, StoreError
@@ -60,15 +61,15 @@ def test_a_view_with_strides_is_the_same_picture(store: Store) -> None:
     "bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), float)]
 )
 def test_only_rgb_is_a_picture(store: Store, bad: Any) -> None:
-    with pytest.raises(BadInput, match=r"uint8 \[H,W,3\]"):
+    with refusal("not-a-picture"):
         store.put_image(bad)
-    with pytest.raises(BadInput, match=r"bool \[H,W\]"):
+    with refusal("not-a-mask"):
         store.put_mask(bad)
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "pt", "ckpt", "bin", "html", "", "png/../../x"])
 def test_no_other_files_are_kept(store: Store, suffix: str) -> None:
-    with pytest.raises(BadInput, match="is not kept"):
+    with refusal("unknown-suffix"):
         store.put_blob(b"x", suffix)
 
 
@@ -105,7 +106,7 @@ def test_thumbnails(store: Store) -> None:
     with Image.open(io.BytesIO(store.thumbnail(asset.id, 128))) as image:
         image.load()
     text = store.put_blob(b"no picture", "txt")
-    with pytest.raises(StoreError, match="no picture"):
+    with refusal("no-picture", kind=StoreError):
         store.thumbnail(text)
 
 
@@ -133,14 +134,14 @@ def test_begin_and_finish(store: Store) -> None:
 
 def test_a_record_is_written_once(store: Store) -> None:
     record = edit(store)
-    with pytest.raises(StoreError, match="already"):
+    with refusal("already-stored", kind=StoreError):
         store.finish(dataclasses.replace(record, error="changed"))
     assert store.record(record.id) == record
 
 
 def test_only_what_has_ended_is_kept(store: Store) -> None:
     req = request(store)
-    with pytest.raises(BadInput, match="running"):
+    with refusal("not-ended"):
         store.finish(EditRecord(id=store.begin(req), request=req, status=JobState.RUNNING))
 
 
@@ -148,7 +149,7 @@ def test_nan_is_refused_with_words(store: Store) -> None:
     req = request(store)
     result = EditResult(image="wb1:" + "0" * 32, losses=(float("nan"),))
     record = EditRecord(id=store.begin(req), request=req, status=JobState.DONE, result=result)
-    with pytest.raises(BadInput, match="cannot be kept"):
+    with refusal("not-storable"):
         store.finish(record)
     assert store.records() == []
 
@@ -211,5 +212,5 @@ def test_notes(store: Store) -> None:
     for changes in ({"colour": "red"}, {"note": 3}, {"favourite": "yes"}):
         with pytest.raises(BadInput):
             store.annotate(record.id, **changes)
-    with pytest.raises(BadInput, match="no edit"):
+    with refusal("no-edit"):
         store.annotate("01ARZ3NDEKTSV4RRFFQ69G5FAV", note="x")

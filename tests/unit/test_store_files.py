@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from filelock import Timeout
+from refusals import refusal
 
 from workbench.core.errors import StoreError
 from workbench.storage.files import (
@@ -78,7 +79,7 @@ def test_a_taken_name_stays(tmp_path: Path) -> None:
 def test_a_file_in_place_of_the_folder_is_an_error_not_a_taken_name(tmp_path: Path) -> None:
     (tmp_path / "folder").write_text("a file")
     for overwrite in (True, False):
-        with pytest.raises(StoreError, match="could not be written"):
+        with refusal("not-written", kind=StoreError):
             write_atomic(
                 tmp_path / "folder" / "a", b"x", temp=tmp_path / "temp", overwrite=overwrite
             )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refusal
 
 from workbench.core.config import DragConfig
 from workbench.core.errors import BadInput, StoreError
@@ -129,7 +130,7 @@ def test_reading_changes_no_byte_of_what_is_committed(v1: tuple[Path, dict[str, 
 def test_a_folder_of_a_newer_workbench_is_left_alone(tmp_path: Path, text: str) -> None:
     Store(tmp_path / "h").close()
     (tmp_path / "h" / "FORMAT").write_text(text)
-    with pytest.raises(StoreError, match="newer workbench"):
+    with refusal("newer-format", kind=StoreError):
         Store(tmp_path / "h")
     assert (tmp_path / "h" / "FORMAT").read_text() == text
 
@@ -144,7 +145,7 @@ def test_a_damaged_format_file_costs_nothing(v1: tuple[Path, dict[str, str]], ra
 def test_seal_and_unseal() -> None:
     data = {"id": "x", "n": [1, 2.5, None, True, "ü"], "deep": {"a": {"b": []}}}
     assert fmt.unseal(fmt.seal(data), "edits") == {**data, "format": fmt.FORMAT}
-    with pytest.raises(BadInput, match="cannot be kept"):
+    with refusal("not-storable"):
         fmt.seal({"x": object()})
 
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ImageFont
+from refusals import refusal
 
 from workbench.canvas.sheets import printable
 from workbench.core.config import METHODS, DragConfig, LoraConfig
-from workbench.core.errors import BadInput
 from workbench.core.options import options_of
 from workbench.core.record import EditRecord, EditResult, JobState
 from workbench.core.request import EditRequest, ImageAsset, ModelRef, Point, PointPair
@@ -119,7 +119,7 @@ def test_every_cell_is_a_valid_edit_and_the_file_gives_the_plan_back(data: st.Da
     axes = tuple(Axis(n, suggested(n, _now(n))) for n in names)
     total = int(np.prod([len(a.values) for a in axes]))
     if total < 2:
-        with pytest.raises(BadInput, match="1 run"):
+        with refusal("run-count"):
             Plan(base(), axes)
         return
     grid = Plan(base(), axes)
@@ -148,44 +148,44 @@ def test_every_option_can_be_varied_under_its_own_name() -> None:
 def test_at_most_36_runs_and_at_least_two() -> None:
     wide = tuple(range(1, 38))
     plan(("drag.steps", wide[:36]))
-    with pytest.raises(BadInput, match="37 runs; a sweep has 2 to 36"):
+    with refusal("run-count"):
         plan(("drag.steps", wide))
-    with pytest.raises(BadInput, match="1 run; a sweep has 2"):
+    with refusal("run-count"):
         plan(("drag.steps", (5,)))
-    with pytest.raises(BadInput, match="40 runs"):
+    with refusal("run-count"):
         plan(("drag.steps", wide[:8]), ("lora.rank", (1, 2, 3, 4, 5)))
 
 
 def test_impossible_plans_say_why() -> None:
-    with pytest.raises(BadInput, match="twice"):
+    with refusal("twice"):
         plan(("drag.steps", (1, 2)), ("drag.steps", (3, 4)))
-    with pytest.raises(BadInput, match="at least one arrow"):
+    with refusal("no-arrow"):
         plan(("drag.steps", (1, 2)), of=base(pairs=()))
-    with pytest.raises(BadInput, match="1 to 3 things"):
+    with refusal("axis-count"):
         plan()
-    with pytest.raises(BadInput, match=r"no parameter 'drag\.method'"):
+    with refusal("unknown-name"):
         Axis("drag.method", ("warp",))
-    with pytest.raises(BadInput, match="no sweep that can be read"):
+    with refusal("unreadable"):
         Plan.from_raw(b'{"format": 1, "axes": 3}')
-    with pytest.raises(BadInput, match="newer workbench"):
+    with refusal("newer-format"):
         Plan.from_raw(b'{"format": 99}')
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    ("name", "text", "code"),
     [
-        ("drag.steps", "20, 5000", "Steps: 5000 is not possible; it goes from 0 to 2000"),
-        ("drag.steps", "20, 2.5", "'2.5' is no whole number"),
-        ("drag.learning_rate", "0.1 fast", "'fast' is no number"),
-        ("drag.learning_rate", "nan", "nan is not possible"),
-        ("lora.rank", "0", "LoRA rank: 0 is not possible; it goes from 1 to 128"),
-        ("drag.composite", "maybe", "neither yes nor no"),
-        ("method", "warp, magic", "magic"),
-        ("drag.steps", " , ", "at least one value"),
+        ("drag.steps", "20, 5000", "out-of-range"),
+        ("drag.steps", "20, 2.5", "wrong-type"),
+        ("drag.learning_rate", "0.1 fast", "wrong-type"),
+        ("drag.learning_rate", "nan", "out-of-range"),
+        ("lora.rank", "0", "out-of-range"),
+        ("drag.composite", "maybe", "wrong-type"),
+        ("method", "warp, magic", "out-of-range"),
+        ("drag.steps", " , ", "empty"),
     ],
 )
-def test_a_value_that_is_not_possible_is_named(name: str, text: str, words: str) -> None:
-    with pytest.raises(BadInput, match=words):
+def test_a_value_that_is_not_possible_is_named(name: str, text: str, code: str) -> None:
+    with refusal(code):
         parse_values(name, text)
 
 
@@ -324,5 +324,5 @@ def test_a_failed_place_is_a_red_reason_and_no_picture() -> None:
     right = made[:, made.shape[1] // 2 :].astype(int)
     assert ((right[..., 0] - right[..., 1]) > 80).any()
     assert not ((made[:, : made.shape[1] // 2].astype(int) @ (1, -1, 0)) > 80).any()
-    with pytest.raises(BadInput, match="one tile per place"):
+    with refusal("tile-count"):
         grid_sheet("", ["a"], ["x", "y"], tiles)

@@ -16,7 +16,14 @@ from workbench.imaging.masks import (
     cubic,
     filled,
 )
-from workbench.warping.held import Grid, PictureFeatures, conductance, heat, held_region, solve
+from workbench.warping.held import (
+    Grid,
+    PictureFeatures,
+    conductance,
+    held_region,
+    random_walker,
+    solve,
+)
 from workbench.warping.layers import Plan, moved_picture, plan, render
 
 WALL, BALL = (180, 200, 190), (200, 60, 40)
@@ -76,7 +83,7 @@ def test_heat_stays_in_its_thing() -> None:
     rgb = disc(wall(), 128, 128, 30)
     grid = Grid.of(rgb, box(40, 40, 216, 216))
     assert grid is not None
-    found = grid.full(heat(grid, [Point(128, 128)]))
+    found = grid.full(random_walker(grid, [Point(128, 128)]))
     y, x = np.mgrid[:256, :256][:, grid.box[0], grid.box[1]]
     far = np.hypot(y - 128, x - 128)
     assert found[far < 27].min() > 0.9

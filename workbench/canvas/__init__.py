@@ -1,1 +1,1 @@
-"""What the user draws: arrows, mask, checklist, instant preview, overlays."""
+"""The user's drawing: arrows, mask, checklist, instant preview, overlays."""

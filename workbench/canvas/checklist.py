@@ -45,7 +45,7 @@ def other_syntax(prompt: str) -> list[tuple[str, str]]:
 
 
 def tokens(prompt: str) -> int:
-    """How many of CLIP's tokens a prompt has, without the two marks."""
+    """Number of CLIP tokens of a prompt, without the start and end marks."""
     return sum(_count(piece) for piece in _PIECE.findall(prompt.lower()))
 
 
@@ -100,7 +100,7 @@ _SAME = 1.0  # px: two handles closer than this are one
 
 
 class Code(StrEnum):
-    """What was found; stable, for programs and tests."""
+    """Code of the finding; stable, for programs and tests."""
 
     NO_ARROW = "no-arrow"
     ARROWS_OFF = "arrows-off"
@@ -197,7 +197,7 @@ class Finding:
 
 
 def ready(findings: Sequence[Finding]) -> bool:
-    """Whether nothing blocks the run."""
+    """True if nothing blocks the run."""
     return all(f.level != "block" for f in findings)
 
 
@@ -360,7 +360,7 @@ def _pixel(p: Point, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _near_edge(p: Point, mask: Mask, room: float) -> bool:
-    """Whether an unpainted pixel lies within `room` of a painted point."""
+    """True if an unpainted pixel lies within `room` of a painted point."""
     row, col = _pixel(p, mask.shape)
     r = int(np.ceil(room))
     y0, x0 = max(0, row - r), max(0, col - r)

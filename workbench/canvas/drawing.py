@@ -1,7 +1,7 @@
-"""What the user has drawn, in image pixels: arrows, and ordered brush strokes and shapes.
+"""The user's drawing in image pixels: arrows, and ordered brush strokes and shapes.
 
-This is the state that a project keeps; the browser's canvas (`canvas.py`) is a projection of it and
-the mask (`raster.py`) its outcome. Immutable: every change gives a new `Drawing`, so undo is a list.
+This is the state that a project keeps; the browser's canvas (`fabric.py`) is a projection of it and
+the mask (`rasterize.py`) its outcome. Immutable: every change gives a new `Drawing`, so undo is a list.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Drawing:
 
     @property
     def has_mask(self) -> bool:
-        """Whether anything was painted, or the mask inverted."""
+        """True if anything was painted, or the mask inverted."""
         return self.invert or any(not s.erase for s in self.shapes)
 
     def with_arrow(self, pair: PointPair) -> Drawing:
@@ -176,7 +176,8 @@ class Budget:
         self.objects += 1
         if self.objects > MAX_OBJECTS:
             raise BadInput(
-                f"The drawing has more than {MAX_OBJECTS} objects; clear it and draw again."
+                f"The drawing has more than {MAX_OBJECTS} objects; clear it and draw again.",
+                code="too-many",
             )
 
     def spend(self, points: int) -> None:
@@ -188,7 +189,8 @@ class Budget:
         self.points += points
         if self.points > MAX_POINTS:
             raise BadInput(
-                f"The drawing has more than {MAX_POINTS} points; clear it and draw again."
+                f"The drawing has more than {MAX_POINTS} points; clear it and draw again.",
+                code="too-many",
             )
 
 
@@ -224,12 +226,12 @@ class History:
 
     @property
     def can_undo(self) -> bool:
-        """Whether `undo` changes anything."""
+        """True if `undo` changes anything."""
         return bool(self.past)
 
     @property
     def can_redo(self) -> bool:
-        """Whether `redo` changes anything."""
+        """True if `redo` changes anything."""
         return bool(self.future)
 
 
@@ -243,7 +245,8 @@ def number(value: Any, what: str, low: float = -MAX_COORDINATE) -> float:
     if not good or not low <= value <= MAX_COORDINATE:
         raise BadInput(
             f"The drawing's {what} is {value!r:.40}; "
-            f"it must be a number from {low:g} to {MAX_COORDINATE:g}."
+            f"it must be a number from {low:g} to {MAX_COORDINATE:g}.",
+            code="out-of-range",
         )
     return float(value)
 
@@ -283,7 +286,7 @@ def point(value: Any) -> Point:
 
 
 def crossing(a: PointPair, b: PointPair) -> bool:
-    """Whether two arrows cross at an inner point of both."""
+    """True if two arrows cross at an inner point of both."""
     p, r = a.handle, (a.target.x - a.handle.x, a.target.y - a.handle.y)
     q, s = b.handle, (b.target.x - b.handle.x, b.target.y - b.handle.y)
     det = r[0] * s[1] - r[1] * s[0]
@@ -310,7 +313,9 @@ def _arrow_from(data: Any, budget: Budget) -> Arrow:
         raise BadInput(f"An arrow must be a JSON object, not {type(data).__name__}.")
     pair = listed(data.get("pair"), "a pair")
     if len(pair) not in (4, 5):
-        raise BadInput(f"A pair is four numbers [hx, hy, tx, ty], not {len(pair)}.")
+        raise BadInput(
+            f"A pair is four numbers [hx, hy, tx, ty], not {len(pair)}.", code="not-a-pair"
+        )
     ends = (point(pair[:2]), point(pair[2:4]))
     more = PointPair.from_json([0, 0, 0, 0, *pair[4:]])
     return Arrow(PointPair(*ends, more.grow, more.move), flag(data.get("on", True), "on"))

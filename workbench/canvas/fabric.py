@@ -123,7 +123,7 @@ def to_canvas_json(
 ) -> dict[str, Any]:
     """The `initial_drawing` that shows a drawing in a viewport; `from_canvas_json` reads it back.
 
-    Build it only when the canvas is made anew (its key changes): fed back live, it makes the
+    Build it only when the canvas is remade (its key changes): fed back live, it makes the
     component lose strokes.
     """
     c = colours or Colours()

@@ -25,7 +25,7 @@ Colour = tuple[int, int, int]
 XY = tuple[float, float]
 
 INK: Colour = (20, 20, 20)  # hairline around everything, so that it is seen on any ground
-TRAIL: Colour = (255, 205, 60)
+PATH: Colour = (255, 205, 60)
 _LAYER_LIMIT = 24_000_000  # pixels of a drawing layer; larger ones are supersampled less
 
 
@@ -59,7 +59,7 @@ def overlay(
     mask: Mask | None,
     pairs: Sequence[PointPair],
     *,
-    trail: Sequence[Sequence[Point]] = (),
+    paths: Sequence[Sequence[Point]] = (),
     style: Style | None = None,
 ) -> U8:
     """The picture with mask and arrows; also the handles' way so far, if given.
@@ -68,13 +68,13 @@ def overlay(
         rgb: uint8 [H, W, 3].
         mask: bool [H, W]; outside it the picture is darkened. None, empty or full: nothing is.
         pairs: arrows in image pixels, numbered from 1.
-        trail: positions of the handles after each tracking, [tracking][pair], image pixels; the
+        paths: positions of the handles after each tracking, [tracking][pair], image pixels; the
             way is drawn, and the handles at its end.
         style: colours and sizes.
     """
     s = style or Style()
     marks = [Mark(p.handle, p.target, i) for i, p in enumerate(pairs, 1)]
-    return draw_marks(shade(rgb, mask, s), marks, s, trail)
+    return draw_marks(shade(rgb, mask, s), marks, s, paths)
 
 
 def canvas_background(rgb: U8, view: Viewport) -> bytes:
@@ -123,15 +123,15 @@ def _unit(rgb: U8, style: Style) -> float:
 
 
 def draw_marks(
-    rgb: U8, marks: Sequence[Mark], style: Style, trail: Sequence[Sequence[Point]] = ()
+    rgb: U8, marks: Sequence[Mark], style: Style, paths: Sequence[Sequence[Point]] = ()
 ) -> U8:
     """Draw arrows (and the handles' way) onto a picture; returns a new one."""
-    if not marks and not trail:
+    if not marks and not paths:
         return rgb
     height, width = rgb.shape[:2]
     unit = _unit(rgb, style)
     points = [p for m in marks for p in (m.handle, m.target) if p is not None]
-    points += [p for row in trail for p in row]
+    points += [p for row in paths for p in row]
     pad = 30 * unit
     x0 = int(max(0, min(p.x for p in points) - pad))
     y0 = int(max(0, min(p.y for p in points) - pad))
@@ -146,12 +146,12 @@ def draw_marks(
     pen = _Pen(ImageDraw.Draw(layer), x0, y0, zoom, unit)
     for mark in marks:
         pen.shaft(mark, style)
-    for k in range(len(trail[0]) if trail else 0):
-        pen.way([row[k] for row in trail if k < len(row)])
+    for k in range(len(paths[0]) if paths else 0):
+        pen.way([row[k] for row in paths if k < len(row)])
     for mark in marks:
         pen.ends(mark, style)
-    if trail:
-        for p in trail[-1]:
+    if paths:
+        for p in paths[-1]:
             pen.dot(p, style.handle, 4.2)
     if style.numbers:
         for mark in marks:
@@ -222,7 +222,7 @@ class _Pen:
         """The way of one handle."""
         size = self.unit * self.zoom
         xy = [self._xy(p) for p in points]
-        for width, ink in ((4.4, INK), (2.2, TRAIL)):
+        for width, ink in ((4.4, INK), (2.2, PATH)):
             for a, b in pairwise(xy):
                 self._line(a, b, width * size, ink)
 

@@ -47,7 +47,7 @@ class Affine:
 
     @property
     def upright(self) -> bool:
-        """Whether axes stay axes (no turn but by quarter circles, no skew)."""
+        """True if axes stay axes (no turn but by quarter circles, no skew)."""
         tiny = 1e-9 * (abs(self.a) + abs(self.b) + abs(self.c) + abs(self.d))
         straight = abs(self.b) <= tiny and abs(self.c) <= tiny
         return straight or (abs(self.a) <= tiny and abs(self.d) <= tiny)
@@ -55,7 +55,7 @@ class Affine:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What Fabric stores about where an object stands: canvas px and degrees.
+    """An object's placement as Fabric stores it: canvas px and degrees.
 
     `left` and `top` place the origin point of the object's box, which includes the stroke: scaled
     with the object, or, when `uniform`, added after scaling. Negative scales are flips.
@@ -126,7 +126,7 @@ def _bezier(p: float, q: float, r: float, t: float) -> float:
 
 
 def _turns(p: float, q: float, r: float) -> list[float]:
-    """Where the cubic p, q, q, r stands still: (q-p) - 2(q-p) t + (r-p) t^2 = 0, in (0, 1)."""
+    """Parameters at which the cubic p, q, q, r has no slope: (q-p) - 2(q-p) t + (r-p) t^2 = 0, in (0, 1)."""
     m, k = q - p, r - p
     if abs(k) < 1e-12:
         roots = [0.5] if abs(m) > 1e-12 else []

@@ -1,4 +1,4 @@
-"""Which part may change: proposed from the arrows, selected by a click, reshaped; what a handle holds.
+"""Select the editable area: propose it from the arrows, select by a click, reshape; segment a handle's part.
 
 Around each arrow a capsule, since what moves needs room on its way; and what the handle holds
 (`workbench.warping.held`), where it is, on its way and where it will be. The proposal is shown, and the
@@ -34,7 +34,7 @@ _SHRINK = (0.4, 0.0, -0.4)  # added to an arrow's own `grow`, in turn
 
 
 def propose(rgb: U8, pairs: Sequence[PointPair], features: PictureFeatures | None = None) -> Mask:
-    """Where the picture should be allowed to change for these arrows.
+    """Propose the editable area for these arrows.
 
     Args:
         rgb: uint8 [H, W, 3].
@@ -64,7 +64,7 @@ def propose(rgb: U8, pairs: Sequence[PointPair], features: PictureFeatures | Non
 
 
 def _held(grid: Grid, pair: PointPair, features: PictureFeatures | None) -> Mask:
-    """What an arrow's handle holds; nothing when that is background however little is taken."""
+    """Mask of what an arrow's handle holds; empty when it is background at every `grow`."""
     for less in _SHRINK:
         grown = dataclasses.replace(pair, grow=max(-1.0, pair.grow + less))
         region = held(grid, [grown], features, open_ground=True)
@@ -74,7 +74,7 @@ def _held(grid: Grid, pair: PointPair, features: PictureFeatures | None) -> Mask
 
 
 def _bounded(grid: Grid, region: Mask) -> bool:
-    """Whether a region ends at edges of colour, as things do, and not somewhere in an even ground."""
+    """True if a region ends at edges of colour, as things do, and not somewhere in an even ground."""
     down, right = conductance(grid.rgb, EDGE)
     v, u = region[1:] ^ region[:-1], region[:, 1:] ^ region[:, :-1]
     crossed = np.concatenate([down[v], right[u]])
@@ -82,7 +82,7 @@ def _bounded(grid: Grid, region: Mask) -> bool:
 
 
 def _way(grid: Grid, pair: PointPair, region: Mask, pairs: Sequence[PointPair]) -> Mask:
-    """Where a region is, where it passes, and where it ends."""
+    """A region where it is, on its way, and at its destination."""
     out = region.copy()
     if not region.any():
         return out
@@ -130,7 +130,7 @@ _GENTLY = 0.6  # of `grow`: with so much more a thing stays within that
 
 
 def part_at(rgb: U8, at: Point, grow: float = 0.0) -> Mask:
-    """What hangs together at a position, as a handle there would hold it.
+    """Mask of the connected part at a position, as a handle there would hold it.
 
     Args:
         rgb: uint8 [H, W, 3].
@@ -172,7 +172,7 @@ def smooth(mask: Mask, radius: float) -> Mask:
 
 
 def weights(rgb: U8, pair: PointPair, mask: Mask | None) -> bytes | None:
-    """How far each place follows a handle: grey PNG of the whole picture, 255 = all the way.
+    """Weight with which each pixel follows a handle: grey PNG of the whole picture, 255 = fully.
 
     Found by moving the handle a little to the right and down (`warping.motion`), so a limb that hangs on
     something follows less towards its root.

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from workbench.canvas.overlay import (
     INK,
-    TRAIL,
+    PATH,
     Style,
     overlay,
 )
@@ -55,7 +55,7 @@ def strip(
 
 
 def heatmap(before: U8, after: U8, *, full: float = 160.0) -> U8:
-    """Where and how much two pictures of one size differ: heat over the dimmed, grey `before`.
+    """Difference map of two pictures of one size: heat over the dimmed, grey `before`.
 
     `full` is the difference (largest of the channels, 0 to 255) that is shown brightest.
 
@@ -65,7 +65,8 @@ def heatmap(before: U8, after: U8, *, full: float = 160.0) -> U8:
     if before.shape != after.shape:
         raise BadInput(
             f"The pictures are {before.shape[1]}x{before.shape[0]} and "
-            f"{after.shape[1]}x{after.shape[0]} px; only equal sizes can be compared."
+            f"{after.shape[1]}x{after.shape[0]} px; only equal sizes can be compared.",
+            code="picture-sizes",
         )
     levels = np.arange(256)
     stops = np.linspace(0, full, len(_HEAT))
@@ -100,7 +101,8 @@ def sheet(
     if not pictures or len(pictures) != len(labels):
         raise BadInput(
             f"A sheet of {len(pictures)} pictures with {len(labels)} labels cannot be made; "
-            "give as many labels as pictures, at least one."
+            "give as many labels as pictures, at least one.",
+            code="label-count",
         )
     columns = columns or math.ceil(math.sqrt(len(pictures)))
     columns = min(columns, len(pictures))
@@ -195,7 +197,9 @@ def animation_frames(
         BadInput: without frames, or with frames of different sizes.
     """
     if not frames or any(f.shape != frames[0].shape for f in frames):
-        raise BadInput("An animation needs at least one frame, and all frames of one size.")
+        raise BadInput(
+            "An animation needs at least one frame, and all frames of one size.", code="frames"
+        )
     h, w = frames[0].shape[:2]
     k = min(1.0, longest / max(h, w))
     size = max(1, round(w * k)), max(1, round(h * k))
@@ -211,12 +215,12 @@ def animation_frames(
     made = []
     for n, frame in enumerate(frames):
         share = (n + 1) / len(frames) if len(frames) > 1 else 1.0
-        trail = way[: max(1, round(share * len(way)))]
+        paths = way[: max(1, round(share * len(way)))]
         if n == 0 and way:
-            trail = way[:1]
+            paths = way[:1]
         picture = resize(frame, size)
-        if trail:
-            picture = overlay(picture, None, small_pairs, trail=trail, style=style)
+        if paths:
+            picture = overlay(picture, None, small_pairs, paths=paths, style=style)
         elif small_pairs:
             picture = overlay(picture, None, small_pairs, style=style)
         made.append(picture)
@@ -256,7 +260,7 @@ def _few_colours(pictures: Sequence[U8]) -> list[Image.Image]:
     few = [*pictures[:: max(1, len(pictures) // 6)], pictures[-1]]
     # the marks are small: without a share of their own their colours would be rounded to grey
     style = Style()
-    for colour in (style.handle, style.target, style.arrow, TRAIL, INK):
+    for colour in (style.handle, style.target, style.arrow, PATH, INK):
         few.append(np.full_like(pictures[0][: max(1, len(pictures[0]) // 8)], colour))
     palette = Image.fromarray(np.concatenate(few, axis=0)).quantize(256, dither=Image.Dither.NONE)
     dither = Image.Dither.FLOYDSTEINBERG

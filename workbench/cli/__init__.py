@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say("Cancelled.", CANCELLED, debug)
     except WorkbenchError as exc:
         return _say(exc, FAILED, debug)
-    except BrokenPipeError:  # the reader of our output has left; that is its good right
+    except BrokenPipeError:  # stdout was closed by the reader (e.g. `| head`); not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except SystemExit as exc:  # --help and --version
@@ -137,12 +137,18 @@ def run_app(args: argparse.Namespace) -> int:
         BadInput: when the port is out of range or in use.
     """
     if not 1 <= args.port <= 65535:
-        raise BadInput(f"--port is {args.port}; choose one from 1 to 65535.")
+        raise BadInput(
+            f"--port is {args.port}; choose one from 1 to 65535.",
+            code="out-of-range",
+            field="--port",
+        )
     try:
         socket.create_server((HOST, args.port)).close()
     except OSError as exc:
         raise BadInput(
-            f"Port {args.port} is in use or not allowed ({exc.strerror}); choose another with --port."
+            f"Port {args.port} is in use or not allowed ({exc.strerror}); choose another with --port.",
+            code="port-in-use",
+            field="--port",
         ) from exc
     print(f"The drag workbench: http://{HOST}:{args.port}   (Ctrl+C stops it)", flush=True)
     sys.argv = ["streamlit", "run", str(WEB / "streamlit_app.py"), "--server.port", str(args.port)]

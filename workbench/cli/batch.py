@@ -23,8 +23,7 @@ from workbench.cli.edit import (
 from workbench.cli.engine import follow, opened_app, steps
 from workbench.cli.parsers import (
     CONFIGS,
-    add_config,
-    add_method,
+    add_dragging,
     add_model,
     add_run,
     add_strict,
@@ -180,14 +179,16 @@ class Entry:
             BadInput: naming the entry and what is wrong.
         """
         if not isinstance(data, Mapping):
-            raise BadInput(f"{where} is no JSON object.")
+            raise BadInput(f"{where} is not a JSON object.", code="wrong-type")
         unknown = sorted(set(data) - set(_OWN) - set(_DEFAULTS))
         if unknown:
             known = ", ".join((*_OWN, *_DEFAULTS))
-            raise BadInput(f"{where} does not know {unknown[0]!r}; it has: {known}.")
+            raise BadInput(
+                f"{where} does not know {unknown[0]!r}; it has: {known}.", code="unknown-key"
+            )
         for name in ("picture", "out"):
             if not isinstance(data.get(name), str):
-                raise BadInput(f"{where} lacks {name!r}, a file name.")
+                raise BadInput(f"{where} lacks {name!r}, a file name.", code="missing")
         self.picture = folder / data["picture"]
         self.out = folder / data["out"]
         self.data = data
@@ -199,7 +200,9 @@ class Entry:
         else:
             found = data.get("pairs", [])
             if not isinstance(found, list):
-                raise BadInput(f"{where}: 'pairs' must be a list of [hx, hy, tx, ty].")
+                raise BadInput(
+                    f"{where}: 'pairs' must be a list of [hx, hy, tx, ty].", code="not-a-pair"
+                )
             self.pairs = [PointPair.from_json(p) for p in found]
 
     def namespace(self, args: argparse.Namespace) -> argparse.Namespace:
@@ -207,13 +210,16 @@ class Entry:
         values = {**_DEFAULTS, **{k: v for k, v in self.data.items() if k in _DEFAULTS}}
         mask = self.data.get("mask", "auto")
         if not isinstance(mask, str):
-            raise BadInput(f"{self.where}: 'mask' must be a file name, 'auto' or 'whole'.")
+            raise BadInput(
+                f"{self.where}: 'mask' must be a file name, 'auto' or 'whole'.", code="wrong-type"
+            )
         for name, allowed in (("method", METHODS), ("preset", STRENGTHS),
                               ("lora_preset", LORA_PRESETS)):  # fmt: skip
             if values[name] is not None and values[name] not in allowed:
                 raise BadInput(
                     f"{self.where}: {name} is {values[name]!r:.40}; choose one of: "
-                    f"{', '.join(allowed)}."
+                    f"{', '.join(allowed)}.",
+                    code="unknown-name",
                 )
         return argparse.Namespace(
             **{**values, "model": values["model"] or args.model},
@@ -231,12 +237,15 @@ class Entry:
         given = self.data.get("options", {})
         if not isinstance(given, Mapping):
             raise BadInput(
-                f"{self.where}: 'options' must be an object such as {{'drag.steps': 9}}."
+                f"{self.where}: 'options' must be an object such as {{'drag.steps': 9}}.",
+                code="wrong-type",
             )
         known = {f"{prefix}.{name}" for prefix, cls, _ in CONFIGS for name in options_of(cls)}
         unknown = sorted(set(map(str, given)) - known)
         if unknown:
-            raise BadInput(f"{self.where}: there is no option {unknown[0]!r:.60}.")
+            raise BadInput(
+                f"{self.where}: there is no option {unknown[0]!r:.60}.", code="unknown-key"
+            )
         return dict(given)
 
 
@@ -253,12 +262,12 @@ def read_entries(path: Path) -> list[Entry]:
         else:
             listed = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise BadInput(f"{path.name} is no JSON ({exc}).") from exc
+        raise BadInput(f"{path.name} is not JSON ({exc}).", code="not-json") from exc
     defaults: Any = {}
     if isinstance(listed, Mapping):
         defaults, listed = listed.get("defaults", {}), listed.get("edits")
     if not isinstance(listed, list) or not listed or not isinstance(defaults, Mapping):
-        raise BadInput(f"{path.name} must hold a list of edits, at least one.")
+        raise BadInput(f"{path.name} must hold a list of edits, at least one.", code="empty")
     entries = []
     for number, data in enumerate(listed, 1):
         where = f"{path.name}, entry {number}"
@@ -267,7 +276,9 @@ def read_entries(path: Path) -> list[Entry]:
     outs = [e.out for e in entries]
     twice = sorted(str(o) for o in outs if outs.count(o) > 1)
     if twice:
-        raise BadInput(f"{path.name}: two entries write to {twice[0]!r}; name another file.")
+        raise BadInput(
+            f"{path.name}: two entries write to {twice[0]!r}; name another file.", code="twice"
+        )
     return entries
 
 
@@ -301,13 +312,8 @@ def _add_sweep_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the measures as CSV")
     add_common(parser)
-    add_model(parser)
-    add_method(parser)
-    add_run(parser)
-    add_strict(parser)
+    add_dragging(parser)
     add_workers(parser)
-    for prefix, cls, title in CONFIGS:
-        add_config(parser, prefix, cls, title)
     parser.set_defaults(run=run_sweep)
 
 
@@ -357,7 +363,10 @@ def axis(text: str) -> Axis:
     """
     name, equals, values = text.partition("=")
     if not equals:
-        raise BadInput(f"{text!r:.60} is no NAME=V,V,...; write such as drag.steps=20,40,80.")
+        raise BadInput(
+            f"{text!r:.60} is not of the form NAME=V,V,...; write such as drag.steps=20,40,80.",
+            code="wrong-type",
+        )
     name = name.strip()
     return Axis(name, parse_values(name, values))
 

@@ -12,10 +12,10 @@ from workbench.cli.engine import opened_app, steps
 from workbench.cli.parsers import (
     CONFIGS,
     add_config,
+    add_dragging,
     add_method,
     add_model,
     add_run,
-    add_strict,
     configured,
     pair,
     read_points,
@@ -67,12 +67,7 @@ def _add_edit_parser(subparsers: Any) -> None:
         "--fresh", action="store_true", help="do not continue an earlier run of the same drag"
     )
     add_common(parser)
-    add_model(parser)
-    add_method(parser)
-    add_run(parser)
-    add_strict(parser)
-    for prefix, cls, title in CONFIGS:
-        add_config(parser, prefix, cls, title)
+    add_dragging(parser)
     parser.set_defaults(run=run)
 
 
@@ -133,12 +128,14 @@ def read_pairs(args: argparse.Namespace) -> list[PointPair]:
     """
     pairs = [*args.pair, *(read_points(args.points) if args.points else [])]
     if not pairs:
-        raise BadInput("There is nothing to move; give at least one --pair X,Y:X,Y.")
+        raise BadInput(
+            "There is nothing to move; give at least one --pair X,Y:X,Y.", code="no-arrow"
+        )
     return pairs
 
 
 def check_out(out: Path, picture: Path) -> None:
-    """Refuse an output that would destroy the input or is no PNG.
+    """Refuse an output that would destroy the input or is not a PNG.
 
     Raises:
         BadInput: saying so.
@@ -146,12 +143,17 @@ def check_out(out: Path, picture: Path) -> None:
     if out.suffix.lower() != ".png":
         raise BadInput(
             f"The picture is written as PNG, but {out.name!r:.80} does not end in .png; "
-            "choose another name."
+            "choose another name.",
+            code="bad-name",
         )
     if out.exists() and picture.exists() and out.samefile(picture):
-        raise BadInput("The result would overwrite the picture; choose another name with -o.")
+        raise BadInput(
+            "The result would overwrite the picture; choose another name with -o.", code="overwrite"
+        )
     if not out.parent.is_dir():
-        raise BadInput(f"The folder {str(out.parent)!r:.200} does not exist; make it first.")
+        raise BadInput(
+            f"The folder {str(out.parent)!r:.200} does not exist; make it first.", code="no-folder"
+        )
 
 
 def edit_picture(
@@ -179,7 +181,9 @@ def read_request(
         BadInput: when picture, mask, pairs or options cannot be used.
     """
     if not pairs:
-        raise BadInput("There is nothing to move; give at least one --pair X,Y:X,Y.")
+        raise BadInput(
+            "There is nothing to move; give at least one --pair X,Y:X,Y.", code="no-arrow"
+        )
     picture = read_picture(app, args.picture)
     image, notices = picture.asset, list(picture.notices)
     wanted: str | Path = args.mask or ("whole" if args.whole else "auto")
@@ -210,7 +214,7 @@ def write_result(app: App, record: EditRecord, out: Path, *, with_card: bool) ->
 
 
 def summary(record: EditRecord) -> list[str]:
-    """What happened, in a few lines."""
+    """A summary of the edit in a few lines."""
     result = record.result
     assert result is not None
     lines = [*result.notices, StopReason[result.stop].value]
@@ -270,7 +274,9 @@ def run_train(args: argparse.Namespace) -> int:
     if args.reconstruction:
         check_out(args.reconstruction, args.picture)
     if args.out and args.out.suffix.lower() != ".safetensors":
-        raise BadInput(f"A LoRA is a .safetensors file; {args.out.name!r:.80} is not.")
+        raise BadInput(
+            f"A LoRA is a .safetensors file; {args.out.name!r:.80} is not.", code="bad-name"
+        )
     with opened_app(args) as app:
         if args.name:
             app.loras.path(args.name)  # an impossible name is refused before minutes are spent
@@ -285,7 +291,9 @@ def run_train(args: argparse.Namespace) -> int:
             lora = made["lora_file"]
             raw = app.store.blob(lora["id"]) if lora else app.cache.get(made["lora"] or "")
             if raw is None:
-                raise BadInput("No LoRA was trained (0 steps), so there is none to write.")
+                raise BadInput(
+                    "No LoRA was trained (0 steps), so there is none to write.", code="no-lora"
+                )
             write_file(args.out, raw)
         if args.reconstruction:
             write_file(
@@ -317,7 +325,7 @@ def _add_generate_parser(subparsers: Any) -> None:
         usage="%(prog)s PROMPT [options]",
         epilog="Example: %(prog)s 'an orange cat, tail up' -o cats --count 2",
     )
-    parser.add_argument("prompt", metavar="PROMPT", help="what the picture shall show")
+    parser.add_argument("prompt", metavar="PROMPT", help="what the picture should show")
     parser.add_argument("-o", "--out", type=Path, default=Path(), metavar="FOLDER",
                         help="folder for the pictures, made if need be [default: here]")  # fmt: skip
     parser.add_argument(
@@ -334,10 +342,13 @@ def run_generate(args: argparse.Namespace) -> int:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except FileExistsError as exc:
-        raise BadInput(f"{str(args.out)!r:.200} is a file; name a folder with -o.") from exc
+        raise BadInput(
+            f"{str(args.out)!r:.200} is a file; name a folder with -o.", code="no-folder"
+        ) from exc
     except OSError as exc:
         raise BadInput(
-            f"The folder {str(args.out)!r:.200} cannot be made ({exc.strerror}); name another."
+            f"The folder {str(args.out)!r:.200} cannot be made ({exc.strerror}); name another.",
+            code="not-written",
         ) from exc
     config = configured(args, "generate", GenerationConfig())
     with opened_app(args) as app:

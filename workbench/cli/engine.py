@@ -1,4 +1,4 @@
-"""What computing commands share: an App, progress on standard error, Ctrl-C and SIGTERM.
+"""Shared by the commands that compute: an App, progress on standard error, Ctrl-C and SIGTERM.
 
 Work that does not come to a next step within two seconds (an import, the reading of a large model)
 is stopped as if asked a second time. What is being put back as it was (the model, a record) is
@@ -43,7 +43,7 @@ def stopping(token: CancelToken, patience: float = _PATIENCE) -> Iterator[None]:
         return
     timer: threading.Timer | None = None
 
-    def heard(_number: int, _frame: FrameType | None) -> None:
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
         nonlocal timer
         if token.cancelled:
             interrupt()
@@ -54,7 +54,7 @@ def stopping(token: CancelToken, patience: float = _PATIENCE) -> Iterator[None]:
         timer.start()
 
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(n, heard) for n in numbers]
+    before = [signal.signal(n, on_signal) for n in numbers]
     try:
         yield
     finally:
@@ -213,7 +213,7 @@ def edit_id(app: App, text: str) -> str:
         return text
     newest = app.store.records()[:1]
     if not newest:
-        raise BadInput("The history is empty, so there is no last edit.")
+        raise BadInput("The history is empty, so there is no last edit.", code="no-edit")
     return newest[0].id
 
 

@@ -74,7 +74,11 @@ def run_list(args: argparse.Namespace) -> int:
     from workbench.storage.history.folder import disk_use
 
     if args.limit < 0:
-        raise BadInput(f"--limit is {args.limit}; give 0 for all, or how many at most.")
+        raise BadInput(
+            f"--limit is {args.limit}; give 0 for all, or how many at most.",
+            code="out-of-range",
+            field="--limit",
+        )
     with opened_app() as app:
         store = app.store
         found = store.search(args.search) if args.search else store.records(binned=args.binned)
@@ -137,7 +141,10 @@ def run_save(args: argparse.Namespace) -> int:
     with opened_app() as app:
         record = app.store.record(edit_id(app, args.edit))
         if record.result is None:
-            raise BadInput(f"The edit {record.id} has no result; it is {record.status.value}.")
+            raise BadInput(
+                f"The edit {record.id} has no result; it is {record.status.value}.",
+                code="no-result",
+            )
         written = write_result(app, record, args.out, with_card=not args.no_card)
     print(f"{written['result']} and {written['strip'].name}")
     return 0
@@ -148,9 +155,14 @@ def run_export(args: argparse.Namespace) -> int:
     from workbench.storage.archive.write import export_file
 
     if args.out.suffix.lower() != ".zip" or args.out.is_dir():
-        raise BadInput(f"An export is a zip, but {args.out.name!r:.80} does not end in .zip.")
+        raise BadInput(
+            f"An export is a zip, but {args.out.name!r:.80} does not end in .zip.", code="bad-name"
+        )
     if not args.out.parent.is_dir():
-        raise BadInput(f"The folder {str(args.out.parent)!r:.200} does not exist; make it first.")
+        raise BadInput(
+            f"The folder {str(args.out.parent)!r:.200} does not exist; make it first.",
+            code="no-folder",
+        )
     with opened_app() as app:
         lora_of = (lambda record: _lora(app, record)) if args.with_lora else None
         done = export_file(
@@ -175,7 +187,9 @@ def run_import(args: argparse.Namespace) -> int:
     from workbench.storage.archive.read import import_zip
 
     if not args.zip.is_file():
-        raise BadInput(f"There is no file {str(args.zip)!r:.200}; check its name and folder.")
+        raise BadInput(
+            f"There is no file {str(args.zip)!r:.200}; check its name and folder.", code="no-file"
+        )
     with opened_app() as app, steps(quiet=args.quiet) as (on_step, _):
         done = import_zip(
             app.store,
@@ -227,7 +241,10 @@ def run_empty(args: argparse.Namespace) -> int:
     from workbench.storage.history.folder import empty_bin
 
     if not args.yes:
-        raise BadInput("This removes the binned edits for good; add --yes if that is wanted.")
+        raise BadInput(
+            "This removes the binned edits for good; add --yes if that is wanted.",
+            code="not-confirmed",
+        )
     with opened_app() as app:
         count, freed = empty_bin(app.store)
     print(f"{count} edits were removed, {freed / 1e6:.1f} MB freed.")
@@ -252,7 +269,7 @@ def _add_replay_parser(subparsers: Any) -> None:
 
 
 def verdict(made: Mapping[str, Any]) -> str:
-    """What was found, in a sentence."""
+    """The findings in one sentence."""
     if made["identical"]:
         return "The picture is bit-identical."
     by = f"The pictures differ: at most {made['max']} of 255, {made['mean']:.4f} in the mean"

@@ -134,7 +134,7 @@ def run_download(args: argparse.Namespace) -> int:
     print(f"{len(chosen.files)} files, {chosen.bytes / 1e6:,.0f} MB; licence: {chosen.licence}")
     if not args.yes:
         if not sys.stdin.isatty():
-            raise BadInput("Nobody can be asked here; add --yes to download.")
+            raise BadInput("Nobody can be asked here; add --yes to download.", code="not-confirmed")
         if input("Download? [y/N] ").strip().lower() not in ("y", "yes"):
             return 0
     with steps(quiet=args.quiet) as (on_step, _progress):
@@ -268,7 +268,9 @@ def run_export(args: argparse.Namespace) -> int:
     from workbench.diffusion.lora_files import read, write
 
     if args.out.suffix.lower() != ".safetensors":
-        raise BadInput(f"A LoRA is a .safetensors file; {args.out.name!r:.80} is not.")
+        raise BadInput(
+            f"A LoRA is a .safetensors file; {args.out.name!r:.80} is not.", code="bad-name"
+        )
     with opened_app(args) as app:
         raw = app.loras.get(args.lora)
         file = read(raw, args.lora)
@@ -310,7 +312,8 @@ def _add_cache_parser(subparsers: Any) -> None:
 def _check_kind(kind: str | None) -> None:
     if kind is not None and kind not in KINDS:
         raise BadInput(
-            f"There is no kind {kind!r:.40} in the cache; there are: {', '.join(KINDS)}."
+            f"There is no kind {kind!r:.40} in the cache; there are: {', '.join(KINDS)}.",
+            code="unknown-name",
         )
 
 
@@ -366,7 +369,11 @@ def run_clear_cache(args: argparse.Namespace) -> int:
     keys = list(args.key) if args.key else None
     if args.older_than is not None:
         if not args.older_than >= 0:
-            raise BadInput(f"--older-than is {args.older_than:g}; it must be 0 days or more.")
+            raise BadInput(
+                f"--older-than is {args.older_than:g}; it must be 0 days or more.",
+                code="out-of-range",
+                field="--older-than",
+            )
         limit = time.time() - args.older_than * 86400
         old = {e.key for e in cache.entries() if e.used < limit}
         keys = sorted(old if keys is None else old & set(keys))

@@ -1,4 +1,4 @@
-"""What the commands share: a parser whose errors are one sentence, and options from dataclasses."""
+"""Shared by the commands: a parser whose errors are one sentence, and options from dataclasses."""
 
 from __future__ import annotations
 
@@ -222,6 +222,16 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         choices=tuple(LORA_PRESETS),
         help="training: " + "; ".join(f"{k}: {p.description}" for k, p in LORA_PRESETS.items()),
     )
+
+
+def add_dragging(parser: argparse.ArgumentParser) -> None:
+    """Add what commands that drag one picture share: model, method, run, and every option."""
+    add_model(parser)
+    add_method(parser)
+    add_run(parser)
+    add_strict(parser)
+    for prefix, cls, title in CONFIGS:
+        add_config(parser, prefix, cls, title)
 
 
 def pair(text: str) -> PointPair:

@@ -45,7 +45,7 @@ def read_picture(app: App, path: Path) -> Picture:
     """Decode a picture and put it into the history.
 
     Raises:
-        BadInput: when the file is no picture that can be worked on.
+        BadInput: when the file is not a picture that can be worked on.
     """
     decoded = decode.decode(read_file(path, opening.MAX_BYTES), path.name)
     asset = app.store.put_image(decoded.rgb, decoded.name)
@@ -167,7 +167,7 @@ def lora_ref(app: App, name: str | None, weight: float) -> LoraRef | None:
     """A LoRA of the library by name, or a file by path, as a request names it.
 
     Raises:
-        BadInput: when there is neither, or it is no LoRA.
+        BadInput: when there is neither, or it is not a LoRA.
     """
     if not name:
         return None
@@ -247,7 +247,9 @@ def write_file(path: Path, raw: bytes) -> None:
     from workbench.storage.files import write_atomic
 
     if not path.parent.is_dir():
-        raise BadInput(f"The folder {str(path.parent)!r:.200} does not exist; make it first.")
+        raise BadInput(
+            f"The folder {str(path.parent)!r:.200} does not exist; make it first.", code="no-folder"
+        )
     if path.is_dir():
-        raise BadInput(f"{str(path)!r:.200} is a folder; name a file.")
+        raise BadInput(f"{str(path)!r:.200} is a folder; name a file.", code="is-folder")
     write_atomic(path, raw, temp=path.parent)

@@ -264,7 +264,7 @@ class InversionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DragConfig:
-    """Options of a drag. Radii and shifts are in feature-lattice pixels (half the image).
+    """Options of a drag. Radii and shifts are in feature grid pixels (half the image).
 
     Use `DragConfig.preset(method, strength)`: each method has its own defaults.
     """
@@ -282,24 +282,24 @@ class DragConfig:
     )
     patch_radius: int = option(
         1,
-        "Motion-supervision patch: (2r+1) x (2r+1) lattice pixels.",
+        "Motion-supervision patch: (2r+1) x (2r+1) grid pixels.",
         low=0,
         high=32,
         advanced=True,
     )
     track_radius: int = option(
-        3, "Point-tracking window: (2r+1) x (2r+1) lattice pixels.", low=1, high=64, advanced=True
+        3, "Point-tracking window: (2r+1) x (2r+1) grid pixels.", low=1, high=64, advanced=True
     )
     max_shift: float = option(
         1.0,
-        "Longest shift of the patch per step (lattice pixels).",
+        "Longest shift of the patch per step (grid pixels).",
         low=0.1,
         high=32.0,
         advanced=True,
     )
     stop_distance: float = option(
         2.0,
-        "A handle closer than this to its target has arrived (lattice pixels).",
+        "A handle closer than this to its target has arrived (grid pixels).",
         low=0.0,
         high=64.0,
         advanced=True,

@@ -86,7 +86,7 @@ def inversion_key(
     return key("inversion", ALGO_INVERT, image, model, lora, prompt, parts, working_size)
 
 
-def styled_model(model: str, style: LoraRef | None) -> str:
+def with_style_lora(model: str, style: LoraRef | None) -> str:
     """Key of a model with a style LoRA stacked on it; all stages see it as another model."""
     if style is None or style.weight == 0:
         return model
@@ -121,7 +121,7 @@ def latent_key(request: EditRequest, image: str, model: str, working_size: int) 
 
 def edit_key(request: EditRequest) -> str:
     """Key of everything that affects the pixels of an edit: not names, not the parent."""
-    model = styled_model(request.model.fingerprint or request.model.name, request.style)
+    model = with_style_lora(request.model.fingerprint or request.model.name, request.style)
     start = latent_key(request, request.image.id, model, request.working_size)
     mask = request.mask.id if request.mask else None
     pairs = [p.to_json() for p in request.pairs]

@@ -21,9 +21,9 @@ ALIKE = 0.5  # likeness (1 = the same) below which a handle's surroundings count
 NEAR, NEAR_SHARE = (
     2.0,
     0.1,
-)  # arrived: within so many lattice px, or that part of the arrow's length
+)  # arrived: within so many grid px, or that part of the arrow's length
 _LARGEST = sys.float_info.max
-_SLACK = 1.0  # lattice px that a point may be off through rounding at either end
+_SLACK = 1.0  # grid px that a point may be off through rounding at either end
 
 
 class StopReason(enum.Enum):
@@ -74,7 +74,7 @@ class StepInfo:
     waiting: bool = False  # another thread or process computes the same; its result is taken
     part: int = 0  # of a job that makes several pictures or edits: which one, from 1
     parts: int = 0  # and of how many
-    # Inside the numerics points and distances count in lattice pixels (x = column), and this predicts
+    # Inside the numerics points and distances count in grid pixels (x = column), and this predicts
     # the clean latent; `previews.PreviewRecorder` turns them into image pixels and a preview.
     clean: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
 
@@ -121,7 +121,7 @@ class Way(Sequence[tuple[Point, ...]]):
         """Take [tracking][pair][x, y].
 
         Raises:
-            TypeError, ValueError: for another shape, or what is no finite number.
+            TypeError, ValueError: for another shape, or what is not a finite number.
         """
         numbers: list[float] = []
         ends = array("L", [0])
@@ -249,7 +249,7 @@ class EditRecord:
 
     @classmethod
     def from_json(cls, data: Any) -> EditRecord:
-        """Read a record of the current format (`storage/history/format.py` migrates older ones first).
+        """Read a record of the current format (`storage/history/folder.py` migrates older ones first).
 
         Raises:
             BadInput: naming what is wrong.
@@ -259,7 +259,8 @@ class EditRecord:
         if data.get("format") != RECORD_FORMAT:
             raise BadInput(
                 f"The edit record has format {data.get('format')!r}; this version reads "
-                f"{RECORD_FORMAT}. Use a newer workbench."
+                f"{RECORD_FORMAT}. Use a newer workbench.",
+                code="newer-format",
             )
         try:
             result = data.get("result")
@@ -276,18 +277,18 @@ class EditRecord:
                 },
             )
         except (KeyError, ValueError, TypeError) as exc:
-            raise BadInput(f"The edit record is damaged: {exc}.") from exc
+            raise BadInput(f"The edit record is damaged: {exc}.", code="damaged") from exc
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is no text")
+        raise TypeError(f"{value!r:.40} is not text")
     return value
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST:
-        raise TypeError(f"{value!r:.40} is no finite number")
+        raise TypeError(f"{value!r:.40} is not a finite number")
     return value
 
 
@@ -346,7 +347,7 @@ def left_of(pairs: Sequence[PointPair], result: EditResult) -> list[float]:
     """Image px from each target to where the handle's surroundings are in the result.
 
     Records of version 1 lack that; of them, the last tracked place is taken, or the distance between
-    lattice points where no way was kept.
+    grid points where no way was kept.
     """
     if len(result.found) == len(pairs):
         return [left for left, _ in result.found]
@@ -367,7 +368,7 @@ def convergence(
         pairs: as they were asked for.
         result: with the tracked positions.
         drag: settings of the run.
-        per_cell: image px per lattice px.
+        per_cell: image px per grid px.
     """
     reach = drag.stop_distance * per_cell
     done = result.stop == StopReason.REACHED.name

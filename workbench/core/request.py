@@ -160,7 +160,10 @@ def _check_asset(asset: ImageAsset | MaskAsset, what: str) -> None:
     for name in ("width", "height"):
         size = getattr(asset, name)
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise BadInput(f"The {what}'s {name} is {size!r:.40}; it must be at least 1 px.")
+            raise BadInput(
+                f"The {what}'s {name} is {size!r:.40}; it must be at least 1 px.",
+                code="out-of-range",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,7 +306,9 @@ class EditRequest:
                 try:
                     parts[name] = from_mapping(kind, parts[name], strict=strict)
                 except TypeError as exc:
-                    raise BadInput(f"The edit request's {name!r} is incomplete: {exc}.") from exc
+                    raise BadInput(
+                        f"The edit request's {name!r} is incomplete: {exc}.", code="incomplete"
+                    ) from exc
         pairs = parts["pairs"]
         if not isinstance(pairs, Sequence) or isinstance(pairs, str):
             raise BadInput("The edit request's 'pairs' must be a list of [hx, hy, tx, ty].")

@@ -127,7 +127,8 @@ def schedule_from(config: Mapping[str, Any], steps: int) -> Schedule:
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise ModelError(
-            f"The model predicts {prediction!r}; only epsilon and v_prediction are known."
+            f"The model predicts {prediction!r}; only epsilon and v_prediction are known.",
+            code="unknown-prediction",
         )
     if config.get("timestep_spacing") == "trailing":
         spaced = [round(total - i * total / steps) - 1 for i in range(steps)]
@@ -156,7 +157,8 @@ def _alphas(config: Mapping[str, Any]) -> tuple[float, ...]:
     else:
         raise ModelError(
             f"The model's noise schedule is {kind!r}; known are scaled_linear, linear and "
-            "squaredcos_cap_v2."
+            "squaredcos_cap_v2.",
+            code="unknown-schedule",
         )
     alphas = torch.cumprod(1.0 - betas, dim=0)
     if config.get("rescale_betas_zero_snr", False):
@@ -183,17 +185,17 @@ def invert(
         on_step: progress.
 
     Returns:
-        The trail [n+1,1,C,h,w], from the clean latent to the one at `schedule.tail(n)[0]`.
+        Latents [n+1,1,C,h,w], from the clean latent to the one at `schedule.tail(n)[0]`.
     """
-    trail = [z]
+    latents = [z]
     level = CLEAN
     for done, tau in enumerate(reversed(schedule.tail(n)), 1):
         eps = denoise(z, tau)
         z = schedule.noised(schedule.clean(z, eps, level), eps, tau)
-        trail.append(z)
+        latents.append(z)
         level = tau
         on_step(done, n)
-    return torch.stack(trail)
+    return torch.stack(latents)
 
 
 @torch.no_grad()
@@ -209,10 +211,10 @@ def sample(
     Returns:
         All latents [len+1,N,C,h,w], the given one first, the clean one last.
     """
-    trail = [z]
+    latents = [z]
     for done, t in enumerate(timesteps, 1):
         to = timesteps[done] if done < len(timesteps) else CLEAN
         z = schedule.step(z, denoise(z, t), t, to)
-        trail.append(z)
+        latents.append(z)
         on_step(done, len(timesteps))
-    return torch.stack(trail)
+    return torch.stack(latents)

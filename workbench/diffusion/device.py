@@ -52,7 +52,8 @@ def devices(wanted: str = "auto") -> list[str]:
         device = torch.device(wanted)
     except RuntimeError as exc:
         raise BadInput(
-            f"There is no device {wanted[:40]!r}; choose auto, cpu, cuda, cuda:1 or mps."
+            f"There is no device {wanted[:40]!r}; choose auto, cpu, cuda, cuda:1 or mps.",
+            code="unknown-name",
         ) from exc
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     here = {"cpu": True, "cuda": (device.index or 0) < count,
@@ -60,7 +61,8 @@ def devices(wanted: str = "auto") -> list[str]:
     if not here.get(device.type, False):
         seen = f"{count} CUDA devices" if count else "no CUDA device"
         raise BadInput(
-            f"The device {wanted!r} is not there ({seen} found); choose another or auto."
+            f"The device {wanted!r} is not there ({seen} found); choose another or auto.",
+            code="no-device",
         )
     return [f"cuda:{device.index or 0}" if device.type == "cuda" else device.type]
 
@@ -77,7 +79,10 @@ def choose_dtype(wanted: str, device: torch.device, parameters: int) -> torch.dt
     import torch
 
     if wanted not in DTYPES:
-        raise BadInput(f"There is no precision {wanted!r}; choose one of: {', '.join(DTYPES)}.")
+        raise BadInput(
+            f"There is no precision {wanted!r}; choose one of: {', '.join(DTYPES)}.",
+            code="unknown-name",
+        )
     if wanted == "auto":
         wanted = dtype_name(device.type, parameters)
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[wanted]

@@ -143,7 +143,8 @@ def train(
             if not math.isfinite(value):
                 raise ModelError(
                     f"The loss of the LoRA training became {value} at step {len(losses)}; use a "
-                    "lower learning rate, or full precision."
+                    "lower learning rate, or full precision.",
+                    code="not-finite",
                 )
 
     with frozen(unet), _adapters(unet, config.rank, start) as weights, torch.enable_grad():
@@ -333,7 +334,8 @@ def merged(unet: Any, state: Mapping[str, Tensor] | None, weight: float = 1.0) -
             except (RuntimeError, AttributeError, KeyError) as exc:
                 raise ModelError(
                     f"The LoRA's weights for {name} do not fit this model; it was trained for "
-                    "another one."
+                    "another one.",
+                    code="misfit",
                 ) from exc
         yield
     finally:
@@ -348,12 +350,13 @@ def _module_of(unet: Any, name: str) -> Any:
     except AttributeError as exc:
         raise ModelError(
             f"The LoRA changes {name}, which this model does not have; it was trained for "
-            "another one."
+            "another one.",
+            code="misfit",
         ) from exc
 
 
 def change_of(parts: Mapping[str, Tensor], weight: Tensor) -> Tensor | None:
-    """What one module's parts add to its weight, float32 of the weight's shape; None: nothing.
+    """Change that one module's parts add to its weight, float32 of the weight's shape; None: nothing.
 
     Raises:
         RuntimeError: from torch, when the shapes do not fit.

@@ -6,71 +6,29 @@ takes, with an identity card in the metadata. Nothing here opens a pickle.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import logging
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from workbench import __version__
 from workbench.core.errors import BadInput, Notice
 from workbench.diffusion.lora import change_of
 from workbench.diffusion.lora_format import by_module, parse, rank_of
 from workbench.diffusion.registry.diagnose import (
+    CARD,
     HEAD_BYTES,
+    LoraCard,
     check_header,
     diagnose_bytes,
     prediction_of,
 )
 
-log = logging.getLogger(__name__)
-
-CARD = "workbench"
-CARD_FORMAT = 1
 MOST_BYTES = 2 * 2**30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraCard:
-    """Where a LoRA comes from; every field may be empty in a file made elsewhere."""
-
-    model: str = ""  # fingerprint of the base model
-    model_name: str = ""
-    image: str = ""  # id of the picture
-    image_name: str = ""
-    prompt: str = ""
-    rank: int = 0
-    steps: int = 0
-    seed: int = 0
-    config: Mapping[str, Any] = field(default_factory=dict)
-    workbench: str = __version__
-
-    def to_text(self) -> str:
-        """JSON for the file's metadata."""
-        return json.dumps({"format": CARD_FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
-
-    @classmethod
-    def from_text(cls, text: str) -> LoraCard:
-        """Read a card; unknown fields are dropped, wrong ones make the card empty."""
-        try:
-            data = json.loads(text)
-            defaults = {f.name: f for f in dataclasses.fields(cls)}
-            given = {k: v for k, v in data.items() if k in defaults}
-            plain = cls()
-            for name, value in given.items():
-                wanted = Mapping if name == "config" else type(getattr(plain, name))
-                if not isinstance(value, wanted) or isinstance(value, bool):
-                    raise TypeError(name)
-            return cls(**given)
-        except (ValueError, TypeError, AttributeError, RecursionError) as exc:
-            log.warning("the LoRA's identity card is damaged: %s", exc)
-            return cls()
 
 
 _WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
@@ -114,7 +72,7 @@ def write(weights: Mapping[str, torch.Tensor], card: LoraCard, layout: str = "di
     plain = {"lora_A.weight", "lora_B.weight", "dora_scale"}
     if layout == "diffusers" and any(p.keys() - plain for p in by_module(weights).values()):
         raise BadInput(
-            "This LoRA is no plain one (LoHa, LoKr or a full difference), which diffusers does not "
+            "This LoRA is not a plain one (LoHa, LoKr or a full difference), which diffusers does not "
             "read; write it with --layout kohya.",
             code="layout",
             field="layout",
@@ -151,7 +109,7 @@ def read(raw: bytes, name: str = "LoRA", layers_per_block: int = 2) -> LoraFile:
     `layers_per_block` is the U-Net's; only the original block names (`input_blocks_4_1`) need it.
 
     Raises:
-        BadInput: when it is no safetensors file, or holds anything that is not understood; `code`
+        BadInput: when it is not a safetensors file, or holds anything that is not understood; `code`
             says which (see `lora_format.parse`).
     """
     if len(raw) > MOST_BYTES:
@@ -204,7 +162,7 @@ def check(
     image: str = "",
     style: bool = False,
 ) -> list[Notice]:
-    """Whether a LoRA fits a model (and a picture): sentences of warning.
+    """Check that a LoRA fits a model (and a picture); returns warnings.
 
     `model` is the base model's fingerprint, `image` the picture's id. A style may come from another
     checkpoint of the same build; a picture's LoRA may not.
@@ -249,7 +207,7 @@ def check(
 
 
 def _fits(parts: Mapping[str, torch.Tensor], weight: torch.Tensor) -> bool:
-    """Whether a module's parts give a change of its weight's shape; nothing is computed."""
+    """True if a module's parts give a change of its weight's shape; nothing is computed."""
     meta = {n: t.to("meta") for n, t in parts.items() if n not in ("dora_scale", "diff_b")}
     try:
         change_of(meta, torch.empty(weight.shape, device="meta"))

@@ -121,7 +121,7 @@ class Parsed:
 
 @dataclass(slots=True)
 class _Module:
-    """What a file says about one module: its tensors by part, and the key of one of them."""
+    """Content of a file for one module: its tensors by part, and the key of one of them."""
 
     key: str
     parts: dict[str, Tensor] = field(default_factory=dict)
@@ -329,7 +329,7 @@ class _Scales:
                 )
 
     def known(self, modules: Iterable[_Module]) -> bool:
-        """Whether the file says its alpha."""
+        """True if the file says its alpha."""
         return bool(self._config) or any("alpha" in m.parts for m in modules)
 
     def of(self, place: str, parts: Mapping[str, Tensor], rank: int | None) -> float:

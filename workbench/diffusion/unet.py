@@ -168,7 +168,7 @@ class Denoiser:
         return self._weighted(feature), self._noise(z, out, t)
 
     @contextlib.contextmanager
-    def sharing(self, attention: MutualSelfAttention) -> Iterator[None]:
+    def with_attention(self, attention: MutualSelfAttention) -> Iterator[None]:
         """Tell it of the attention control that is on the U-Net during the block.
 
         Recorded forwards need to know: what they exchange with it has to keep its address.
@@ -380,7 +380,7 @@ class _Wrapped:
 
 
 @contextlib.contextmanager
-def sharing(
+def mutual_self_attention(
     unet: Any, start_layer: int, kv: ReferenceKV | None = None
 ) -> Iterator[MutualSelfAttention]:
     """Wrap the self-attentions from `start_layer` on; the processors found are put back after,

@@ -18,7 +18,7 @@ from workbench.diffusion.unet import (
     MutualSelfAttention,
     ReferenceKV,
     frozen,
-    sharing,
+    mutual_self_attention,
 )
 from workbench.drag.problem import (
     AdamState,
@@ -38,7 +38,7 @@ class NotFinite(ModelError):
 
     def __init__(self, message: str, latent: Tensor, t: int) -> None:
         """Keep the last finite latent beside the sentence."""
-        super().__init__(message)
+        super().__init__(message, code="not-finite")
         self.latent, self.t = latent, t
 
 
@@ -122,7 +122,7 @@ class LatentOptimiser:
 
 
 _LEVEL = 261  # DIFT's timestep for semantic correspondence with Stable Diffusion
-_REACH = 12  # lattice pixels beyond both ends of the arrow
+_REACH = 12  # grid pixels beyond both ends of the arrow
 _MOST = 64
 
 
@@ -203,10 +203,10 @@ def located(
         denoiser.feature(problem.schedule.noised(x0, noise, level), level)
         for x0 in (original, clean)
     )
-    templates = samples(before, problem.lattice, handles)
+    templates = samples(before, problem.feature_grid, handles)
     span = float((targets - handles).abs().amax())
     radius = min(_MOST, int(span / 2 + 0.5) + _REACH)
-    found = track(after, problem.lattice, (handles + targets) / 2, templates, radius)
+    found = track(after, problem.feature_grid, (handles + targets) / 2, templates, radius)
     distances = (targets - found.points).norm(dim=1)
     return found.points.cpu(), distances.cpu(), found.cost.cpu()
 
@@ -233,8 +233,8 @@ def reference_of(
     features: dict[int, Tensor] = {}
     kv: ReferenceKV | None = ReferenceKV()
     with (
-        sharing(problem.unet, problem.config.sharing_start_layer, kv) as attention,
-        denoiser.sharing(attention),
+        mutual_self_attention(problem.unet, problem.config.sharing_start_layer, kv) as attention,
+        denoiser.with_attention(attention),
     ):
         attention.mode = "record" if kv_limit else "off"
         for i, t in enumerate(timesteps):
@@ -299,8 +299,8 @@ def denoise(
     indices = [problem.timesteps.index(t) for t in timesteps]
     ends = [*timesteps[1:], CLEAN]
     with (
-        sharing(problem.unet, config.sharing_start_layer, reference.kv) as attention,
-        denoiser.sharing(attention),
+        mutual_self_attention(problem.unet, config.sharing_start_layer, reference.kv) as attention,
+        denoiser.with_attention(attention),
     ):
         for done, (i, (t, to)) in enumerate(
             zip(indices, zip(timesteps, ends, strict=True), strict=True), 1

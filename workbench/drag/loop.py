@@ -1,8 +1,8 @@
 """Motion supervision: the losses, and the one optimisation loop of all methods.
 
 Shi et al. 2024, arXiv 2306.14435, Eq. 3 to 6, and Zhang et al. 2024, arXiv 2404.07206, in the arithmetic
-of their programs where that differs from the papers (docs/algorithm.md). Positions are lattice
-(row, col). `methods.py` says how the methods use the loop.
+of their programs where that differs from the papers (docs/algorithm.md). Positions are (row, col) on the
+feature grid. `methods.py` says how the methods use the loop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Tensor = torch.Tensor
 
 def motion_loss(
     feature: Tensor,
-    lattice: Size,
+    feature_grid: Size,
     handles: Tensor,
     targets: Tensor,
     *,
@@ -40,16 +40,16 @@ def motion_loss(
     shift = (target - handle)/distance * min(max_shift, distance). The anchor is detached: the patch
     at the handle in this very feature (DragDiffusion, Eq. 3), or `anchors` from the original picture
     (GoodDrag, arXiv 2404.07206). The mean is over channels and those patch cells that lie on the
-    lattice; positions of the moved patch are clamped to it.
+    feature grid; positions of the moved patch are clamped to it.
 
     Args:
         feature: native map [1,C,fh,fw] with gradient.
-        lattice: (rows, cols).
+        feature_grid: (rows, cols).
         handles, targets: [P,2], on the feature's device.
         radius: of the patch.
         max_shift: longest shift, one for all or [P].
         active: [P] 1 for points that still move, 0 for those that have arrived.
-        anchors: [P,C,2r+1,2r+1] of the original handles, NaN where that is off the lattice.
+        anchors: [P,C,2r+1,2r+1] of the original handles, NaN where that is off the feature grid.
 
     Returns:
         Sum over active points, float32 scalar. The weight of a point is the authors': (2r+1)^2, the
@@ -62,25 +62,25 @@ def motion_loss(
     shift = away * (stride / distance.clamp(min=1e-12))[:, None]
     corner = handles.floor() - radius  # the reference truncates; its handles are whole numbers
     if anchors is None:
-        anchors = patches(feature.detach(), lattice, corner, side)
-        valid = inside(corner, side, lattice)
+        anchors = patches(feature.detach(), feature_grid, corner, side)
+        valid = inside(corner, side, feature_grid)
         weight = float(side * side)
     else:
         valid = anchors[:, 0].isfinite()
         anchors = anchors.nan_to_num(nan=0.0)
         weight = float(max(1, 2 * radius) ** 2)
-    moved = patches(feature, lattice, corner + shift, side)
+    moved = patches(feature, feature_grid, corner + shift, side)
     gap = (anchors - moved).abs() * valid[:, None]
     mean = gap.sum((1, 2, 3)) / (valid.sum((1, 2)) * feature.shape[1])
     return weight * (mean * active).sum()
 
 
-def anchor_patches(feature: Tensor, lattice: Size, handles: Tensor, radius: int) -> Tensor:
-    """Patches of the original feature round the original handles, NaN off the lattice."""
+def anchor_patches(feature: Tensor, feature_grid: Size, handles: Tensor, radius: int) -> Tensor:
+    """Patches of the original feature round the original handles, NaN off the feature grid."""
     corner = handles.floor() - radius
     side = 2 * radius + 1
-    found = patches(feature, lattice, corner, side)
-    return found.masked_fill(~inside(corner, side, lattice)[:, None], math.nan)
+    found = patches(feature, feature_grid, corner, side)
+    return found.masked_fill(~inside(corner, side, feature_grid)[:, None], math.nan)
 
 
 def mask_loss(previous: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def mask_loss(previous: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
 class DragLoop:
     """Motion supervision with the points and figures that it keeps, at one timestep or several.
 
-    After `drag` and `finish`: `trajectory` [P,2] per tracking (the start first, lattice, CPU),
+    After `drag` and `finish`: `trajectory` [P,2] per tracking (the start first, grid pixels, CPU),
     `distances` [P] to the targets, `losses` per update, `updates` of this run (those of the run that
     `problem.resume` continues are `before`), `adam`, and whether the points `reached` their targets.
     `ended` says that a stop criterion ended it; else the step limit did.
@@ -232,7 +232,7 @@ class DragLoop:
                     here, cost = found.points, found.cost
                 distances = (self.targets - here).norm(dim=1)
                 loss = motion_loss(
-                    feature, self.problem.lattice, here, self.targets,
+                    feature, self.problem.feature_grid, here, self.targets,
                     radius=config.patch_radius, max_shift=config.max_shift,
                     active=torch.where(distances < config.stop_distance, rules.arrived_weight, 1.0),
                     anchors=self._anchors,
@@ -249,12 +249,12 @@ class DragLoop:
     @torch.no_grad()
     def _aim(self, original: Original) -> None:
         """Take templates, and the patches to pull to, from the original at this timestep."""
-        feature, lattice, rules = original.feature, self.problem.lattice, self.rules
-        self._templates = samples(feature, lattice, self.origins.floor())
+        feature, feature_grid, rules = original.feature, self.problem.feature_grid, self.rules
+        self._templates = samples(feature, feature_grid, self.origins.floor())
         self._anchors: Tensor | None = None
         if rules.anchored:
             radius = self.problem.config.patch_radius
-            self._anchors = anchor_patches(feature, lattice, self.origins, radius)
+            self._anchors = anchor_patches(feature, feature_grid, self.origins, radius)
         self._unit: Tensor | float = 1.0
         if rules.stop.doubt < math.inf:
             self._unit = contrast(feature, self._templates).clamp(min=1e-12)
@@ -262,7 +262,7 @@ class DragLoop:
     def _track(self, feature: Tensor, radius: int) -> Tracked:
         """Find the handles' features; the cost is relative to the contrast where that is asked for."""
         found = track(
-            feature.detach(), self.problem.lattice, self.points, self._templates, radius,
+            feature.detach(), self.problem.feature_grid, self.points, self._templates, radius,
             parity=self.problem.config.parity,
         )  # fmt: skip
         return (
@@ -357,7 +357,7 @@ def settled(losses: Sequence[float], stop: StopCriteria) -> bool:
 
 
 def stalled(left: Sequence[float], stop: StopCriteria) -> bool:
-    """True when the last updates brought the points no nearer, half a lattice pixel in all.
+    """True when the last updates brought the points no nearer, half a grid pixel in all.
 
     More updates would only wear out the picture: the loss goes on falling a little for ever.
 

@@ -1,6 +1,6 @@
 """Input and output of a drag method, and Adam on a latent.
 
-Positions are (row, col) on the lattice (half the working image), float32, on the CPU. Latents are
+Positions are (row, col) on the feature grid (half the working image), float32, on the CPU. Latents are
 float32 in the U-Net's scale, on the U-Net's device.
 
 "Noise level" is a timestep of the model's 1000: the lower, the more of the moved picture is kept and
@@ -215,7 +215,7 @@ class DragProblem:
     inversion_latents: Tensor  # [n+1,1,C,h,w] from the clean latent to the start of the drag
     handles: Tensor  # [P,2]; not changed
     targets: Tensor  # [P,2]
-    lattice: Size  # (H // 2, W // 2) of the working image
+    feature_grid: Size  # (H // 2, W // 2) of the working image
     config: DragConfig
     mask: Tensor | None = None  # [1,1,h,w], 1 = may change; None or all 0: no mask term
     negative: Prompt | None = None  # of the unconditional row; with guidance above 1
@@ -267,7 +267,7 @@ class DragOutcome:
 
     latent: Tensor  # [1,C,h,w] clean, edited; decode it
     trajectory: tuple[Tensor, ...]  # [P,2] per tracking, the start first, the end last
-    distances: tuple[float, ...]  # to the target after a last tracking, lattice pixels
+    distances: tuple[float, ...]  # to the target after a last tracking, grid pixels
     losses: tuple[float, ...]
     iterations: int  # gradient steps
     stop: StopReason

@@ -1,4 +1,4 @@
-"""What pages may ask without torch: the crop a request edits, its keys, how well the model knows it."""
+"""Answers for the pages without torch: the crop a request edits, its keys, how well the model knows it."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def stage_names(request: EditRequest, store: Store, native: int) -> StageNames:
 def names_of(request: EditRequest, image: str, crop: Crop, model: str) -> StageNames:
     """The keys for a working picture that was made from the pixels `image` names."""
     style = request.style if request.generation is None else None
-    styled, longest = keys.styled_model(model, style), max(crop.working)
+    styled, longest = keys.with_style_lora(model, style), max(crop.working)
     return StageNames(
         adapter=keys.adapter_key(request, image, styled, longest),
         latent=keys.latent_key(request, image, styled, longest),
@@ -108,7 +108,7 @@ PARTLY, POORLY = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Look:
-    """What the model makes of the untouched picture.
+    """Result of the model on the untouched picture.
 
     `features`: of the supervised layer. `again` uint8 [h, w, 3]: the picture through the autoencoder and
     back. `noise_error` [h, w]: squared error of the predicted noise at `LEVEL`, 1 = knows nothing.
@@ -119,7 +119,7 @@ class Look:
     noise_error: F32
 
     def knows(self, rgb: U8, where: Mask | None) -> dict[str, Any]:
-        """How well the model knows the working picture [h, w, 3] where it may change [h, w].
+        """Error of the model on the working picture [h, w, 3] where it may change [h, w].
 
         Returns {"level": see `level_of`, "psnr": dB, "noise": error of the predicted noise}.
         """
@@ -142,7 +142,7 @@ class Look:
 
 
 def unfit(knows: dict[str, Any]) -> bool:
-    """Whether a model's noise error says that it would draw garbage."""
+    """True if a model's noise error says that it would draw garbage."""
     return float(knows["noise"]) > POORLY[1]
 
 
@@ -159,7 +159,7 @@ def look_key(image: str, model: str, prompt: str, size: tuple[int, int]) -> str:
 
     Args:
         image: id of the pixels that it was made from.
-        model: fingerprint, with a style LoRA in it if there is one (`keys.styled_model`).
+        model: fingerprint, with a style LoRA in it if there is one (`keys.with_style_lora`).
         prompt: the request's.
         size: (width, height) of the working picture.
     """

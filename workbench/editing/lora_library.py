@@ -15,6 +15,7 @@ from workbench.core import keys
 from workbench.core.config import LoraRef
 from workbench.core.errors import BadInput, ModelError, StoreError
 from workbench.core.record import StepInfo
+from workbench.diffusion.registry.diagnose import LoraCard
 from workbench.imaging import decode
 from workbench.storage.files import write_atomic
 from workbench.storage.history import Store
@@ -22,7 +23,6 @@ from workbench.storage.history import Store
 if TYPE_CHECKING:
     import torch
 
-    from workbench.diffusion.lora_files import LoraCard
     from workbench.editing.prepare import PreparedEdit
 
 
@@ -36,7 +36,7 @@ PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def label_of(name: str | Path) -> str:
-    """What a LoRA is called that is given by its path: a PEFT folder's name, else the file's."""
+    """Name of a LoRA that is given by its path: a PEFT folder's name, else the file's."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve().name
@@ -130,7 +130,7 @@ class LoraLibrary:
                 code="no-lora",
             )
         if path.stat().st_size > _MOST_BYTES:
-            raise BadInput(f"{path.name} has more than 2 GB; that is no LoRA.", code="too-large")
+            raise BadInput(f"{path.name} has more than 2 GB; that is not a LoRA.", code="too-large")
         config = path.with_name(PEFT_CONFIG)
         beside = path != own and path.name == PEFT_WEIGHTS and config.is_file()
         try:
@@ -227,7 +227,8 @@ def train_lora(edit: PreparedEdit, start: LoraRef | None) -> bytes:
     if begin is not None and rank_of(begin) != config.rank:
         raise BadInput(
             f"The LoRA to go on from has rank {rank_of(begin)}, and the options say "
-            f"{config.rank}; choose rank {rank_of(begin)}."
+            f"{config.rank}; choose rank {rank_of(begin)}.",
+            code="misfit",
         )
     mean, std, crop = _training_latent(edit)
     edit.text()  # notes what did not fit
@@ -266,8 +267,6 @@ def _training_latent(edit: PreparedEdit) -> tuple[torch.Tensor, torch.Tensor, in
 
 def _card(edit: PreparedEdit, before: int) -> LoraCard:
     """Origin of the LoRA; it had been trained for `before` steps already."""
-    from workbench.diffusion.lora_files import LoraCard
-
     request = edit.request
     return LoraCard(
         model=edit.runtime.fingerprint,

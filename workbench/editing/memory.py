@@ -317,10 +317,10 @@ def attempts(runtime: Runtime, request: EditRequest, low_memory: bool) -> Iterat
                 break
         runtime.forget()
         device.release()
-    raise OutOfMemory(_smaller(runtime, request))
+    raise _smaller(runtime, request)
 
 
-def _smaller(runtime: Runtime, request: EditRequest) -> str:
+def _smaller(runtime: Runtime, request: EditRequest) -> OutOfMemory:
     """The advice when memory was not enough."""
     now = request.working_size or runtime.native_size
     size = max(64, now * 3 // 4 // 64 * 64)
@@ -330,11 +330,12 @@ def _smaller(runtime: Runtime, request: EditRequest) -> str:
     if runtime.dtype_name == "fp32" and runtime.device.type != "cpu":
         wishes.append("the precision fp16")
     found = device.memory(str(runtime.device))
-    return (
+    return OutOfMemory(
         f"The device {runtime.device} ran out of memory ({found.free / 1e9:.1f} of "
         f"{found.total / 1e9:.1f} GB are free now), in the low-memory mode, too; choose "
-        f"{' or '.join(wishes)}."
-    )
+        f"{' or '.join(wishes)}.",
+        code="memory", working_size=size,
+    )  # fmt: skip
 
 
 def with_fingerprint(request: EditRequest, runtime: Runtime) -> EditRequest:
@@ -356,7 +357,7 @@ DECIDES_BITS = (
     "torch", "diffusers", "transformers", "peft", "arithmetic", "system", "processor",
     "instructions", "device", "dtype", "threads", "gpu",
 )  # fmt: skip
-"""What of an environment decides the last bits of a picture: other kernels round differently."""
+"""Parts of the environment that decide the last bits of a picture: other kernels round differently."""
 
 
 OTHER_PROCESSOR = 1.0

@@ -1,4 +1,4 @@
-"""What surrounds the drag itself: features of the picture, the moved picture, and what is delivered.
+"""Steps around the drag: features of the picture, the moved picture, and what is delivered.
 
 The moved picture keeps its pixels at the picture's own resolution; the model works at its own. Here the
 two are put together, the better result is chosen without knowing the truth, and it is measured where
@@ -149,7 +149,7 @@ TEXTURE = 0.5  # octaves of detail that make up for it
 
 
 def found_in(image: WorkingImage, result: U8) -> tuple[tuple[float, float], ...]:
-    """Where each handle's surroundings are in a result uint8 [H, W, 3]: (px from the target, likeness).
+    """Find each handle's surroundings in a result uint8 [H, W, 3]: (px from the target, likeness).
 
     Found by `workbench.drag.tracking` on the part that was edited, at the model's size; px are the
     picture's own. It asks the picture, not the model, so that no model can praise itself.

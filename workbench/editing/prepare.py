@@ -101,7 +101,7 @@ class PreparedEdit:
         self.style = request.style if request.generation is None else None
         if request.style is not None and self.style is None:
             self.report.note("A generated picture was made without the style LoRA: it is left out.")
-        self.model = keys.styled_model(self.runtime.fingerprint, self.style)
+        self.model = keys.with_style_lora(self.runtime.fingerprint, self.style)
         names = names_of(request, image.id, image.crop, self.runtime.fingerprint)
         self.adapter, self.latent = names.adapter, names.latent
         steps = request.generation.steps if request.generation else request.inversion.steps
@@ -132,7 +132,7 @@ class PreparedEdit:
                 self._encoded = self.runtime.encode(self.image.pixels())
                 self.on_step(StepInfo(stage="encode", step=1, total=1))
             if not torch.isfinite(self._encoded[0]).all():
-                raise ModelError(self.nan_text("encoding the picture"))
+                raise ModelError(self.nan_text("encoding the picture"), code="not-finite")
         return self._encoded
 
     # --- adapters -------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ class PreparedEdit:
 
         made = invert(denoiser.eps, mean, self.schedule, n, on_progress)
         if not torch.isfinite(made).all():
-            raise ModelError(self.nan_text("inverting the picture"))
+            raise ModelError(self.nan_text("inverting the picture"), code="not-finite")
         return bytes(save({"trail": made.cpu().contiguous()}))
 
     def _generated_latents(self) -> torch.Tensor:
@@ -289,7 +289,7 @@ class PreparedEdit:
             inversion_latents=self.noised() if drafting else self.inversion_latents(),
             handles=handles,
             targets=targets,
-            lattice=image.lattice,
+            feature_grid=image.feature_grid,
             config=request.drag,
             mask=mask,
             negative=run.prompt(negative, image.size) if self.guidance > 1 else None,
@@ -343,7 +343,10 @@ class PreparedEdit:
             ModelError: when the drag came to NaN.
         """
         if not bool(torch.isfinite(outcome.latent).all()):
-            raise ModelError(self.nan_text("denoising the edited picture", "a lower learning rate"))
+            raise ModelError(
+                self.nan_text("denoising the edited picture", "a lower learning rate"),
+                code="not-finite",
+            )
         kept = problem.resume.updates if problem.resume is not None else -1
         if outcome.state is not None and outcome.state.updates > kept:
             raw = bytes(save(outcome.state.to_tensors()))
@@ -400,7 +403,7 @@ class PreparedEdit:
         limit = {"kv_limit": 0} if self.runtime.saving_memory else {}
         made = reference_of(problem, self.on_step, **limit)
         if not torch.isfinite(made.latents).all():
-            raise ModelError(self.nan_text("denoising the original"))
+            raise ModelError(self.nan_text("denoising the original"), code="not-finite")
         tensors = {k: v.detach().cpu().contiguous() for k, v in made.to_tensors().items()}
         if sum(t.numel() * t.element_size() for t in tensors.values()) <= REFERENCE_ON_DISK:
             self.cache.put(

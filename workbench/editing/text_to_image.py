@@ -151,7 +151,8 @@ def sample_path(
     if not torch.isfinite(z).all():
         raise ModelError(
             f"The model gave NaN while generating (precision {runtime.dtype_name}); try fp32 or "
-            "less guidance."
+            "less guidance.",
+            code="not-finite",
         )
     return Path(
         timesteps=torch.tensor([t for t, _, _ in seen]),
@@ -242,7 +243,8 @@ def generate(
     width, height = size_of(task.config, runtime.native_size)
     if width * height > 16 * runtime.native_size**2:
         raise BadInput(
-            f"{width}x{height} px is far beyond the model's {runtime.native_size} px; choose less."
+            f"{width}x{height} px is far beyond the model's {runtime.native_size} px; choose less.",
+            code="too-large",
         )
     made = []
     with runtime.job():

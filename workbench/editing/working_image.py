@@ -127,9 +127,9 @@ class WorkingImage:
         return tensor.to(torch.float32) / 127.5 - 1
 
     @property
-    def lattice(self) -> tuple[int, int]:
-        """(rows, cols) of the feature lattice: half the working picture."""
-        return coords.lattice_size(*self.size)
+    def feature_grid(self) -> tuple[int, int]:
+        """(rows, cols) of the feature grid: half the working picture."""
+        return coords.feature_grid_size(*self.size)
 
     def latent_mask(self) -> torch.Tensor | None:
         """The mask on the latent, float32 [1,1,h/8,w/8]; None where everything may change.
@@ -151,7 +151,7 @@ class WorkingImage:
         """Lattice positions [P,2] (row, col), float32: handles and targets."""
         pairs = [self.frame.forward_pair(p) for p in self.request.pairs]
         made = [
-            torch.from_numpy(coords.to_lattice(points, self.size, self.lattice)).float()
+            torch.from_numpy(coords.to_feature_grid(points, self.size, self.feature_grid)).float()
             for points in ([p.handle for p in pairs], [p.target for p in pairs])
         ]
         return made[0], made[1]
@@ -160,14 +160,15 @@ class WorkingImage:
 
     def points(self, positions: npt.ArrayLike) -> tuple[Point, ...]:
         """Lattice positions [P,2] (row, col) as points of the picture, in image pixels."""
-        found = coords.from_lattice(positions, self.size, self.lattice)
+        found = coords.from_feature_grid(positions, self.size, self.feature_grid)
         return tuple(self.frame.back(p) for p in found)
 
-    def distances(self, lattice: Sequence[float]) -> tuple[float, ...]:
-        """Lengths on the lattice in image pixels."""
+    def distances(self, grid_pixels: Sequence[float]) -> tuple[float, ...]:
+        """Lengths on the feature grid in image pixels."""
         kx, ky = self.frame.scale
-        per = (self.size[0] / self.lattice[1] / kx + self.size[1] / self.lattice[0] / ky) / 2
-        return tuple(round(float(d) * per, 3) for d in lattice)
+        rows, cols = self.feature_grid
+        per = (self.size[0] / cols / kx + self.size[1] / rows / ky) / 2
+        return tuple(round(float(d) * per, 3) for d in grid_pixels)
 
     @property
     def scaled(self) -> bool:

@@ -1,11 +1,11 @@
-"""The only coordinate conversions: canvas <-> image <-> working image <-> feature lattice.
+"""The only coordinate conversions: canvas <-> image <-> working image <-> feature grid.
 
 Frames
     image     pixels of the stored picture; x right, y down; (0, 0) is the CENTRE of the top-left
               pixel, so the picture covers [-0.5, W - 0.5] x [-0.5, H - 0.5]
     working   the same convention on the resized (and cropped) picture that the model edits
     canvas    CSS pixels of the browser's canvas as mouse events report them; see `Viewport`
-    lattice   (row, col) on the feature map, half the working image each way
+    grid      (row, col) on the feature grid, half the working image each way
 
 Resizing maps areas onto areas: x' = (x + 0.5) * w'/w - 0.5. This is what image resamplers do
 (Pillow; torch with align_corners=False), so a point keeps its place on the thing it marks.
@@ -47,7 +47,8 @@ class Frame:
         if min(self.width, self.height, self.out_width, self.out_height) < 1:
             raise BadInput(
                 f"A view of {self.width}x{self.height} px at {self.out_width}x{self.out_height} "
-                "px is empty; each side must have at least 1 px."
+                "px is empty; each side must have at least 1 px.",
+                code="empty",
             )
 
     @classmethod
@@ -75,7 +76,7 @@ class Frame:
         return replace(pair, handle=self.forward(pair.handle), target=self.forward(pair.target))
 
     def contains(self, p: Point) -> bool:
-        """Whether an image point lies within the rectangle."""
+        """True if an image point lies within the rectangle."""
         return (
             self.x0 - 0.5 <= p.x <= self.x0 + self.width - 0.5
             and self.y0 - 0.5 <= p.y <= self.y0 + self.height - 0.5
@@ -84,7 +85,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Viewport:
-    """What the canvas shows: the rectangle of the picture and the canvas's size in CSS pixels.
+    """View of the canvas: the rectangle of the picture and the canvas's size in CSS pixels.
 
     A zoomed view is only another rectangle. With k = image pixels per canvas pixel:
 
@@ -113,7 +114,8 @@ class Viewport:
         if not all(math.isfinite(v) for v in values) or min(values[2:]) <= 0:
             raise BadInput(
                 f"A view of {self.width:g}x{self.height:g} px on a canvas of "
-                f"{self.canvas_width}x{self.canvas_height} px is empty."
+                f"{self.canvas_width}x{self.canvas_height} px is empty.",
+                code="empty",
             )
 
     @classmethod
@@ -175,7 +177,7 @@ def _half(k: float) -> float:
     return (min(k, 1.0) - 1.0) / 2
 
 
-def lattice_size(width: int, height: int) -> tuple[int, int]:
+def feature_grid_size(width: int, height: int) -> tuple[int, int]:
     """(rows, cols) on which points are supervised and tracked: half the image, rounded down."""
     return max(1, height // 2), max(1, width // 2)
 
@@ -185,19 +187,19 @@ def latent_size(width: int, height: int) -> tuple[int, int]:
     return max(1, height // 8), max(1, width // 8)
 
 
-def to_lattice(
+def to_feature_grid(
     points: Iterable[Point],
     size: tuple[int, int],
-    lattice: tuple[int, int],
+    feature_grid: tuple[int, int],
     *,
     parity: bool = True,
     clamp: bool = True,
 ) -> F64:
-    """Points of a picture of `size` (width, height) to (row, col) on a lattice of (rows, cols).
+    """Points of a picture of `size` (width, height) to (row, col) on a feature grid of (rows, cols).
 
     parity: the reference's rule (docs/algorithm.md 1.5), round-half-even of y / H * rows and x / W * cols.
     It depends on y / H only, so image and working pixels give the same. This is what the
-    `dragdiffusion` method uses: its tracker compares features at whole lattice positions.
+    `dragdiffusion` method uses: its tracker compares features at whole grid positions.
     Otherwise the area mapping (y + 0.5) * rows / H - 0.5, not rounded, which is where the
     feature map (resampled with align_corners=False) really has the point.
 
@@ -206,22 +208,22 @@ def to_lattice(
 
     Returns: float64 [n, 2].
     """
-    (w, h), (rows, cols) = size, lattice
+    (w, h), (rows, cols) = size, feature_grid
     xy = np.array([(p.y, p.x) for p in points], np.float64).reshape(-1, 2)
     span, count = np.array([h, w], np.float64), np.array([rows, cols], np.float64)
     at = np.rint(xy / span * count) if parity else (xy + 0.5) * count / span - 0.5
     return np.clip(at, 0.0, count - 1.0) if clamp else at
 
 
-def from_lattice(
-    at: npt.ArrayLike, size: tuple[int, int], lattice: tuple[int, int], *, parity: bool = True
+def from_feature_grid(
+    at: npt.ArrayLike, size: tuple[int, int], feature_grid: tuple[int, int], *, parity: bool = True
 ) -> tuple[Point, ...]:
     """(row, col) [n, 2] back to points of a picture of `size` (width, height), kept inside it.
 
-    The inverse of `to_lattice` up to its rounding, so a point that has not moved is shown within
-    half a lattice step of where it was put.
+    The inverse of `to_feature_grid` up to its rounding, so a point that has not moved is shown within
+    half a grid step of where it was put.
     """
-    (w, h), (rows, cols) = size, lattice
+    (w, h), (rows, cols) = size, feature_grid
     rc = np.asarray(at, np.float64).reshape(-1, 2)
     span, count = np.array([h, w], np.float64), np.array([rows, cols], np.float64)
     yx = rc * span / count if parity else (rc + 0.5) * span / count - 0.5
@@ -241,10 +243,10 @@ def shrink_mask(mask: Mask, size: tuple[int, int]) -> Mask:
 
 
 def mask_levels(mask: Mask) -> tuple[Mask, Mask]:
-    """A working-size mask on the lattice and, from there, on the latent (docs/algorithm.md 1.5)."""
+    """A working-size mask on the feature grid and, from there, on the latent (docs/algorithm.md 1.5)."""
     height, width = mask.shape
-    lattice = shrink_mask(mask, lattice_size(width, height))
-    return lattice, shrink_mask(lattice, latent_size(width, height))
+    feature_grid = shrink_mask(mask, feature_grid_size(width, height))
+    return feature_grid, shrink_mask(feature_grid, latent_size(width, height))
 
 
 def _nearest(n_in: int, n_out: int) -> npt.NDArray[np.int64]:

@@ -65,7 +65,7 @@ class Crop:
         return max(self.width / self.working_width, self.height / self.working_height)
 
     def is_whole(self, width: int, height: int) -> bool:
-        """Whether it is the whole picture."""
+        """True if it is the whole picture."""
         return (self.x0, self.y0, self.width, self.height) == (0, 0, width, height)
 
     def cut_mask(self, mask: Mask) -> Mask:
@@ -114,7 +114,8 @@ def plan(
     if mask is not None and mask.shape != (height, width):
         raise BadInput(
             f"The mask is {mask.shape[1]}x{mask.shape[0]} px but the picture is "
-            f"{width}x{height} px; they must have the same size."
+            f"{width}x{height} px; they must have the same size.",
+            code="mask-size",
         )
     side = longest or native
     if max(width, height) <= side or mask is None or not mask.any() or mask.all():
@@ -173,12 +174,14 @@ def paste(
     if part.shape[:2] != (crop.height, crop.width):
         raise BadInput(
             f"The crop {crop.width}x{crop.height} at ({crop.x0}, {crop.y0}) does not lie in the "
-            f"{width}x{height} picture."
+            f"{width}x{height} picture.",
+            code="outside-picture",
         )
     if mask is not None and mask.shape != (height, width):
         raise BadInput(
             f"The mask is {mask.shape[1]}x{mask.shape[0]} px but the picture is "
-            f"{width}x{height} px; they must have the same size."
+            f"{width}x{height} px; they must have the same size.",
+            code="mask-size",
         )
     size = (crop.width, crop.height)
     new = resize(edited, size, "bicubic")

@@ -183,7 +183,7 @@ def encode_png(
         level: zlib level, 0 to 9.
 
     Raises:
-        BadInput: when `edit` is no JSON or larger than 256 KiB.
+        BadInput: when `edit` is not JSON or larger than 256 KiB.
     """
     info = PngImagePlugin.PngInfo()
     if edit is not None:
@@ -310,7 +310,7 @@ def _orientation(im: Image.Image, notices: list[str]) -> int:
 
 
 def _has_more(im: ImageFile.ImageFile, kind: str) -> bool:
-    """Whether a second frame or page exists; looks no further than that one."""
+    """True if a second frame or page exists; looks no further than that one."""
     if kind in ("PNG", "WebP", "AVIF"):
         return int(getattr(im, "n_frames", 1)) > 1
     if kind not in ("GIF", "TIFF"):
@@ -340,17 +340,20 @@ def _edit_of(im: ImageFile.ImageFile, notices: list[str]) -> dict[str, Any] | No
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _edit_text(edit: Mapping[str, Any]) -> str:
     try:
         text = json.dumps(dict(edit), allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as exc:
-        raise BadInput(f"The edit settings cannot be written as JSON: {exc}.") from exc
+        raise BadInput(
+            f"The edit settings cannot be written as JSON: {exc}.", code="metadata"
+        ) from exc
     if len(text) > MAX_EDIT:
         raise BadInput(
-            f"The edit settings have {len(text)} characters; a picture carries at most {MAX_EDIT}."
+            f"The edit settings have {len(text)} characters; a picture carries at most {MAX_EDIT}.",
+            code="metadata",
         )
     return text
 

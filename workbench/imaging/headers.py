@@ -1,4 +1,4 @@
-"""What a picture file's first bytes say: kind, size, and whether it is built to exhaust a decoder.
+"""Read a picture file's first bytes: kind, size, and whether it is built to exhaust a decoder.
 
 Every limit is far above what programs write: it is checked here, on the bytes, before any decoder
 sees the file.

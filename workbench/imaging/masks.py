@@ -55,7 +55,7 @@ def painted(rgb: U8, alpha: U8 | None, label: str) -> tuple[Mask, list[Notice]]:
 
 
 def _two_sided(colours: U8) -> bool:
-    """Whether colours [n,3] are near black and near white, with a share of both."""
+    """True if colours [n,3] are near black and near white, with a share of both."""
     dark = float((colours.max(axis=1) < 40).mean())
     light = float((colours.min(axis=1) > 215).mean())
     return dark + light > 0.95 and min(dark, light) > 0.001
@@ -280,7 +280,7 @@ def connected(region: Mask, candidates: Mask) -> Mask:
 
 
 def _flood(region: Mask, candidates: Mask, axis: int) -> Mask:
-    """Spread along one axis, both ways, until the next cell that is no candidate."""
+    """Spread along one axis, both ways, until the next cell that is not a candidate."""
     blocks = np.cumsum(~candidates, axis=axis, dtype=np.int32)
     lines = np.arange(region.shape[1 - axis], dtype=np.int32)
     label = blocks + (lines[None, :] if axis == 0 else lines[:, None]) * (region.shape[axis] + 1)

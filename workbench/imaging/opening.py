@@ -65,7 +65,7 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 
 
 def is_cheap(raw: bytes, label: str) -> bool:
-    """Whether a file costs so little that it is decoded here and not in the `sandbox`.
+    """True if a file costs so little that it is decoded here and not in the `sandbox`.
 
     Raises:
         BadInput: as `check_file`.

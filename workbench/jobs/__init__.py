@@ -89,7 +89,7 @@ class Job:
     stages: tuple[StageTime, ...] = ()
     losses: tuple[tuple[int, float], ...] = ()  # (step, loss) of the current stage that has losses
     tracks: tuple[tuple[int, tuple[float, ...]], ...] = ()  # (step, distance left per pair)
-    trail: tuple[tuple[int, tuple[Point, ...]], ...] = ()  # (step, handle points in image px)
+    paths: tuple[tuple[int, tuple[Point, ...]], ...] = ()  # (step, handle points in image px)
     position: int | None = None  # waiting jobs ahead of it, while queued
     eta: float | None = None  # seconds left of this stage, from its finished steps; None: unknown
     device: str = ""
@@ -156,7 +156,7 @@ class Entry:
     curve_stage: str = ""
     losses: deque[tuple[int, float]] = field(default_factory=_curve)
     tracks: deque[tuple[int, tuple[float, ...]]] = field(default_factory=_curve)
-    trail: deque[tuple[int, tuple[Point, ...]]] = field(default_factory=_curve)
+    paths: deque[tuple[int, tuple[Point, ...]]] = field(default_factory=_curve)
     ended: threading.Event = field(default_factory=threading.Event)
     whole: Entry | None = None  # the job that this one is a part of
     parts: tuple[Entry, ...] = ()
@@ -175,14 +175,14 @@ class Entry:
         new = info.loss is not None or info.distances is not None or info.points is not None
         if new and self.curve_stage != info.stage:
             self.curve_stage = info.stage
-            for curve in (self.losses, self.tracks, self.trail):
+            for curve in (self.losses, self.tracks, self.paths):
                 curve.clear()
         if info.loss is not None:
             self.losses.append((info.step, float(info.loss)))
         if info.distances is not None:
             self.tracks.append((info.step, tuple(info.distances)))
         if info.points is not None:
-            self.trail.append((info.step, tuple(info.points)))
+            self.paths.append((info.step, tuple(info.points)))
         self.job = dataclasses.replace(
             job,
             progress=dataclasses.replace(info, preview=None),
@@ -194,7 +194,7 @@ class Entry:
     def view(self) -> Job:
         """The job with its curves."""
         curves: dict[str, Any] = {
-            name: tuple(getattr(self, name)) for name in ("losses", "tracks", "trail")
+            name: tuple(getattr(self, name)) for name in ("losses", "tracks", "paths")
         }
         return dataclasses.replace(self.job, **curves)
 
@@ -246,7 +246,7 @@ class Board:
             log.warning("job %s is not on the board: %s", line["id"], exc)
 
     def find(self, job_id: str) -> dict[str, Any] | None:
-        """What is kept of a job, or None; its "lives" says whether its process still runs."""
+        """The stored record of a job, or None; its "lives" is true while its process runs."""
         line = self._read(self.folder / f"{job_id}.json") if is_ulid(job_id) else None
         return None if line is None else {**line, "lives": self._lives(line)}
 

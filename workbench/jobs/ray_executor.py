@@ -57,7 +57,7 @@ class _Actor:
         self._wake = threading.Condition()
 
     def hello(self) -> dict[str, Any]:
-        """What this worker is, once it stands."""
+        """Description of this worker, once it has started."""
         return {"pid": os.getpid(), "version": __version__, "python": platform.python_version()}
 
     def begin(self, job_id: str, kind: str, payload: Any, owner: str, device: str) -> None:

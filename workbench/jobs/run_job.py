@@ -38,7 +38,10 @@ def perform(app: App, task: Task) -> Any:
         WorkbenchError: whatever the work raises.
     """
     if task.kind not in _KINDS:
-        raise BadInput(f"There is no kind of job {task.kind!r}; known are: {', '.join(_KINDS)}.")
+        raise BadInput(
+            f"There is no kind of job {task.kind!r}; known are: {', '.join(_KINDS)}.",
+            code="unknown-kind",
+        )
     device = "" if task.device == "auto" else task.device
     if task.id and device not in app.settings.devices():
         device = (
@@ -311,7 +314,7 @@ class _Cache(_Part):
 
 
 class Host:
-    """What a worker has instead of history, cache and LoRA library of its own."""
+    """Proxy through which a worker uses the app's history, cache and LoRA library."""
 
     def __init__(self, ask: Ask) -> None:
         """`ask` brings a question to the app's process and returns the answer, or raises it."""

@@ -248,7 +248,7 @@ class Cache:
         return sum(e.bytes for e in self.entries())
 
     def hits(self) -> tuple[int, int]:
-        """How many reads found an entry and how many did not, since the cache was created."""
+        """Hits and misses since the cache was created."""
         return self._do("read", lambda disk: disk.stats(), (0, 0))
 
     def clear(self, kind: str | None = None, keys: Iterable[str] | None = None) -> int:

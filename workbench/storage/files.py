@@ -55,7 +55,8 @@ def write_atomic(
             _forget(path)
         raise StoreError(
             f"{path.name} could not be written ({os.strerror(exc.errno or 0)}); "
-            "free some disk space or check the folder's permissions, and try again."
+            "free some disk space or check the folder's permissions, and try again.",
+            code="not-written",
         ) from exc
     except BaseException:
         _forget(part)
@@ -209,10 +210,10 @@ def decode(text: str) -> int:
     """The number of a ULID.
 
     Raises:
-        ValueError: when the text is no ULID.
+        ValueError: when the text is not a ULID.
     """
     if not is_ulid(text):
-        raise ValueError(f"{text!r:.60} is no ULID")
+        raise ValueError(f"{text!r:.60} is not a ULID")
     number = 0
     for letter in text:
         number = number << 5 | ALPHABET.index(letter)

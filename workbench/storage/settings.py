@@ -1,4 +1,4 @@
-"""What a person may set once: `settings.json` in the cache folder, overruled by the environment.
+"""Settings of the installation: `settings.json` in the cache folder, overruled by the environment.
 
 WORKBENCH_CACHE      the folder itself        WORKBENCH_DEVICE   WORKBENCH_DTYPE
 WORKBENCH_THREADS    WORKBENCH_CACHE_GB       WORKBENCH_MODEL    WORKBENCH_METHOD
@@ -117,7 +117,11 @@ class Settings:
                 try:
                     settings = dataclasses.replace(settings, **{name: _typed(name, env[variable])})
                 except (BadInput, ValueError) as exc:
-                    raise BadInput(f"The environment variable {variable} is wrong: {exc}") from exc
+                    raise BadInput(
+                        f"The environment variable {variable} is wrong: {exc}",
+                        code="environment",
+                        field=variable,
+                    ) from exc
         return settings
 
     def save(self) -> None:
@@ -180,7 +184,7 @@ def _stored(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
         known = {k: v for k, v in data.items() if k in options_of(Settings) or k == "ui"}
         if not isinstance(known.get("ui", {}), Mapping):
-            raise BadInput("'ui' is no JSON object")
+            raise BadInput("'ui' is not a JSON object")
         Settings(**known)
     except (OSError, ValueError, AttributeError, TypeError, BadInput) as exc:
         log.warning("%s is damaged (%s); the defaults are taken", path.name, exc)
@@ -193,4 +197,4 @@ def _typed(name: str, text: str) -> Any:
     try:
         return kind(text)
     except ValueError as exc:
-        raise BadInput(f"{text[:40]!r} is no number.") from exc
+        raise BadInput(f"{text[:40]!r} is not a number.") from exc

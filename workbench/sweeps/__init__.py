@@ -86,7 +86,8 @@ def parameter(name: str) -> Parameter:
     known = parameters()
     if name not in known:
         raise BadInput(
-            f"There is no parameter {name!r:.60} to vary; there are: {', '.join(known)}."
+            f"There is no parameter {name!r:.60} to vary; there are: {', '.join(known)}.",
+            code="unknown-name",
         )
     return known[name]
 
@@ -106,7 +107,7 @@ def _value(of: Parameter, word: str) -> Value:
         known = {"yes": True, "true": True, "on": True, "1": True}
         known |= {"no": False, "false": False, "off": False, "0": False}
         if word.lower() not in known:
-            raise BadInput(f"{of.label}: {word!r:.40} is neither yes nor no.")
+            raise BadInput(f"{of.label}: {word!r:.40} is neither yes nor no.", code="wrong-type")
         return known[word.lower()]
     if of.kind is str:
         return word
@@ -116,7 +117,8 @@ def _value(of: Parameter, word: str) -> Value:
     except ValueError as exc:
         wanted = "whole number" if of.kind is int else "number"
         raise BadInput(
-            f"{of.label}: {word!r:.40} is no {wanted}; write values such as 10, 20, 40."
+            f"{of.label}: {word!r:.40} is no {wanted}; write values such as 10, 20, 40.",
+            code="wrong-type",
         ) from exc
 
 
@@ -136,13 +138,13 @@ class Axis:
         of = parameter(self.name)
         object.__setattr__(self, "values", tuple(dict.fromkeys(self.values)))
         if not self.values:
-            raise BadInput(f"{of.label}: give at least one value.")
+            raise BadInput(f"{of.label}: give at least one value.", code="empty")
         for value in self.values:
             _check(of, value)
 
     @property
     def label(self) -> str:
-        """What is varied, for people."""
+        """Names of the varied parameters, as shown."""
         return parameter(self.name).label
 
     def word(self, value: Value) -> str:
@@ -158,11 +160,14 @@ def _check(of: Parameter, value: Value) -> None:
     if of.kind in (int, float) and not isinstance(value, (bool, str)):
         low, high = opt.low, opt.high
         if (low is not None and not value >= low) or (high is not None and not value <= high):
-            raise BadInput(f"{of.label}: {value:g} is not possible; it goes {range_text(opt)}.")
+            raise BadInput(
+                f"{of.label}: {value:g} is not possible; it goes {range_text(opt)}.",
+                code="out-of-range",
+            )
     try:
         PARTS[of.part or "drag"](**{of.field: value})
     except BadInput as exc:
-        raise BadInput(f"{of.label}: {exc}") from exc
+        raise BadInput(f"{of.label}: {exc}", code="out-of-range") from exc
 
 
 def show(value: Value) -> str:
@@ -219,20 +224,26 @@ class Plan:
         """
         object.__setattr__(self, "axes", tuple(self.axes))
         if not self.base.pairs:
-            raise BadInput("There is nothing to move; draw at least one arrow first.")
+            raise BadInput(
+                "There is nothing to move; draw at least one arrow first.", code="no-arrow"
+            )
         if not 1 <= len(self.axes) <= MOST_AXES:
             raise BadInput(
                 f"A sweep varies 1 to {MOST_AXES} things, not {len(self.axes)}: the method and one or "
-                "two parameters."
+                "two parameters.",
+                code="axis-count",
             )
         named = [a.name for a in self.axes]
         if len(set(named)) < len(named):
-            raise BadInput(f"{self.axes[0].label} is varied twice; choose another parameter.")
+            raise BadInput(
+                f"{self.axes[0].label} is varied twice; choose another parameter.", code="twice"
+            )
         total = self.rows * self.columns
         if not 2 <= total <= MOST_RUNS:
             raise BadInput(
                 f"This makes {total} {'run' if total == 1 else 'runs'}; a sweep has 2 to {MOST_RUNS}. "
-                f"{'Add values.' if total < 2 else 'Take fewer values.'}"
+                f"{'Add values.' if total < 2 else 'Take fewer values.'}",
+                code="run-count",
             )
 
     # --- the grid -------------------------------------------------------------------------------------
@@ -252,12 +263,12 @@ class Plan:
 
     @property
     def column_labels(self) -> list[str]:
-        """What stands over the columns."""
+        """Labels of the columns."""
         return [self.axes[-1].word(v) for v in self.axes[-1].values]
 
     @property
     def row_labels(self) -> list[str]:
-        """What stands before the rows; "" for the only row of a sweep over one thing."""
+        """Labels of the rows; "" for the only row of a sweep over one thing."""
         return [
             _sentence([a.word(v) for a, v in zip(self.axes, values, strict=False)], ", ")
             for values in itertools.product(*(a.values for a in self.axes[:-1]))
@@ -330,12 +341,13 @@ class Plan:
             data = json.loads(raw)
             if data["format"] != FORMAT:
                 raise BadInput(
-                    f"This sweep has format {data['format']!r:.20}; use a newer workbench."
+                    f"This sweep has format {data['format']!r:.20}; use a newer workbench.",
+                    code="newer-format",
                 )
             axes = tuple(Axis(str(a["name"]), tuple(a["values"])) for a in data["axes"])
             return cls(EditRequest.from_json(data["base"], strict=False), axes)
         except (ValueError, TypeError, KeyError, RecursionError) as exc:
-            raise BadInput("This is no sweep that can be read.") from exc
+            raise BadInput("This is not a sweep that can be read.", code="unreadable") from exc
 
 
 def _sentence(parts: Sequence[str], between: str) -> str:

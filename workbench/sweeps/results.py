@@ -253,7 +253,8 @@ def grid_sheet(
     """
     if not rows or len(tiles) != len(rows) or any(len(line) != len(columns) for line in tiles):
         raise BadInput(
-            f"A sheet of {len(rows)} rows and {len(columns)} columns needs one tile per place."
+            f"A sheet of {len(rows)} rows and {len(columns)} columns needs one tile per place.",
+            code="tile-count",
         )
     size = max(12, cell // 16)
     font, bold = ImageFont.load_default(size), ImageFont.load_default(size * 1.15)

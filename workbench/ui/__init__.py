@@ -1,1 +1,1 @@
-"""What the pages share: routing, state, widgets, pictures. The only package that knows Streamlit."""
+"""Shared by the pages: routing, state, widgets, pictures. The only package that knows Streamlit."""

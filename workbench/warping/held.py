@@ -1,4 +1,4 @@
-"""Which part of the picture a handle holds: a random walk solved on a grid of cells."""
+"""Segment what a handle holds: a random walk solved on a grid of cells."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Grid:
         return (p.y - self.y0 + 0.5) / ky - 0.5, (p.x - self.x0 + 0.5) / kx - 0.5
 
     def inside(self, p: Point) -> bool:
-        """Whether a point lies on a cell that may change."""
+        """True if a point lies on a cell that may change."""
         row, col = (round(v) for v in self.cell(p))
         h, w = self.shape
         return 0 <= row < h and 0 <= col < w and bool(self.area[row, col])
@@ -129,7 +129,7 @@ _LEAST_CONDUCTANCE = (
 
 
 def conductance(rgb: F32, edge: float) -> tuple[F32, F32]:
-    """How easily heat passes between vertical and between horizontal neighbours.
+    """Conductance between vertical and between horizontal neighbours.
 
     Args:
         rgb: float32 [h, w, 3] in 0..1.
@@ -257,7 +257,7 @@ class PictureFeatures:
         return np.asarray((own @ flat / np.maximum(size, 1e-12)).reshape(rows, cols), np.float32)
 
     def likeness(self, p: Point, grid: Grid) -> F32:
-        """How much each cell of a grid looks like a part of the thing at `p`, in [-1, 1].
+        """Similarity of each cell of a grid to the thing at `p`, in [-1, 1].
 
         Similarity, stretched so that the picture's median similarity is -1 and the handle's own +1:
         absolute values differ from model to model and from picture to picture. Features of which next
@@ -293,7 +293,7 @@ def held_region(
     features: PictureFeatures | None = None,
     cells: int = CELLS,
 ) -> Mask:
-    """What a handle holds, for showing its outline.
+    """Mask of what a handle holds, for its outline.
 
     Args:
         rgb: uint8 [H, W, 3].
@@ -330,7 +330,9 @@ def held(
         mine = [p for p in pairs if p.grow == grow and grid.inside(p.handle)]
         if not mine:
             continue
-        found = warm(heat(grid, [p.handle for p in mine], features, open_ground=open_ground), grow)
+        found = warm(
+            random_walker(grid, [p.handle for p in mine], features, open_ground=open_ground), grow
+        )
         reached = np.zeros_like(found)
         for p in mine:
             row, col = (round(v) for v in grid.cell(p.handle))
@@ -344,7 +346,7 @@ def warm(heat: F32, grow: float) -> Mask:
     return np.asarray(heat > min(0.99, _WARM * 10.0**-grow))
 
 
-def heat(
+def random_walker(
     grid: Grid,
     handles: Sequence[Point],
     features: PictureFeatures | None = None,

@@ -26,7 +26,7 @@ from workbench.imaging.masks import (
     grown,
     sampled,
 )
-from workbench.warping.held import CELLS, Grid, PictureFeatures, heat, reduced, rim, warm
+from workbench.warping.held import CELLS, Grid, PictureFeatures, random_walker, reduced, rim, warm
 from workbench.warping.motion import displacement
 
 U8 = npt.NDArray[np.uint8]
@@ -52,14 +52,14 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Motion:
-    """What moves, and how far, on the cells of `grid`; the first layer lies lowest."""
+    """Moving layers with their displacements on the cells of `grid`; the first layer lies lowest."""
 
     grid: Grid
     layers: tuple[Layer, ...]
 
     @property
     def veil(self) -> F32:
-        """Where something was that moved away, [h, w] in 0..1."""
+        """Uncovered cells, which something moved away from, [h, w] in 0..1."""
         out = np.zeros(self.grid.shape, np.float32)
         for layer in self.layers:
             out = np.maximum(
@@ -68,7 +68,7 @@ class Motion:
         return out * self.grid.area
 
     def trust(self) -> Trust:
-        """Which cells keep their own pixels, and why others do not."""
+        """Maps of the cells that keep their own pixels, and of the reasons why others do not."""
         cover = np.zeros(self.grid.shape, np.float32)
         maps = {name: cover.copy() for name in Trust.REASONS}
         for layer in self.layers:
@@ -148,7 +148,7 @@ def plan(
     cells = np.zeros(grid.shape, np.bool_)
     for grow in dict.fromkeys(p.grow for p in arrows):
         points = [p.handle for p in arrows if p.grow == grow]
-        cells |= warm(heat(grid, points, options.features, open_ground=open_ground), grow)
+        cells |= warm(random_walker(grid, points, options.features, open_ground=open_ground), grow)
     layers, left = [], list(arrows)
     while left:
         piece = connected(_under(grid, left[0], cells), cells)
@@ -281,7 +281,7 @@ _RING = 6
 
 
 def agreement(drawn: U8, again: U8, tau: float = AGREE) -> F32:
-    """How much the model agrees with the moved picture [h, w]: 1 where it draws the same again.
+    """Agreement of the model with the moved picture [h, w]: 1 where it draws the same again.
 
     Args:
         drawn: the model's result uint8 [h, w, 3].
@@ -348,7 +348,7 @@ def _noise(grey: npt.NDArray[np.floating], where: Mask) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Seams:
-    """How a candidate fits its surroundings: lower is better.
+    """Misfit of a candidate with its surroundings: lower is better.
 
     `step`: mean difference (0..255) across the border of what was drawn beyond the picture's usual
     one; `texture`: |log2| of the detail inside against that around it.

@@ -1,4 +1,4 @@
-"""How far each part of what the handles hold moves.
+"""Displacement of what the handles hold.
 
 Left to itself ("auto") a piece moves as rigidly as it can (Sorkine and Alexa, SGP 2007): with u the
 displacement of its cells, N the pairs of neighbours in it and R_i a turn, it minimises
@@ -116,7 +116,7 @@ def _closed(grid: Grid, piece: Mask, pair: PointPair, pairs: Sequence[PointPair]
 def _pivot(
     grid: Grid, piece: Mask, pair: PointPair, pairs: Sequence[PointPair]
 ) -> npt.NDArray[np.float64]:
-    """What an arrow turns about or stretches from: a pin, where the piece is attached, or its far end."""
+    """Pivot of an arrow's turn or stretch: a pin, where the piece is attached, or its far end."""
     handle, way = _ends(grid, pair)
     pins = [np.array(grid.cell(p.handle)) for p in pairs if p.length == 0]
     if pins:
@@ -140,7 +140,7 @@ def _pivot(
 
 
 def _attached(grid: Grid, piece: Mask) -> F32:
-    """How firmly each cell of a piece [h, w] hangs on a neighbour that stays: sum of conductances."""
+    """Attachment of each cell of a piece [h, w] to neighbours that stay: sum of conductances."""
     down, right = conductance(grid.rgb, EDGE)
     out = np.zeros(grid.shape, np.float32)
     v, u = piece[1:] ^ piece[:-1], piece[:, 1:] ^ piece[:, :-1]
@@ -168,7 +168,7 @@ def _auto(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
 
 
 def _is_on(grid: Grid, piece: Mask, pair: PointPair) -> bool:
-    """Whether a handle lies on a piece or within two cells of it."""
+    """True if a handle lies on a piece or within two cells of it."""
     row, col = (round(v) for v in grid.cell(pair.handle))
     return bool(piece[max(0, row - 2) : row + 3, max(0, col - 2) : col + 3].any())
 
@@ -222,7 +222,7 @@ def _soft(grid: Grid, pairs: Sequence[PointPair]) -> F32:
 
 
 def _depth(grid: Grid) -> F32:
-    """Distance of each cell to the nearest that may not change; the picture's border is no edge."""
+    """Distance of each cell to the nearest that may not change; the picture's border is not an edge."""
     area = grid.area
     if area.all():
         h, w = area.shape
@@ -271,7 +271,7 @@ def _shifted(u: F32, fixed: Mask) -> F32:
 
 
 def _wanted(u: F32, piece: Mask, inside: tuple[F32, F32], blur: int = 2) -> F32:
-    """What the best turns of all cells ask of the differences between neighbours, summed [2, h, w]."""
+    """Right-hand side of the ARAP system: rotated differences between neighbours, summed [2, h, w]."""
     # edges after the move, as (along, across): a turn by a has (cos a, sin a) times the length
     down, right = inside
     turn = np.zeros_like(u)

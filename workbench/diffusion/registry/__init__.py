@@ -1,4 +1,4 @@
-"""Which models there are: the built-in ones, one's own in `models.toml`, and plain paths.
+"""Registered models: the built-in ones, one's own in `models.toml`, and plain paths.
 
 A `models.toml` table, in the cache folder (or where `WORKBENCH_MODELS` points):
 
@@ -71,18 +71,24 @@ class ModelSpec:
             if type(value) is not wanted:
                 raise BadInput(
                     f"Model {self.name!r}: {field.name} is {value!r}; it must be of type "
-                    f"{wanted.__name__}."
+                    f"{wanted.__name__}.",
+                    code="wrong-type",
                 )
         if bool(self.path) == bool(self.hub):
-            raise BadInput(f"Model {self.name!r} needs either 'path' or 'hub', and not both.")
+            raise BadInput(
+                f"Model {self.name!r} needs either 'path' or 'hub', and not both.",
+                code="path-or-hub",
+            )
         if self.prediction not in PREDICTIONS:
             raise BadInput(
                 f"Model {self.name!r}: prediction is {self.prediction!r}; it must be epsilon or "
-                "v_prediction."
+                "v_prediction.",
+                code="out-of-range",
             )
         if not (self.native_size == 0 or 64 <= self.native_size <= 4096):
             raise BadInput(
-                f"Model {self.name!r}: native_size is {self.native_size}; it must be 64 to 4096 px."
+                f"Model {self.name!r}: native_size is {self.native_size}; it must be 64 to 4096 px.",
+                code="out-of-range",
             )
 
     @property
@@ -179,7 +185,7 @@ class Registry:
         """Read `user_file` now, if it exists.
 
         Raises:
-            BadInput: when it is no TOML or an entry is wrong; the text names file and entry.
+            BadInput: when it is not TOML or an entry is wrong; the text names file and entry.
         """
         self.user_file = user_file
         self._specs = {s.name: s for s in BUILTIN}
@@ -211,7 +217,7 @@ class Registry:
         except (OSError, ValueError):  # too long for a path, or a NUL byte
             exists = False
         if path.suffix.lower() in PICKLES:
-            raise ModelError(refuse_pickle(path))
+            raise ModelError(refuse_pickle(path), code="pickle")
         if exists:
             return ModelSpec(name=str(path), title=path.stem or str(path), path=str(path.resolve()))
         if "/" in name or "\\" in name or path.suffix == ".safetensors":
@@ -228,7 +234,7 @@ class Registry:
         )
 
     def source(self, text: str) -> dict[str, Any]:
-        """Where a new entry comes from: `{"path": ...}` if it exists, else `{"hub": "owner/name"}`.
+        """Source of a new entry: `{"path": ...}` if it exists, else `{"hub": "owner/name"}`.
 
         Raises:
             BadInput, ModelError: for what is neither, or a pickle.
@@ -252,10 +258,11 @@ class Registry:
         """
         if not _NAME.fullmatch(name):
             raise BadInput(
-                f"{name[:80]!r} is no name for a model; use letters, digits, '.', '_' and '-'."
+                f"{name[:80]!r} is not a name for a model; use letters, digits, '.', '_' and '-'.",
+                code="bad-name",
             )
         if any(s.name == name for s in BUILTIN):
-            raise BadInput(f"{name!r} is a built-in model; choose another name.")
+            raise BadInput(f"{name!r} is a built-in model; choose another name.", code="built-in")
 
     def add(self, spec: ModelSpec) -> None:
         """Add or replace an entry of one's own and write `models.toml`.
@@ -274,7 +281,9 @@ class Registry:
             BadInput: when there is no such entry.
         """
         if name not in self._specs or self._specs[name].builtin:
-            raise BadInput(f"There is no model {name[:80]!r} of your own to remove.")
+            raise BadInput(
+                f"There is no model {name[:80]!r} of your own to remove.", code="unknown-name"
+            )
         self._write([s for s in self.specs() if not s.builtin and s.name != name])
 
     def _write(self, own: list[ModelSpec]) -> None:
@@ -306,18 +315,21 @@ def _read_toml(path: Path) -> Iterable[ModelSpec]:
     try:
         tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise BadInput(f"{path.name} cannot be read: {exc}.") from exc
+        raise BadInput(f"{path.name} cannot be read: {exc}.", code="unreadable") from exc
     known = {f.name for f in dataclasses.fields(ModelSpec)} - {"name", "builtin"}
     for name, table in tables.items():
         if not _NAME.fullmatch(name) or any(s.name == name for s in BUILTIN):
-            raise BadInput(f"{path.name}: {name!r} is no name for a model of one's own.")
+            raise BadInput(
+                f"{path.name}: {name!r} is not a name for a model of one's own.", code="bad-name"
+            )
         if not isinstance(table, dict):
-            raise BadInput(f"{path.name}: {name!r} must be a table, [{name}].")
+            raise BadInput(f"{path.name}: {name!r} must be a table, [{name}].", code="not-a-table")
         unknown = sorted(set(table) - known)
         if unknown:
             raise BadInput(
                 f"{path.name}: [{name}] does not know {unknown[0]!r}; it has: "
-                f"{', '.join(sorted(known))}."
+                f"{', '.join(sorted(known))}.",
+                code="unknown-key",
             )
         if isinstance(table.get("path"), str):
             table["path"] = str((path.parent / Path(table["path"]).expanduser()).resolve())

@@ -1,4 +1,4 @@
-"""What a model or LoRA file is, from its first bytes and its header: one function for `add`, `import`
+"""Identify a model or LoRA file from its first bytes and its header: one function for `add`, `import`
 and use. No torch; it reads a few megabytes at most, so the answer takes well under a second.
 
 A safetensors file is: 8 bytes length, a JSON header with every tensor's name, type and shape, then
@@ -7,7 +7,9 @@ the numbers. `Look.text` is a verb phrase that follows the file's name.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import re
 import struct
 from collections.abc import Mapping
@@ -15,8 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench import __version__
+
+log = logging.getLogger(__name__)
+
 HEADER_LIMIT = 100 * 2**20  # the safetensors library's own limit
 HEAD_BYTES = 8 + HEADER_LIMIT
+CARD = "workbench"  # the metadata entry that holds a `LoraCard`
+CARD_FORMAT = 1
 _WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "refiner"}
 FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x",
             "sdxl": "Stable Diffusion XL", "refiner": "the refiner of Stable Diffusion XL"}  # fmt: skip
@@ -96,7 +104,7 @@ _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error", b"<svg")
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a file is.
+    """Result of identifying a file.
 
     `code`: "checkpoint", "unet", "vae", "text-encoder", "lora", "embedding", "controlnet",
     "other-model" or "unknown" for whole safetensors files; else why it is none, such as
@@ -115,8 +123,45 @@ class Look:
 
     @property
     def readable(self) -> bool:
-        """Whether it is a whole safetensors file, whatever is in it."""
+        """True if it is a whole safetensors file, whatever is in it."""
         return bool(self.header)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraCard:
+    """Origin of a LoRA; every field may be empty in a file made elsewhere."""
+
+    model: str = ""  # fingerprint of the base model
+    model_name: str = ""
+    image: str = ""  # id of the picture
+    image_name: str = ""
+    prompt: str = ""
+    rank: int = 0
+    steps: int = 0
+    seed: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    workbench: str = __version__
+
+    def to_text(self) -> str:
+        """JSON for the file's metadata."""
+        return json.dumps({"format": CARD_FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> LoraCard:
+        """Read a card; unknown fields are dropped, wrong ones make the card empty."""
+        try:
+            data = json.loads(text)
+            defaults = {f.name: f for f in dataclasses.fields(cls)}
+            given = {k: v for k, v in data.items() if k in defaults}
+            plain = cls()
+            for name, value in given.items():
+                wanted = Mapping if name == "config" else type(getattr(plain, name))
+                if not isinstance(value, wanted) or isinstance(value, bool):
+                    raise TypeError(name)
+            return cls(**given)
+        except (ValueError, TypeError, AttributeError, RecursionError) as exc:
+            log.warning("the LoRA's identity card is damaged: %s", exc)
+            return cls()
 
 
 def diagnose(path: Path) -> Look:
@@ -190,7 +235,7 @@ def check_header(metadata: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def _is_setting(text: str) -> bool:
-    """Whether a value is more than words."""
+    """True if a value is more than words."""
     if text.strip().lower() in ("true", "false", "yes", "no", "on", "off", "none", ""):
         return text.strip().lower() not in ("none", "")
     try:
@@ -304,7 +349,7 @@ def _component(
         return Look("embedding", "is a textual-inversion embedding, which the workbench does not use",
                     header=header)  # fmt: skip
     few = ", ".join(list(shapes)[:2]) or "nothing"
-    text = f"is no model that the workbench knows; it holds {few:.160}"
+    text = f"is not a model that the workbench knows; it holds {few:.160}"
     return Look("unknown", text, header=header)
 
 
@@ -334,7 +379,7 @@ def _facts(
 
 
 def prediction_of(metadata: Mapping[str, Any]) -> str:
-    """What a file's header says that its model predicts: epsilon, v_prediction or ""."""
+    """Prediction type named in a file's header: epsilon, v_prediction or ""."""
     said = _prediction(str(metadata.get("modelspec.prediction_type", "")))
     by_kohya = str(metadata.get("ss_v_parameterization")) == "True"
     return said or ("v_prediction" if by_kohya else "")

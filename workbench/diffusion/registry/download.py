@@ -38,7 +38,7 @@ _MB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a download will fetch: (file, bytes) pairs of `hub` at `revision` (a commit)."""
+    """Files of a download: (file, bytes) pairs of `hub` at `revision` (a commit)."""
 
     spec: ModelSpec
     revision: str
@@ -62,7 +62,10 @@ def plan(spec: ModelSpec, *, full: bool = False, config_only: bool = False) -> P
         ModelError: when the hub cannot be reached, or has no safetensors of a component.
     """
     if not spec.hub:
-        raise BadInput(f"The model {spec.name!r} lies at {spec.path}; there is nothing to fetch.")
+        raise BadInput(
+            f"The model {spec.name!r} lies at {spec.path}; there is nothing to fetch.",
+            code="nothing-to-fetch",
+        )
     info = _reach(spec, lambda hub: hub.model_info(
         spec.hub, revision=spec.revision or None, files_metadata=True
     ))  # fmt: skip
@@ -119,7 +122,9 @@ def _pick(spec: ModelSpec, part: str, stem: str, sizes: dict[str, int], full: bo
         return [index, *shards]
     if half in sizes:
         return [half]
-    raise ModelError(f"{spec.hub} has no safetensors of its {part}; choose another model.")
+    raise ModelError(
+        f"{spec.hub} has no safetensors of its {part}; choose another model.", code="no-safetensors"
+    )
 
 
 def _is_vocabulary(name: str) -> bool:
@@ -139,7 +144,8 @@ def _reach(spec: ModelSpec, ask: Callable[[Any], Any]) -> Any:
         raise ModelError(
             f"The hub could not be asked about {spec.hub} ({_reason(exc)}). Without a network, copy "
             "the model's diffusers folder or its .safetensors file to this machine and give its "
-            "path as the model."
+            "path as the model.",
+            code="no-network",
         ) from exc
 
 

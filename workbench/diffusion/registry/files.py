@@ -81,7 +81,7 @@ class ModelFiles:
         return found
 
     def from_checkpoint(self, part: str) -> bool:
-        """Whether a part comes from a file in the original (CompVis, Stability) layout."""
+        """True if a part comes from a file in the original (CompVis, Stability) layout."""
         return self.weights[part][0] in (self.single, _vae_file(self.spec))
 
 
@@ -97,12 +97,12 @@ def find_files(spec: ModelSpec, registry: Registry | None = None) -> ModelFiles:
     root = hub_folder(spec) if spec.hub else Path(spec.path)
     if root.is_file():
         if root.suffix.lower() in PICKLES:
-            raise ModelError(refuse_pickle(root))
+            raise ModelError(refuse_pickle(root), code="pickle")
         raise ModelError(
             f"{root.name} is neither a diffusers folder nor a .safetensors file; give one of these."
         )
     if not root.is_dir():
-        raise ModelError(_missing(spec))
+        raise ModelError(_missing(spec), code="not-here", model=spec.name)
     parts = _check_configs(spec, root)
     vae = _vae_folder(spec, root)
     weights: dict[str, tuple[Path, ...]] = {}
@@ -133,7 +133,7 @@ def hub_folder(spec: ModelSpec) -> Path:
         )
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as exc:
         log.debug("no local snapshot of %s: %s", spec.hub, exc)
-        raise ModelError(_missing(spec)) from exc
+        raise ModelError(_missing(spec), code="not-here", model=spec.name) from exc
 
 
 def _missing(spec: ModelSpec) -> str:
@@ -159,13 +159,15 @@ def _check_configs(spec: ModelSpec, root: Path) -> list[str]:
     if kind and not (kind.startswith("StableDiffusion") or kind == "LatentDiffusion"):
         raise ModelError(
             f"The model {spec.name!r} is a {kind}; the workbench runs Stable Diffusion 1.x, 2.x "
-            "and XL models."
+            "and XL models.",
+            code="other-architecture",
         )
     two = (root / "text_encoder_2").is_dir() or "XL" in kind
     if two and not (root / "text_encoder").is_dir():
         raise ModelError(
             f"The model {spec.name!r} is an XL refiner or lacks its first text encoder; use the "
-            "base model."
+            "base model.",
+            code="no-text-encoder",
         )
     parts = ["unet", "vae", "text_encoder", *(["text_encoder_2"] if two else [])]
     wanted = [f"{p}/config.json" for p in parts if not (p == "vae" and spec.vae)]
@@ -173,17 +175,21 @@ def _check_configs(spec: ModelSpec, root: Path) -> list[str]:
     for name in wanted:
         if not (root / name).is_file():
             raise ModelError(
-                f"The model {spec.name!r} lacks {name}; it is no whole diffusers folder."
+                f"The model {spec.name!r} lacks {name}; it is not a complete diffusers folder.",
+                code="missing-file",
             )
     for name in ("tokenizer", *(["tokenizer_2"] if two else [])) * (STANDARD not in root.parents):
         folder = root / name
         if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():
-            raise ModelError(f"The model {spec.name!r} lacks the vocabulary in {name}/.")
+            raise ModelError(
+                f"The model {spec.name!r} lacks the vocabulary in {name}/.", code="missing-file"
+            )
     unet = _json(root / "unet" / "config.json", spec)
     if unet.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
         raise ModelError(
             f"The model {spec.name!r} has a {unet['_class_name']}; the workbench needs a "
-            "UNet2DConditionModel."
+            "UNet2DConditionModel.",
+            code="other-architecture",
         )
     if unet.get("in_channels", 4) != unet.get("out_channels", 4):
         raise ModelError(
@@ -241,7 +247,7 @@ def _weights(spec: ModelSpec, folder: Path, part: str) -> tuple[str, tuple[Path,
             return variant, (path,)
     pickles = [p for p in sorted(folder.glob("*")) if p.suffix.lower() in PICKLES]
     if pickles:
-        raise ModelError(refuse_pickle(pickles[0]))
+        raise ModelError(refuse_pickle(pickles[0]), code="pickle")
     raise ModelError(
         f"The model {spec.name!r} lacks {part}/{stem}.safetensors; fetch the missing file.",
         code="missing-file",
@@ -303,10 +309,10 @@ def _lent(spec: ModelSpec, registry: Registry, lender: str) -> Path:
 
 
 def inspect(path: Path) -> Look:
-    """What a file is (`diagnose`).
+    """Identify a file (`diagnose`).
 
     Raises:
-        ModelError: when it is no whole safetensors file; the text says what it is instead.
+        ModelError: when it is not a complete safetensors file; the text says what it is instead.
     """
     try:
         look = diagnose(path)
@@ -411,6 +417,6 @@ def _json(path: Path, spec: ModelSpec) -> dict[str, Any]:
         ) from exc
     if not isinstance(data, dict):
         raise ModelError(
-            f"The model {spec.name!r}: {path.parent.name}/{path.name} is no JSON object."
+            f"The model {spec.name!r}: {path.parent.name}/{path.name} is not a JSON object."
         )
     return data

@@ -120,7 +120,8 @@ def _class_of(files: ModelFiles, part: str) -> Any:
         name = files.config("vae").get("_class_name", "AutoencoderKL")
         if name != "AutoencoderKL":
             raise ModelError(
-                f"The model {files.spec.name!r} has a {name}; the workbench needs an AutoencoderKL."
+                f"The model {files.spec.name!r} has a {name}; the workbench needs an AutoencoderKL.",
+                code="other-architecture",
             )
         return AutoencoderKL
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -131,7 +132,8 @@ def _class_of(files: ModelFiles, part: str) -> Any:
     if names[0] not in known:
         raise ModelError(
             f"The model {files.spec.name!r} has a {names[0]} as {part}; the workbench knows CLIP "
-            "text encoders."
+            "text encoders.",
+            code="other-architecture",
         )
     return known[names[0]]
 
@@ -230,7 +232,8 @@ def _check_schedule(files: ModelFiles, config: dict[str, Any]) -> None:
     if kind not in ("epsilon", "v_prediction"):
         raise ModelError(
             f"The model {files.spec.name!r} predicts {kind!r}; the workbench knows epsilon and "
-            "v_prediction."
+            "v_prediction.",
+            code="unknown-prediction",
         )
 
 

@@ -41,7 +41,7 @@ def is_allowed(name: str) -> bool:
 
 
 def is_folder(name: str) -> bool:
-    """True for a folder entry, as other programs add them when they pack the zip anew."""
+    """True for a folder entry, as other programs add them when they repack the zip."""
     return _FOLDER.fullmatch(name) is not None
 
 
@@ -106,7 +106,7 @@ class Checked:
             self._zip = zipfile.ZipFile(file)
             infos = self._zip.infolist()
         except _BROKEN as exc:
-            raise refuse(_broken("it", exc)) from exc
+            raise _broken("it", exc) from exc
         _check_entries(infos, limits)
         self._infos = {i.filename: i for i in infos if not _is_folder(i)}
         self.manifest = self._manifest()
@@ -125,7 +125,7 @@ class Checked:
         raw = self._unpack(name)
         known = self.manifest["files"].get(name, {})
         if hashlib.sha256(raw).hexdigest() != known.get("sha256"):
-            raise refuse(f"{name} is not what its manifest says")
+            raise refuse(f"{name} is not what its manifest says", "damaged")
         return raw
 
     def json(self, name: str) -> dict[str, Any]:
@@ -142,22 +142,26 @@ class Checked:
 
     def _manifest(self) -> dict[str, Any]:
         if MANIFEST not in self._infos:
-            raise refuse("it has no manifest.json, so it is no export of the drag workbench")
+            raise refuse(
+                "it has no manifest.json, so it is not an export of the drag workbench",
+                "no-manifest",
+            )
         data = _parse(self._unpack(MANIFEST), MANIFEST)
         version = data.get("format")
         if data.get("kind") != KIND or type(version) is not int or version < 1:
-            raise refuse("its manifest is not that of a drag workbench export")
+            raise refuse("its manifest is not that of a drag workbench export", "other-kind")
         if version > FORMAT:
             raise refuse(
                 f"it has format {version}, and this workbench reads up to {FORMAT}; "
-                "use a newer workbench"
+                "use a newer workbench",
+                "newer-format",
             )
         files, edits, loras = data.get("files"), data.get("edits"), data.get("loras", {})
         good = isinstance(files, dict) and all(isinstance(v, dict) for v in files.values())
         good = good and isinstance(edits, list) and all(isinstance(e, str) for e in edits)
         good = good and isinstance(loras, dict) and all(isinstance(v, str) for v in loras.values())
         if not good:
-            raise refuse("its manifest is incomplete")
+            raise refuse("its manifest is incomplete", "incomplete")
         return data
 
     def _check_contents(self, on_step: Callable[[int, int], None] | None) -> None:
@@ -165,11 +169,11 @@ class Checked:
         if listed != present:
             odd = sorted(listed ^ present)[0]
             why = "is missing" if odd in listed else "is not in the manifest"
-            raise refuse(f"{odd} {why}")
+            raise refuse(f"{odd} {why}", "other-contents")
         for i, name in enumerate(sorted(present), 1):
             known = self.manifest["files"][name]
             if (known.get("bytes"), known.get("sha256")) != self._measure(name):
-                raise refuse(f"{name} is damaged: its hash is not that of the manifest")
+                raise refuse(f"{name} is damaged: its hash is not that of the manifest", "hash")
             if on_step is not None:
                 on_step(i, len(present))
 
@@ -182,33 +186,34 @@ class Checked:
                     size += len(piece)
                     sha.update(piece)
         except _BROKEN as exc:
-            raise refuse(_broken(name, exc)) from exc
+            raise _broken(name, exc) from exc
         return size, sha.hexdigest()
 
     def _unpack(self, name: str) -> bytes:
         info = self._infos.get(name)
         if info is None:
-            raise refuse(f"{name} is missing")
+            raise refuse(f"{name} is missing", "missing-file")
         try:
             with self._zip.open(info) as file:
                 return file.read(info.file_size)
         except _BROKEN as exc:
-            raise refuse(_broken(name, exc)) from exc
+            raise _broken(name, exc) from exc
 
 
-def _broken(name: str, exc: Exception) -> str:
-    """What is wrong with a file that cannot be unpacked; one that is whole is not called damaged."""
-    whole = isinstance(exc, (NotImplementedError, RuntimeError))  # packed otherwise, or encrypted
-    return f"{name} cannot be unpacked here ({exc})" if whole else f"{name} is damaged ({exc})"
+def _broken(name: str, exc: Exception) -> Refused:
+    """The refusal of a file that cannot be unpacked; one that is whole is not called damaged."""
+    if isinstance(exc, (NotImplementedError, RuntimeError)):  # packed otherwise, or encrypted
+        return refuse(f"{name} cannot be unpacked here ({exc})", "cannot-unpack")
+    return refuse(f"{name} is damaged ({exc})", "damaged")
 
 
 class Refused(StoreError, BadInput):
     """A zip that was not imported: the file is at fault, not this history."""
 
 
-def refuse(reason: str) -> Refused:
+def refuse(reason: str, code: str) -> Refused:
     """The error for a zip that is not taken."""
-    return Refused(f"The zip was refused as a whole: {reason}. Nothing was imported.")
+    return Refused(f"The zip was refused as a whole: {reason}. Nothing was imported.", code=code)
 
 
 def _check_directory(file: BinaryIO, limits: Limits) -> None:
@@ -219,20 +224,20 @@ def _check_directory(file: BinaryIO, limits: Limits) -> None:
         tail = file.read()
         file.seek(0)
     except OSError as exc:
-        raise refuse(f"it cannot be read ({exc.strerror})") from exc
+        raise refuse(f"it cannot be read ({exc.strerror})", "unreadable") from exc
     at = tail.rfind(_END)
     if at < 0 or len(tail) < at + 22:
-        raise refuse("it is no zip, or its end is missing")
+        raise refuse("it is not a zip, or its end is missing", "not-a-zip")
     count, directory = struct.unpack("<HI", tail[at + 10 : at + 16])
     if _LOCATOR in tail[max(0, at - 20) : at]:
-        raise refuse("it is larger than an export can be (zip64)")
+        raise refuse("it is larger than an export can be (zip64)", "zip64")
     if count > limits.files or directory > limits.files * _ENTRY_BYTES:
-        raise refuse(f"it holds too many files ({count}; the limit is {limits.files})")
+        raise refuse(f"it holds too many files ({count}; the limit is {limits.files})", "too-many")
 
 
 def _check_entries(infos: list[zipfile.ZipInfo], limits: Limits) -> None:
     if len(infos) > limits.files:
-        raise refuse(f"it holds {len(infos)} files; the limit is {limits.files}")
+        raise refuse(f"it holds {len(infos)} files; the limit is {limits.files}", "too-many")
     seen: set[str] = set()
     for info in infos:
         name = info.filename
@@ -240,14 +245,14 @@ def _check_entries(infos: list[zipfile.ZipInfo], limits: Limits) -> None:
         if info.orig_filename != name or not (
             is_allowed(name) or (_is_folder(info) and is_folder(name))
         ):
-            raise refuse(f"it holds {shown}, which is no file of an export")
+            raise refuse(f"it holds {shown}, which is not a file of an export", "stray-file")
         if name.lower() in seen:
-            raise refuse(f"it holds {shown} twice")
+            raise refuse(f"it holds {shown} twice", "twice")
         seen.add(name.lower())
         _check_size(info, shown, limits)
     total = sum(i.file_size for i in infos)
     if total > limits.bytes:
-        raise refuse(f"it unpacks to {total} bytes; the limit is {limits.bytes}")
+        raise refuse(f"it unpacks to {total} bytes; the limit is {limits.bytes}", "too-large")
 
 
 def _is_folder(info: zipfile.ZipInfo) -> bool:
@@ -260,10 +265,11 @@ def _check_size(info: zipfile.ZipInfo, shown: str, limits: Limits) -> None:
     if _is_folder(info):
         most = 0
     if info.file_size > most:
-        raise refuse(f"{shown} unpacks to {info.file_size} bytes; the limit is {most}")
+        raise refuse(f"{shown} unpacks to {info.file_size} bytes; the limit is {most}", "too-large")
     if info.file_size > limits.ratio * max(info.compress_size, 1024):
         raise refuse(
-            f"{shown} unpacks to {info.file_size // max(1, info.compress_size)} times its size"
+            f"{shown} unpacks to {info.file_size // max(1, info.compress_size)} times its size",
+            "too-large",
         )
 
 
@@ -271,7 +277,7 @@ def _parse(raw: bytes, name: str) -> dict[str, Any]:
     try:
         data = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as exc:
-        raise refuse(f"{name} is no JSON ({exc})") from exc
+        raise refuse(f"{name} is not JSON ({exc})", "not-json") from exc
     if not isinstance(data, dict):
-        raise refuse(f"{name} is no JSON object")
+        raise refuse(f"{name} is not a JSON object", "not-json")
     return data

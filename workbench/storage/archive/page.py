@@ -1,4 +1,4 @@
-"""What an export tells people (index.html) and programs (the metadata of each result's PNG).
+"""The export for people (index.html) and for programs (the metadata of each result's PNG).
 
 One file, no script, no request to anywhere: pictures lie beside it. The arrows are drawn over the
 picture as SVG. page.html is the template; every text is escaped, and a policy in the page forbids

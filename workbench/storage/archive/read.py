@@ -38,7 +38,7 @@ _MOST_PARTS = 500_000  # values of a record: 64 arrows of 2,000 steps are 256,00
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import came to.
+    """Result of an import.
 
     `known` were there already, the same; `differing` are there with another content: those of the
     history stay.
@@ -85,7 +85,7 @@ def _opened(source: bytes | str | Path, label: str) -> Iterator[BinaryIO]:
     try:
         file = Path(source).open("rb")  # noqa: SIM115  closed below; only the opening is guarded
     except OSError as exc:
-        raise StoreError(f"{label} cannot be read ({exc.strerror}).") from exc
+        raise StoreError(f"{label} cannot be read ({exc.strerror}).", code="unreadable") from exc
     with file:
         yield file
 
@@ -106,15 +106,15 @@ def _edits(checked: Checked) -> dict[str, EditRecord]:
         except Refused:
             raise
         except BadInput as exc:
-            raise refuse(f"{name} cannot be read. {exc}") from exc
+            raise refuse(f"{name} cannot be read. {exc}", "damaged-record") from exc
         if record.id != edit or not record.status.ended:
-            raise refuse(f"{name} is not the record of the finished edit {edit}")
+            raise refuse(f"{name} is not the record of the finished edit {edit}", "damaged-record")
         edits[edit] = record
     stray = [n for n in checked.names() if n.startswith("edits/") and n.split("/")[1] not in edits]
     if stray or not edits:
-        raise refuse(f"{stray[0]} belongs to no edit" if stray else "it holds no edit")
+        raise refuse(f"{stray[0]} belongs to no edit" if stray else "it holds no edit", "no-edit")
     if not set(checked.manifest.get("loras", {})) <= set(edits):
-        raise refuse("it holds a LoRA of no edit")
+        raise refuse("it holds a LoRA of no edit", "stray-file")
     return edits
 
 
@@ -125,14 +125,17 @@ def _check_lengths(data: Any, where: str) -> None:
         value = waiting.pop()
         most = _MOST_TEXT if isinstance(value, str) else _MOST_ENTRIES
         if isinstance(value, (str, list, dict)) and len(value) > most:
-            raise refuse(f"{where} holds {len(value)} characters or entries; the limit is {most}")
+            raise refuse(
+                f"{where} holds {len(value)} characters or entries; the limit is {most}",
+                "too-large",
+            )
         if isinstance(value, dict):
             waiting.extend([*value, *value.values()])
         elif isinstance(value, list):
             waiting.extend(value)
         parts += 1
         if parts > _MOST_PARTS:
-            raise refuse(f"{where} holds more than {_MOST_PARTS} values")
+            raise refuse(f"{where} holds more than {_MOST_PARTS} values", "too-large")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +162,13 @@ def _check_files(
         for what, name_id in references(record).items():
             name = present.get("wb1-" + name_id.removeprefix(TAG))
             if name is None and not store.has(name_id):
-                raise refuse(f"the {what} of the edit {edit} is missing")
+                raise refuse(f"the {what} of the edit {edit} is missing", "missing-file")
             if name is not None:
                 file = _File(name, name_id, _kind_of(what, name), _size_of(what, record))
                 needed[name, name_id] = file
     for edit, name in checked.manifest.get("loras", {}).items():
         if name not in checked.names() or not name.endswith(".safetensors"):
-            raise refuse(f"the LoRA of the edit {edit} is missing")
+            raise refuse(f"the LoRA of the edit {edit} is missing", "missing-file")
         name_id = TAG + name.split("wb1-")[1].split(".")[0]
         needed[name, name_id] = _File(name, name_id, "blobs")
     for file in needed.values():
@@ -185,7 +188,7 @@ def _kind_of(what: str, name: str) -> Kind:
     elif what == "picture" or (what == "result" and folder != "files"):
         kind = "images"
     if folder != archive.FOLDERS[kind] or suffix not in _SUFFIXES.get(what, tuple(_PICTURES)):
-        raise refuse(f"{name} cannot be the {what} of an edit")
+        raise refuse(f"{name} cannot be the {what} of an edit", "other-kind")
     return kind
 
 
@@ -206,9 +209,9 @@ def _check_file(file: _File, raw: bytes) -> None:
             if file.size is not None and pixels.shape[1::-1] != file.size:
                 raise StoreError(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels")
     except (StoreError, BadInput, *UNDECODABLE, SafetensorError) as exc:
-        raise refuse(f"{file.name} is not what its name says ({exc})") from exc
+        raise refuse(f"{file.name} is not what its name says ({exc})", "other-kind") from exc
     if found != file.id:
-        raise refuse(f"the content of {file.name} does not match its name")
+        raise refuse(f"the content of {file.name} does not match its name", "hash")
 
 
 def _check_kind(suffix: str, raw: bytes) -> None:
@@ -276,7 +279,7 @@ def _put(store: Store, file: _File, raw: bytes) -> None:
     else:
         stored = store.put_blob(raw, file.name.rsplit(".", 1)[1])
     if stored != file.id:
-        raise refuse(f"the content of {file.name} does not match its name")
+        raise refuse(f"the content of {file.name} does not match its name", "hash")
 
 
 def _notes(checked: Checked, edit: str) -> dict[str, Any]:

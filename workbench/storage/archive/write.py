@@ -40,7 +40,7 @@ _FIRST = (1980, 1, 1, 0, 0, 0)  # the zip format's first day: for edits of no kn
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What went into a zip. `left_out`: edits that could not be exported, and why."""
+    """Contents of a zip. `left_out`: edits that could not be exported, and why."""
 
     edits: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
@@ -110,7 +110,8 @@ def export_file(
     except OSError as exc:
         raise StoreError(
             f"{path.name} could not be written ({exc.strerror}); choose another folder or free "
-            "some disk space."
+            "some disk space.",
+            code="not-written",
         ) from exc
     return done
 
@@ -144,7 +145,9 @@ def _write(
             except StoreError as exc:
                 left_out.append((record.id, str(exc)))
         if not items:
-            raise StoreError(f"No edit could be exported. {left_out[0][1]}")
+            raise StoreError(
+                f"No edit could be exported. {left_out[0][1]}", code="nothing-exported"
+            )
         writer.add(archive.INDEX, page(items, left_out).encode())
         manifest = {
             "kind": archive.KIND,
@@ -201,7 +204,7 @@ def _date(record: EditRecord) -> tuple[int, int, int, int, int, int]:
 
 
 def _layers(store: Store, record: EditRecord) -> dict[str, bytes]:
-    """What an edit began with, came to and changed, as PNG files of one size to lay over each other."""
+    """Source, result and changed area of an edit as PNG files of one size to lay over each other."""
     before = store.image(record.request.image.id)
     found = {"before": decode.encode_png(before)}
     if record.request.mask is not None:
@@ -257,7 +260,8 @@ class _Writer:
         if self.total > self._limits.bytes or len(self.files) >= self._limits.files - 1:
             raise BadInput(
                 f"These edits do not fit into one zip ({self._limits.files} files, "
-                f"{self._limits.bytes / 1e9:.1f} GB); export fewer at a time."
+                f"{self._limits.bytes / 1e9:.1f} GB); export fewer at a time.",
+                code="too-large",
             )
         self.files[name] = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
         self._put(name, raw)

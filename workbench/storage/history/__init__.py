@@ -135,7 +135,10 @@ class Store(Blobs):
             BadInput: when the record holds NaN or has not ended.
         """
         if not record.status.ended:
-            raise BadInput(f"The edit {record.id} is {record.status}; only an ended one is kept.")
+            raise BadInput(
+                f"The edit {record.id} is {record.status}; only an ended one is kept.",
+                code="not-ended",
+            )
         pending = self._pending.load().get(record.id)
         self.commit(record, owner=pending.owner if pending else "")
         try:
@@ -153,7 +156,8 @@ class Store(Blobs):
         data = {**record.to_json(), "owner": owner or self._owner or ""}
         if not self._edits.write(record.id, data, overwrite=False):
             raise StoreError(
-                f"The edit {record.id} is in the history already; nothing was changed."
+                f"The edit {record.id} is in the history already; nothing was changed.",
+                code="already-stored",
             )
         self._ids.seen(record.id)
 
@@ -236,7 +240,7 @@ class Store(Blobs):
         edit = self._edits.one(name)
         owner = self._whose(owner)
         if owner is not None and edit.owner != owner:
-            raise BadInput(f"There is no edit {name} here.")
+            raise BadInput(f"There is no edit {name} here.", code="no-edit")
         return edit.record
 
     def owner(self, name: str) -> str:
@@ -287,7 +291,7 @@ class Store(Blobs):
             StoreError: when the disk refuses.
         """
         if not self._recorded(name):
-            raise BadInput(f"There is no edit {name:.60} here.")
+            raise BadInput(f"There is no edit {name:.60} here.", code="no-edit")
         unknown = set(changes) - {f.name for f in dataclasses.fields(Notes)}
         if unknown:
             raise BadInput(f"An edit's notes have no {sorted(unknown)[0]!r}.")
@@ -319,7 +323,9 @@ class Store(Blobs):
             StoreError: when the disk refuses.
         """
         if not self.notes(name).binned:
-            raise BadInput(f"The edit {name:.60} is not in the bin; put it there first.")
+            raise BadInput(
+                f"The edit {name:.60} is not in the bin; put it there first.", code="not-in-bin"
+            )
         self._edits.remove(name)
         self._notes.remove(name)
 
@@ -341,7 +347,7 @@ class Store(Blobs):
         try:
             return self._edits.path(name).read_text(encoding="utf-8", errors="replace")
         except OSError as exc:
-            raise BadInput(f"There is no edit {name:.60} here.") from exc
+            raise BadInput(f"There is no edit {name:.60} here.", code="no-edit") from exc
 
     def texts(self) -> list[str]:
         """Raw text of every JSON file here, readable or not."""
@@ -379,15 +385,17 @@ def _prepare(folder: Path, temp: Path) -> None:
     except OSError as exc:
         raise StoreError(
             f"The history folder {folder.name}/ cannot be used ({exc.strerror}); "
-            "check its permissions, or choose another folder."
+            "check its permissions, or choose another folder.",
+            code="unusable-folder",
         ) from exc
     match = re.fullmatch(r"\s*([0-9]{1,9})\s*", text)
     if match and int(match[1]) > FORMAT:
         raise StoreError(
             f"The history in {folder.name}/ has format {int(match[1])}, and this workbench knows "
-            f"up to {FORMAT}; use a newer workbench or another folder."
+            f"up to {FORMAT}; use a newer workbench or another folder.",
+            code="newer-format",
         )
     if not match:
         if text:
-            log.warning("the history's FORMAT file was damaged and is written anew")
+            log.warning("the history's FORMAT file was damaged and is rewritten")
         write_atomic(folder / "FORMAT", f"{FORMAT}\n".encode(), temp=temp)

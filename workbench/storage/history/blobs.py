@@ -59,7 +59,10 @@ class Blobs:
             StoreError: when the disk refuses.
         """
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or not rgb.size:
-            raise BadInput(f"A picture is uint8 [H,W,3], not {rgb.dtype} {list(rgb.shape)}.")
+            raise BadInput(
+                f"A picture is uint8 [H,W,3], not {rgb.dtype} {list(rgb.shape)}.",
+                code="not-a-picture",
+            )
         height, width = rgb.shape[:2]
         name_id = image_id(rgb)
         # Level 3: of a photograph no larger than 6 would be, in two fifths of the time. Level 1: an
@@ -76,7 +79,9 @@ class Blobs:
             StoreError: when the disk refuses.
         """
         if mask.ndim != 2 or mask.dtype != np.bool_ or not mask.size:
-            raise BadInput(f"A mask is bool [H,W], not {mask.dtype} {list(mask.shape)}.")
+            raise BadInput(
+                f"A mask is bool [H,W], not {mask.dtype} {list(mask.shape)}.", code="not-a-mask"
+            )
         height, width = mask.shape
         name_id = mask_id(mask)
         self._put("masks", name_id, "png", lambda: encode_mask_png(mask))
@@ -91,7 +96,10 @@ class Blobs:
         """
         suffix = suffix.lower().lstrip(".")
         if suffix not in SUFFIXES:
-            raise BadInput(f"A .{suffix} file is not kept; possible are: {', '.join(SUFFIXES)}.")
+            raise BadInput(
+                f"A .{suffix} file is not kept; possible are: {', '.join(SUFFIXES)}.",
+                code="unknown-suffix",
+            )
         name_id = digest(raw)
         self._put("blobs", name_id, suffix, lambda: raw)
         return name_id
@@ -104,7 +112,10 @@ class Blobs:
         """
         rgb = decode_png(self._read("images", name_id), "RGB")
         if image_id(rgb) != name_id:
-            raise StoreError(f"The picture {name_id} was changed on disk; restore it or redo it.")
+            raise StoreError(
+                f"The picture {name_id} was changed on disk; restore it or redo it.",
+                code="changed-on-disk",
+            )
         return rgb
 
     def mask(self, name_id: str) -> NDArray[np.bool_]:
@@ -115,7 +126,10 @@ class Blobs:
         """
         mask = decode_png(self._read("masks", name_id), "L") > 127
         if mask_id(mask) != name_id:
-            raise StoreError(f"The mask {name_id} was changed on disk; restore it or redo it.")
+            raise StoreError(
+                f"The mask {name_id} was changed on disk; restore it or redo it.",
+                code="changed-on-disk",
+            )
         return mask
 
     def blob(self, name_id: str) -> bytes:
@@ -126,7 +140,10 @@ class Blobs:
         """
         raw = self._read("blobs", name_id)
         if digest(raw) != name_id:
-            raise StoreError(f"The file {name_id} was changed on disk; restore it or redo it.")
+            raise StoreError(
+                f"The file {name_id} was changed on disk; restore it or redo it.",
+                code="changed-on-disk",
+            )
         return raw
 
     @staticmethod
@@ -147,7 +164,7 @@ class Blobs:
         return None
 
     def kind_of(self, name_id: str) -> Kind | None:
-        """What an id stands for here, or None."""
+        """Kind of the file that an id names, or None."""
         return next((kind for kind in KINDS if self.find(name_id, kind)), None)
 
     def has(self, name_id: str) -> bool:
@@ -163,7 +180,7 @@ class Blobs:
                     yield kind, TAG + match[1], path
 
     def check(self, kind: Kind, name_id: str) -> str | None:
-        """What is wrong with a stored file, or None."""
+        """Fault of a stored file, or None."""
         try:
             {"images": self.image, "masks": self.mask, "blobs": self.blob}[kind](name_id)
         except StoreError as exc:
@@ -233,7 +250,7 @@ class Thumbs:
         """
         side = max(16, min(int(side), 1024))
         if not is_id(name_id):
-            raise StoreError(f"{name_id!r:.60} is no picture of the history.")
+            raise StoreError(f"{name_id!r:.60} is not a picture of the history.", code="no-picture")
         path = self._folder / f"{name_id.replace(':', '-')}-{side}.jpg"
         try:
             known = path.read_bytes()
@@ -265,7 +282,9 @@ class Thumbs:
             image = Image.open(io.BytesIO(self._blobs.blob(name_id)))
             image.load()
         except UNDECODABLE as exc:
-            raise StoreError(f"The file {name_id} is no picture ({exc}).") from exc
+            raise StoreError(
+                f"The file {name_id} is not a picture ({exc}).", code="no-picture"
+            ) from exc
         return image
 
 

@@ -43,7 +43,7 @@ def seal(data: Mapping[str, Any]) -> bytes:
         text = json.dumps(body, ensure_ascii=False, sort_keys=True, indent=1, allow_nan=False)
         head = text.removesuffix("\n}").encode()
     except (ValueError, TypeError) as exc:
-        raise BadInput(f"This cannot be kept in the history: {exc}.") from exc
+        raise BadInput(f"This cannot be kept in the history: {exc}.", code="not-storable") from exc
     return head + _tail(head)
 
 
@@ -56,20 +56,24 @@ def unseal(raw: bytes, kind: str) -> dict[str, Any]:
     try:
         data = json.loads(raw.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError) as exc:
-        raise BadInput(f"It is no JSON ({exc}).") from exc
+        raise BadInput(f"It is not JSON ({exc}).", code="not-json") from exc
     if not isinstance(data, dict):
-        raise BadInput("It is no JSON object.")
+        raise BadInput("It is not a JSON object.", code="wrong-type")
     version = data.get("format")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise BadInput(f"It names no format (found {version!r:.40}).")
+        raise BadInput(f"It names no format (found {version!r:.40}).", code="newer-format")
     if version > FORMAT:
         raise BadInput(
             f"It has format {version}, and this workbench reads up to {FORMAT}; "
-            "open it with a newer workbench."
+            "open it with a newer workbench.",
+            code="newer-format",
         )
     head = raw[: -len(_tail(b""))]
     if raw != head + _tail(head):
-        raise BadInput("It was changed or damaged after it was written (its checksum is wrong).")
+        raise BadInput(
+            "It was changed or damaged after it was written (its checksum is wrong).",
+            code="damaged",
+        )
     data.pop("check")
     return migrate(kind, data)
 
@@ -88,7 +92,7 @@ def _tail(head: bytes) -> bytes:
 
 
 def _refuse(text: str) -> Any:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 log = logging.getLogger(__name__)
@@ -137,13 +141,15 @@ class JsonFolder(Generic[T]):
         self._lock = threading.Lock()
 
     def path(self, name: str) -> Path:
-        """Where an id's file lies.
+        """Path of an id's file.
 
         Raises:
             BadInput: when the id has not the form of one; no other text ever reaches the disk.
         """
         if not is_ulid(name):
-            raise BadInput(f"{name!r:.60} is no id of the history; an id has 26 characters.")
+            raise BadInput(
+                f"{name!r:.60} is not an id of the history; an id has 26 characters.", code="bad-id"
+            )
         return self.folder / f"{name}.json"
 
     def load(self) -> dict[str, T]:
@@ -176,7 +182,8 @@ class JsonFolder(Generic[T]):
                 value = self._look(path).value
             except OSError as exc:
                 self._seen.pop(name, None)
-                raise BadInput(f"There is no {path.parent.name[:-1]} {name} here.") from exc
+                kind = path.parent.name[:-1]
+                raise BadInput(f"There is no {kind} {name} here.", code=f"no-{kind}") from exc
         if isinstance(value, Unreadable):
             raise StoreError(f"{value.name} cannot be read: {value.reason}")
         return value
@@ -250,7 +257,7 @@ class JsonFolder(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notes:
-    """What may change about an edit after it was made. `binned` is when it went to the bin."""
+    """Notes: the fields of an edit that may change after it was made. `binned` is when it went to the bin."""
 
     title: str = ""
     note: str = ""
@@ -322,7 +329,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What `verify` found; `checked` counts records and files."""
+    """Findings of `verify`; `checked` counts records and files."""
 
     checked: int
     problems: tuple[Problem, ...]
@@ -410,7 +417,9 @@ def empty_bin(
     binned = {r.id: r for r in store.records(binned=True)}
     chosen = set(binned) if names is None else set(names)
     if not chosen <= set(binned):
-        raise BadInput(f"The edit {sorted(chosen - set(binned))[0]:.60} is not in the bin.")
+        raise BadInput(
+            f"The edit {sorted(chosen - set(binned))[0]:.60} is not in the bin.", code="not-in-bin"
+        )
     candidates: set[str] = set()
     for name in sorted(chosen):
         candidates.update(_ID.findall(store.edit_text(name)))

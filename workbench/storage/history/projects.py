@@ -25,7 +25,7 @@ _TEXTS = ("owner", "title", "image_name", "prompt", "created", "updated")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
-    """What the pages know about one picture. `drawing` and `settings` are the pages' own JSON."""
+    """The pages' data about one picture. `drawing` and `settings` are the pages' own JSON."""
 
     id: str
     owner: str = ""
@@ -54,11 +54,13 @@ class Project:
         known = {f.name for f in dataclasses.fields(cls)}
         parts = {k: v for k, v in data.items() if k in known}
         if parts.get("id") != name:
-            raise BadInput(f"It is the project {parts.get('id')!r:.40} under another name.")
+            raise BadInput(
+                f"It is the project {parts.get('id')!r:.40} under another name.", code="other-name"
+            )
         if not all(isinstance(parts.get(k, ""), str) for k in (*_TEXTS, "image")):
             raise BadInput("It has a field of the wrong type.")
         if not all(isinstance(parts.get(k, {}), Mapping) for k in ("drawing", "settings")):
-            raise BadInput("Its drawing or settings are no JSON objects.")
+            raise BadInput("Its drawing or settings are not JSON objects.")
         number = parts.get("revision", 0)
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise BadInput("Its revision is not a whole number.")
@@ -107,7 +109,7 @@ class Projects:
         project = self._files.one(name)
         owner = self._owner if owner is None else owner
         if owner is not None and project.owner != owner:
-            raise BadInput(f"There is no project {name} here.")
+            raise BadInput(f"There is no project {name} here.", code="no-project")
         return project
 
     def save(self, project: Project) -> Project:

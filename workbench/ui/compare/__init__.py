@@ -278,7 +278,7 @@ def _show(
 
 
 def _two(labels: list[str]) -> tuple[int, int]:
-    """Which two pictures stand against each other."""
+    """Selection of the two pictures to compare."""
     with st.container(horizontal=True, width="content", key="compare_two"):
         first, second = (
             st.selectbox(
@@ -295,7 +295,7 @@ def _two(labels: list[str]) -> tuple[int, int]:
 
 
 def _difference(a: figures.U8, b: figures.U8) -> str:
-    """How much two pictures of one size differ, in words."""
+    """Difference of two pictures of one size, in words."""
     delta = abs(a.astype("int16") - b.astype("int16")).max(axis=2)
     share = 100 * float((delta > 8).mean())
     return say(

@@ -1,4 +1,4 @@
-"""Which edits are compared, and what they have in common and not: parameters, measures, short names."""
+"""Compared edits, and their common and different facts: parameters, measures, short names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Row:
 
     @property
     def differs(self) -> bool:
-        """Whether the edits do not all say the same."""
+        """True if the edits do not all say the same."""
         return len(set(self.values)) > 1
 
 
@@ -43,7 +43,7 @@ def ids(text: str) -> list[str]:
 
 
 def has_picture(record: EditRecord) -> bool:
-    """Whether an edit can be looked at."""
+    """True if an edit can be looked at."""
     return record.status is JobState.DONE and record.result is not None
 
 
@@ -80,7 +80,7 @@ def _painted(store: Store, mask: str) -> str:
 
 
 def metric_rows(views: Sequence[EditView]) -> list[Row]:
-    """What came out, one row per measure; the best edit of a row is marked."""
+    """Results, one row per measure; the best edit of a row is marked."""
     rows = [Row(say("common.stopped_because"), tuple(v.outcome() for v in views))]
     most = max((len(v.request.pairs) for v in views), default=0)
     # "best" means something only for one drag of one picture
@@ -124,7 +124,7 @@ def metric_rows(views: Sequence[EditView]) -> list[Row]:
 
 
 def _cached(view: EditView) -> str:
-    """What needed no computing, and so makes times unlike."""
+    """Stages taken from the cache, which make times incomparable."""
     words = {
         "lora": say("compare.training"),
         "invert": "inversion",
@@ -135,7 +135,7 @@ def _cached(view: EditView) -> str:
 
 
 def _lowest(values: Sequence[float | None]) -> frozenset[int]:
-    """Where the smallest value stands; nowhere when all are the same or unknown."""
+    """Index of the smallest value; none when all are the same or unknown."""
     known = [v for v in values if v is not None]
     if len(known) < 2 or max(known) - min(known) < 1e-9:
         return frozenset()

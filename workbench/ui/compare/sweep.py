@@ -107,7 +107,7 @@ def _shown(backend: Backend, space: Workspace | None, plan: Plan) -> None:
 
 
 def _head(backend: Backend, space: Workspace | None, now: Standing, guess: float | None) -> None:
-    """What is varied, how far it is, cancel or run the rest."""
+    """Varied parameters, progress, and buttons to cancel or run the rest."""
     plan, job = now.plan, now.job
     with st.container(horizontal=True, vertical_alignment="center"):
         st.subheader(inert(plan.title), anchor=False)

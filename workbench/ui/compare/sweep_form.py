@@ -43,7 +43,7 @@ _EDITS = 30  # edits that are offered as the drag
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the form says: a plan, or why there is none yet."""
+    """State of the form: a plan, or the reason why there is none yet."""
 
     plan: Plan | None
     reason: str = ""
@@ -288,11 +288,11 @@ class Standing:
 
     @property
     def live(self) -> bool:
-        """Whether its job runs or waits."""
+        """True if its job runs or waits."""
         return self.job is not None and not self.job.state.ended
 
     def count(self, *states: str) -> int:
-        """How many cells are in one of these states."""
+        """Number of cells in one of these states."""
         return sum(o.state in states for o in self.outcomes)
 
     @property

@@ -104,7 +104,7 @@ def _drawing(
 
 
 def _coach(space: Workspace, tool: str) -> str:
-    """What is said on the canvas while nothing is drawn."""
+    """Hint on the canvas while nothing is drawn."""
     hint = str(space.get("hint") or "")
     return (
         say("draw.try_it", hint=hint) if hint else say("draw.arrow_hint") if tool == "Arrow" else ""
@@ -225,7 +225,7 @@ def _run(
 
 
 def _drawn_since(job: Job | None, drawing: Drawing) -> bool:
-    """Whether the arrows are other ones than those of a running edit."""
+    """True if the arrows are other ones than those of a running edit."""
     return getattr(job and job.payload, "pairs", drawing.pairs) != drawing.pairs
 
 
@@ -353,7 +353,7 @@ def _record(backend: Backend, space: Workspace, job: Job | None) -> EditRecord |
 
 
 def _outcome(view: EditView) -> None:
-    """How far each arrow got."""
+    """Progress of each arrow."""
     rows = []
     for a in view.arrivals():
         if a.arrived:
@@ -425,5 +425,5 @@ def variants(request: EditRequest) -> dict[str, EditRequest]:
 
 
 def same_drag(a: EditRequest, b: EditRequest) -> bool:
-    """Whether two edits would compute the same picture; who descends from what does not matter."""
+    """True if two edits would compute the same picture; who descends from what does not matter."""
     return dataclasses.replace(a, parent=b.parent, image=b.image) == b and a.image.id == b.image.id

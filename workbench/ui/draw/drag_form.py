@@ -1,4 +1,4 @@
-"""How to drag (method, preset, step limit, every option), and the menu of the mask."""
+"""Drag settings (method, preset, step limit, every option), and the menu of the mask."""
 
 from __future__ import annotations
 

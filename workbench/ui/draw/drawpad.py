@@ -82,7 +82,7 @@ class Drawpad:
 
     @property
     def view(self) -> Viewport:
-        """What the canvas shows, from the last known room."""
+        """View of the canvas, from the last known size of the column."""
         room = self.state.get("room", (640, 480))
         zoom, centre = float(self.state.get("zoom", 1.0)), self.state.get("centre")
         return projection.viewport(
@@ -353,7 +353,7 @@ class Drawpad:
             )
 
     def _stage(self, tool: str, brush: int, coach: str, view: Viewport) -> dict[str, Any]:
-        """What the stage needs to know, see `components.stage`."""
+        """Data for `components.stage`."""
         areas = self.backend.areas
         pairs = [a.pair for a in self.drawing.arrows if a.on][:_HELD]
         if (pressed := self.state.get("press")) is not None:

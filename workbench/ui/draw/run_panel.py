@@ -1,4 +1,4 @@
-"""What is happening now: phase, step, time left, cancel, the picture as it changes, the curves.
+"""Panel of the running job: phase, step, time left, cancel, the picture as it changes, the curves.
 
 A fragment polls the executor while a job lives, so that the page around it stays usable; when the
 job ends, the page runs once as a whole and the polling stops. Nothing here works, it only looks.
@@ -183,12 +183,12 @@ def last_line(job: Job) -> None:
 
 
 def _pace(per_second: float) -> str:
-    """How fast it goes: steps per second, or seconds per step when that reads better."""
+    """Speed: steps per second, or seconds per step when that reads better."""
     return f"{per_second:.2g} steps/s" if per_second >= 1 else f"{1 / per_second:.2g} s/step"
 
 
 def _stages(job: Job) -> None:
-    """What was done so far, how long it took, and what the cache saved."""
+    """Finished stages, their time, and what the cache saved."""
     parts = []
     for done in job.stages:
         took = "from the cache" if done.cached else seconds(done.seconds)
@@ -237,13 +237,13 @@ def _curves(job: Job, key: str) -> None:
 
 def live_picture(job: Job, request: EditRequest | None) -> bytes:
     """The last preview with the handles' ways drawn on it, JPEG or WebP bytes."""
-    if request is None or not job.trail:
+    if request is None or not job.paths:
         return job.preview or b""
     rgb = figures.decode(job.preview or b"")
     image = request.image
     to = Frame.whole(image.width, image.height, rgb.shape[1], rgb.shape[0])
-    rows = figures.fit_rows([points for _, points in job.trail], to)
-    return figures.encode(overlay(rgb, None, figures.fit_pairs(request.pairs, to), trail=rows))
+    rows = figures.fit_rows([points for _, points in job.paths], to)
+    return figures.encode(overlay(rgb, None, figures.fit_pairs(request.pairs, to), paths=rows))
 
 
 def smooth(points: Sequence[tuple[int, float]], keep: float = 0.8) -> list[tuple[int, float]]:

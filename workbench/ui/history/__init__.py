@@ -144,7 +144,7 @@ def _picture_name(family: Family | None) -> str:
 
 
 def _tools(backend: Backend, forest: Forest, wanted: Filter, rows: list[Row]) -> None:
-    """How much there is, and what one does with all of it: download, import, empty the bin."""
+    """Size of the history, and actions on all of it: download, import, empty the bin."""
     with st.container(key="history_tools", horizontal=True, vertical_alignment="center"):
         st.caption(_how_many(forest, wanted, rows))
         st.space("stretch")

@@ -90,7 +90,7 @@ def _drawn(store: Store, request: EditRequest) -> bytes:
 
 
 def _how(record: EditRecord) -> None:
-    """How it ended."""
+    """Outcome of the edit."""
     if record.status is not JobState.DONE or record.result is None:
         icon, colour = SIGNS.get(record.status, (":material/help:", "gray"))
         st.markdown(f":{colour}[{icon}] **{record.status.label}**")
@@ -267,7 +267,7 @@ def _replay_job(backend: Backend, name: str) -> Job | None:
 
 
 def verdict(found: Mapping[str, Any]) -> str:
-    """What replaying an edit found (see `run_job.replay`), as a sentence."""
+    """Result of a replay (see `run_job.replay`) in one sentence."""
     if found["identical"]:
         return say("history.reproduced_the_picture_is")
     most, mean = found["max"], found["mean"]

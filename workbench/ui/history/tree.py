@@ -32,7 +32,7 @@ from workbench.ui.shell.shell import guard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """What is to be shown; empty fields let everything through."""
+    """Filter of the history; empty fields let everything through."""
 
     words: str = ""
     favourites: bool = False
@@ -42,7 +42,7 @@ class Filter:
 
     @property
     def narrows(self) -> bool:
-        """Whether anything but the bin's switch is set."""
+        """True if anything but the bin's switch is set."""
         return bool(self.words.strip() or self.favourites or self.picture or self.status)
 
 
@@ -178,7 +178,7 @@ SIGNS = {
 
 
 def title_of(record: EditRecord, notes: Notes) -> str:
-    """What an edit is called: its title, or how it was made."""
+    """Name of an edit: its title, or how it was made."""
     if notes.title.strip():
         return plain(notes.title, 60)
     words = method_label(record.request.drag.method)
@@ -218,7 +218,7 @@ _SAID = "history_import_said"
 
 
 def zip_maker(backend: Backend, ids: Sequence[str] | None, with_lora: bool) -> Callable[[], bytes]:
-    """What makes the zip of some edits (None: of all outside the bin), called at the click."""
+    """Callable that makes the zip of some edits (None: of all outside the bin), called at the click."""
 
     def lora_of(record: EditRecord) -> bytes | None:
         return _lora(backend, record)
@@ -283,7 +283,7 @@ def menu(backend: Backend, ids: Sequence[str], *, name: str, key: str, quiet: bo
 
 
 def lora_switch(key: str) -> bool:
-    """Whether the trained LoRAs go along."""
+    """True if the trained LoRAs go along."""
     return bool(
         st.toggle(
             say("history.include_loras"),
@@ -321,7 +321,7 @@ def importer(backend: Backend) -> None:
 
 
 def words(done: Imported) -> str:
-    """What came of an import, as sentences."""
+    """Result of an import, in sentences."""
     said = [f"{count(len(done.added), 'edit')} added."]
     if done.known:
         said.append(
@@ -359,7 +359,7 @@ def tick_none() -> None:
 
 
 def bar(backend: Backend, forest: Forest, wanted: Filter) -> None:
-    """What can be done with the ticked edits."""
+    """Actions on the selected edits."""
     names = [n for n in ticked() if n in forest.records and (n in forest.binned) == wanted.binned]
     if not names:
         return

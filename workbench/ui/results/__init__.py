@@ -71,7 +71,7 @@ def body(backend: Backend, space: Workspace) -> None:
 
 
 def _finished_example(backend: Backend, space: Workspace) -> None:
-    """What an example's own drag gives, to look at before the first run."""
+    """Result of an example's own drag, shown before the first run."""
     after = str(space.get("example_after") or "")
     if after and backend.store.has(after):
         st.caption(say("results.what_this_example_gives"))
@@ -252,7 +252,7 @@ def _onwards(backend: Backend, space: Workspace, view: EditView) -> None:
 
 
 def _costs(backend: Backend, view: EditView) -> None:
-    """How long the two buttons that compute will take, where earlier runs tell."""
+    """Estimated time of the two buttons that compute, where earlier runs allow it."""
     more, again = backend.seconds([_longer(view)]), backend.seconds([view.request], fresh=True)
     if more is not None and again is not None and max(more, again) > WORTH_SAYING:
         st.caption(say("results.run_more_steps_about", more=about(more), again=about(again)))

@@ -157,7 +157,7 @@ def _precision(backend: Backend) -> None:
 
 
 def _memory(backend: Backend) -> None:
-    """What is free on each device; looked at again as long as the page is open."""
+    """Free memory of each device, refreshed while the page is open."""
 
     def panel() -> None:
         if "torch" not in sys.modules:
@@ -298,7 +298,7 @@ def _all(backend: Backend, entries: Sequence[CacheEntry]) -> None:
 
 
 def _kinds(backend: Backend, entries: Sequence[CacheEntry]) -> None:
-    """What kinds of things there are, each with its own clearing."""
+    """Kinds of cached data, each with its own Clear button."""
     st.subheader(say("settings.by_kind"), anchor=False)
     groups: dict[str, list[CacheEntry]] = {}
     for entry in entries:

@@ -29,7 +29,7 @@ class Found:
 
     @property
     def fetchable(self) -> bool:
-        """Whether it is missing and the hub has it."""
+        """True if it is missing and the hub has it."""
         return self.files is None and bool(self.spec.hub)
 
 
@@ -207,7 +207,7 @@ def _question(backend: Backend, spec: ModelSpec, full: bool) -> None:
 
 
 def _plan(spec: ModelSpec, full: bool) -> Plan:
-    """What the hub said about a model; asked once per session and choice.
+    """The hub's answer about a model; asked once per session and choice.
 
     Raises:
         ModelError: when it cannot be asked.

@@ -1,1 +1,1 @@
-"""What every page shares: layout, routing, state, backend."""
+"""Shared by every page: layout, routing, state, backend."""

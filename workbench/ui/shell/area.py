@@ -1,4 +1,4 @@
-"""Which part of the picture may change: what is painted, else a proposal from the arrows, else all.
+"""Editable area of the picture: the painted mask, else a proposal from the arrows, else all.
 
 No Streamlit. The proposal takes the place of the paint everywhere, on the canvas, in the preview, the
 checklist and the run, so that what is seen is what will be done. It is never written into the drawing
@@ -35,7 +35,7 @@ _SENT = 640  # longest side of a mask on its way to the browser, px
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """What may change: `mask`, bool [H,W], empty for everything; not to be written into."""
+    """Editable area: `mask`, bool [H,W], empty for everything; not to be written into."""
 
     mask: NDArray[np.bool_]
     proposed: bool = False
@@ -54,11 +54,11 @@ class Areas:
         self._pictures: tuple[NDArray[np.bool_], bytes] | None = None
 
     def painted(self, drawing: Drawing, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """What is painted, bool [H,W], on a picture of `size` (width, height)."""
+        """Painted mask, bool [H,W], on a picture of `size` (width, height)."""
         return self._painted(drawing.shapes, drawing.invert, *size)
 
     def of(self, space: Workspace, drawing: Drawing) -> Area:
-        """What may change when this drawing is run."""
+        """Editable area when this drawing is run."""
         mask = self.painted(drawing, (space.image.width, space.image.height))
         if mask.any() or unpainted(space) == "whole":
             return Area(mask)
@@ -69,11 +69,11 @@ class Areas:
         return Area(proposal, proposed=True) if proposal.any() else Area(mask)
 
     def part_at(self, image: str, at: Point, grow: float = 0.0) -> NDArray[np.bool_]:
-        """What hangs together at a position, bool [H,W]; empty on background. `grow`: -1 to 1."""
+        """Connected region at a position, bool [H,W]; empty on background. `grow`: -1 to 1."""
         return self._parts(image, round(at.x), round(at.y), grow)
 
     def weights(self, space: Workspace, drawing: Drawing, pair: PointPair) -> bytes | None:
-        """How far each place follows an arrow's handle: grey PNG of the whole picture; None if unknown.
+        """Grey PNG of the weight with which each pixel follows an arrow's handle; None if unknown.
 
         Nothing outside of what is painted follows; unpainted, outside of what is proposed for the arrow.
         """
@@ -112,7 +112,7 @@ class Areas:
 
 
 def unpainted(space: Workspace) -> str:
-    """What a drawing without paint means in this project: "propose" or "whole"."""
+    """Meaning of an empty mask in this project: "propose" or "whole"."""
     chosen = str(space.get("unpainted", "propose"))
     return chosen if chosen in UNPAINTED else "propose"
 
@@ -148,7 +148,7 @@ def mask_of(raw: bytes, size: tuple[int, int], name: str) -> NDArray[np.bool_]:
 
 
 def said(drawing: Drawing, area: Area) -> str:
-    """What is drawn, in words for those who do not see it."""
+    """Text alternative of the drawing."""
     lines = []
     for n, arrow in enumerate(drawing.arrows, 1):
         off = "" if arrow.on else say("draw.said_off")

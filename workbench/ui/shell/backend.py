@@ -95,7 +95,7 @@ class Backend(Jobs):
     # --- pictures ---------------------------------------------------------------------------------
 
     def decode(self, raw: bytes, name: str, stop: Stop | None = None) -> images.Decoded:
-        """Read an upload; `BadInput` in one sentence when it is no usable picture."""
+        """Read an upload; `BadInput` in one sentence when it is not a usable picture."""
         return images.decode(raw, name, stop)
 
     def restored(self, decoded: images.Decoded) -> Workspace | None:
@@ -180,7 +180,7 @@ class Backend(Jobs):
         return next(self._generations)
 
     def canvas_background(self, space: Workspace, view: Viewport) -> bytes:
-        """What lies behind the canvas: the picture in that view; WebP bytes."""
+        """Background of the canvas: the picture in that view; WebP bytes."""
         return self._behind(space.image.id, view)
 
     def _draw_behind(self, image_id: str, view: Viewport) -> bytes:
@@ -193,7 +193,7 @@ class Backend(Jobs):
     def draft(
         self, space: Workspace, drawing: Drawing, longest: int = 640
     ) -> tuple[bytes, tuple[int, int, int, int]] | None:
-        """What the drag will roughly do, at once; None without arrows.
+        """Instant preview of the drag; None without arrows.
 
         Returns:
             WebP bytes at most `longest` px long, and the box (x, y, width, height) of the picture that
@@ -249,11 +249,11 @@ class Backend(Jobs):
         }
 
     def model_facts(self, space: Workspace) -> ModelFacts:
-        """What is known about a project's model; `problem` says why it cannot be used."""
+        """Facts about a project's model; `problem` says why it cannot be used."""
         return self.facts.of(space.model.name)
 
     def piece(self, space: Workspace) -> Crop:
-        """Which part of a project's picture is edited as it is drawn now, and at which size."""
+        """Crop of a project's picture with the present drawing, and the size at which it is edited."""
         drawing = self._drawing(space)
         mask = self.areas.of(space, drawing).mask
         return workspace.piece(space.request(drawing.pairs, None), self.model_facts(space), mask)
@@ -266,7 +266,7 @@ class Backend(Jobs):
     # --- jobs -------------------------------------------------------------------------------------
 
     def is_trained(self, space: Workspace) -> bool:
-        """Whether the LoRA that a run of the present drawing would train is there already."""
+        """True if the LoRA that a run of the present drawing would train is there already."""
         if space.lora_file is not None:
             return True
         key = self._known(space).get("lora")
@@ -275,7 +275,7 @@ class Backend(Jobs):
         return self.prepared(self._drawn_or_not(space))[0]
 
     def prepared(self, request: EditRequest) -> tuple[bool, bool]:
-        """Whether a request's LoRA and inversion are in the cache; no, where it cannot be said quickly.
+        """Return True if a request's LoRA and inversion are cached; False where that cannot be told quickly.
 
         Without a fingerprint a big model file would have to be read first.
         """
@@ -317,7 +317,7 @@ class Backend(Jobs):
         return self.seconds([self._drawn_or_not(space)], train=True)
 
     def has_gpu(self) -> bool:
-        """Whether the settings mean a GPU on this machine; torch is not asked, which may be half loaded."""
+        """True if the settings mean a GPU on this machine; torch is not asked, which may be half loaded."""
         device = self.app.settings.device
         if device != "auto":
             return device != "cpu"
@@ -325,7 +325,7 @@ class Backend(Jobs):
         return apple or any(Path("/proc/driver/nvidia/gpus").glob("*"))
 
     def reconstruction(self, space: Workspace) -> dict[str, Any] | None:
-        """What the training of the present settings found out, or None before it was trained.
+        """Result of the training with the present settings, or None before it.
 
         `reconstruction` is the id of the picture inverted and denoised again, `psnr` in dB.
         """
@@ -400,7 +400,7 @@ class Backend(Jobs):
 
 
 def _passes(task: GenerateTask) -> float:
-    """How much work a generation is, in passes over the picture."""
+    """Cost of a generation, in passes over the picture."""
     area = (task.config.width or 1) * (task.config.height or 1)
     return float(task.count * task.config.steps * area)
 

@@ -75,7 +75,7 @@ class EditView:
         return figures.seen(self.store.image(self.result.image), self.frame)
 
     def heat(self) -> figures.U8:
-        """Where and how much it changed, uint8 [h,w,3]."""
+        """Difference map of before and after, uint8 [h,w,3]."""
         return sheets.heatmap(self.before(), self.after())
 
     def marked(self) -> figures.U8:
@@ -92,7 +92,7 @@ class EditView:
         """The result with each handle's way, uint8 [h,w,3]."""
         pairs = figures.fit_pairs(self.request.pairs, self.frame)
         rows = figures.fit_rows(self.rows(), self.frame)
-        return overlay(self.after(), None, pairs, trail=rows)
+        return overlay(self.after(), None, pairs, paths=rows)
 
     def rows(self) -> list[list[Point]]:
         """Positions of the handles [tracking][pair], image px; at least the start."""
@@ -157,11 +157,11 @@ class EditView:
     # --- words and figures ------------------------------------------------------------------------
 
     def arrivals(self) -> list[Converged]:
-        """What became of each arrow."""
+        """Outcome of each arrow."""
         return convergence(self.request.pairs, self.result, self.request.drag, self._per_cell())
 
     def _per_cell(self) -> float:
-        """Image px per feature-lattice px, roughly: the lattice is half the working picture."""
+        """Image px per feature grid px, roughly: the grid is half the working picture."""
         image = self.request.image
         working = self.request.working_size or max(image.width, image.height)
         return 2 * max(image.width, image.height) / max(1, working)
@@ -176,7 +176,7 @@ class EditView:
             return plain(self.result.stop, 200)
 
     def advice(self) -> list[str]:
-        """What to try next, from what was measured."""
+        """Advice on what to try next, from the measurements."""
         tips = []
         late = [a for a in self.arrivals() if not reached(a)]
         if late and self.result.stop == StopReason.STEP_LIMIT.name:
@@ -208,7 +208,7 @@ class EditView:
 
 
 def reached(arrow: Converged) -> bool:
-    """Whether an arrow is said to have reached its target: it stopped there, and is there."""
+    """True if an arrow is said to have reached its target: it stopped there, and is there."""
     return arrow.arrived and (arrow.left <= 2.0 or arrow.share >= 0.85)
 
 

@@ -113,7 +113,7 @@ def steadied(first: U8, way: Sequence[U8], last: U8, *, moved: bool) -> list[U8]
 
 
 def seen(rgb: U8, through: Frame) -> U8:
-    """What a frame shows of a picture uint8 [H,W,3]."""
+    """The part of a picture uint8 [H,W,3] that a frame shows."""
     part = rgb[through.y0 : through.y0 + through.height, through.x0 : through.x0 + through.width]
     return fit(np.ascontiguousarray(part), through.out_width, through.out_height)
 

@@ -120,7 +120,7 @@ def count(number: int, noun: str, nouns: str = "") -> str:
 
 
 def describe(opt: Option, default: Any) -> str:
-    """What an option does, its range and its default, in one tooltip."""
+    """Tooltip of an option: effect, range and default."""
     span = range_text(opt).strip()
     parts = [opt.help]
     if span:

@@ -66,11 +66,11 @@ class Hosts:
 
     @property
     def only_loopback(self) -> bool:
-        """Whether nobody but this machine is served."""
+        """True if nobody but this machine is served."""
         return not self.named and self.address in LOOPBACK
 
     def allows(self, host: str) -> bool:
-        """Whether a `Host` header is one of ours."""
+        """True if a `Host` header is one of ours."""
         name = _name(host)
         if name is None:
             return False
@@ -80,7 +80,7 @@ class Hosts:
         return self.address in EVERY_ADDRESS and _is_address(name)
 
     def allows_origin(self, origin: str, host: str) -> bool:
-        """Whether an `Origin` header is the page that the request's `Host` serves, port included."""
+        """True if an `Origin` header is the page that the request's `Host` serves, port included."""
         parts = urlsplit(origin)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             return False
@@ -143,7 +143,7 @@ class Owners:
 
     @property
     def by_header(self) -> bool:
-        """Whether a proxy says who it is."""
+        """True if a proxy says who it is."""
         return self.mode not in ("shared", "browser")
 
     def of_request(self, headers: Mapping[str, str]) -> str | None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
 from workbench.core.config import LoraRef
 from workbench.core.errors import BadInput, ModelError, Notice, WorkbenchError
+from workbench.diffusion.registry.diagnose import CARD, LoraCard
 from workbench.diffusion.registry.files import read_header
 from workbench.editing.lora_library import LoraEntry
 from workbench.ui.shell import shell
@@ -119,7 +117,7 @@ def train_further(backend: Backend, space: Workspace, *, running: bool) -> None:
 
 
 def in_use(backend: Backend, space: Workspace, *, running: bool) -> None:
-    """What is said of a picture that is edited with a LoRA from a file."""
+    """Caption for a picture that is edited with a LoRA from a file."""
     ref = space.lora_file
     if ref is None:
         raise BadInput(say("upload.no_lora_file_is_selected"))
@@ -145,19 +143,11 @@ def in_use(backend: Backend, space: Workspace, *, running: bool) -> None:
     shell.link("drag", say("common.mask_points"), icon=":material/arrow_forward:")
 
 
-ENTRY = "workbench"  # the card in the file's metadata, as `lora_files` writes it
-
-
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Where a LoRA comes from; empty where the file does not say."""
+    """Origin of a LoRA as the pages show it; empty where the file does not say."""
 
-    model: str = ""
-    image: str = ""
-    image_name: str = ""
-    prompt: str = ""
-    rank: int = 0
-    steps: int = 0
+    origin: LoraCard = field(default_factory=LoraCard)
     tensors: int = 0
     problem: str = ""
 
@@ -165,21 +155,24 @@ class Card:
         """The card in one line."""
         if self.problem:
             return self.problem
-        parts = [self.image_name, f"for {self.model}" if self.model else ""]
+        said = self.origin
+        model = said.model_name or said.model
+        parts = [said.image_name, f"for {model}" if model else ""]
         parts += [
-            f"rank {self.rank}" if self.rank else "",
-            f"{self.steps} steps" * bool(self.steps),
+            f"rank {said.rank}" if said.rank else "",
+            f"{said.steps} steps" if said.steps else "",
         ]
         return " · ".join(p for p in parts if p) or say("upload.no_information_in_the_file")
 
     def facts(self) -> dict[str, str]:
         """The card, name by name."""
+        said = self.origin
         rows = {
-            say("common.model"): self.model,
-            say("common.picture"): self.image_name,
-            say("common.prompt"): self.prompt,
-            say("upload.rank"): str(self.rank or ""),
-            say("common.steps"): str(self.steps or ""),
+            say("common.model"): said.model_name or said.model,
+            say("common.picture"): said.image_name,
+            say("common.prompt"): said.prompt,
+            say("upload.rank"): str(said.rank or ""),
+            say("common.steps"): str(said.steps or ""),
             say("upload.tensors"): str(self.tensors or ""),
         }
         return {k: v for k, v in rows.items() if v}
@@ -200,37 +193,10 @@ def _card(path: Path, _changed: int, _size: int) -> Card:
         header = read_header(path)
     except ModelError as exc:
         return Card(problem=str(exc))
-    said = _said(header.get("__metadata__"))
-    names = [n for n in header if n != "__metadata__"]
-    return Card(
-        model=_text(said, "model_name") or _text(said, "model"),
-        image=_text(said, "image"),
-        image_name=_text(said, "image_name"),
-        prompt=_text(said, "prompt"),
-        rank=_count(said, "rank"),
-        steps=_count(said, "steps"),
-        tensors=len(names),
-    )
-
-
-def _said(metadata: Any) -> Mapping[str, Any]:
-    """The card's fields; none where there is no card or a damaged one."""
-    text = metadata.get(ENTRY) if isinstance(metadata, dict) else None
-    try:
-        found = json.loads(text) if isinstance(text, str) else {}
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _text(said: Mapping[str, Any], name: str) -> str:
-    value = said.get(name)
-    return value if isinstance(value, str) else ""
-
-
-def _count(said: Mapping[str, Any], name: str) -> int:
-    value = said.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    metadata = header.get("__metadata__")
+    text = metadata.get(CARD) if isinstance(metadata, dict) else None
+    card = LoraCard.from_text(text) if isinstance(text, str) else LoraCard()
+    return Card(card, len(header) - ("__metadata__" in header))
 
 
 MOST_MB = 500
@@ -306,9 +272,10 @@ def _slug(name: str) -> str:
 
 
 def _picture(backend: Backend, card: Card) -> None:
-    if card.image and backend.store.has(card.image):
+    image = card.origin.image
+    if image and backend.store.has(image):
         with guard():
-            st.image(backend.thumbnail(card.image, 128), width=56, alt="")
+            st.image(backend.thumbnail(image, 128), width=56, alt="")
 
 
 def _rename(backend: Backend, name: str, key: str) -> None:
@@ -414,7 +381,7 @@ def take(
     """Put a file into the library; first what was done, then what does not fit.
 
     Raises:
-        BadInput: when it is no LoRA, or the name is taken or impossible.
+        BadInput: when it is not a LoRA, or the name is taken or impossible.
     """
     from workbench.diffusion.lora_files import read
 

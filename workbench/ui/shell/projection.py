@@ -77,7 +77,7 @@ def contrasting(rgb: NDArray[np.uint8]) -> str:
 
 
 def projection(drawing: Drawing, view: Viewport, paint: Colours, generation: int) -> dict[str, Any]:
-    """What the canvas loads: the painted shapes in a view, marked with their generation."""
+    """Drawing that the canvas loads: the painted shapes in a view, marked with their generation."""
     made = to_canvas_json(Drawing(shapes=drawing.shapes), view, colours=paint)
     marker = {
         "type": "Rect", "originX": "left", "originY": "top", "left": _FAR - generation,
@@ -210,7 +210,7 @@ def zoom_step(now: float, by: int) -> float:
 def viewport(
     image: tuple[int, int], canvas: tuple[int, int], zoom: float, centre: tuple[float, float] | None
 ) -> Viewport:
-    """What the canvas shows at a zoom round a centre (image px; None: the middle)."""
+    """View at a zoom around a centre (image px; None: the middle)."""
     whole_view = Viewport.fit(*image, *canvas)
     if zoom <= 1.0:
         return whole_view

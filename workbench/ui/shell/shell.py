@@ -133,7 +133,7 @@ def _head(backend: Backend, title: str, intro: str, space: Workspace | None) -> 
 
 
 def _readiness(backend: Backend, space: Workspace) -> None:
-    """Whether a run can start at once, what it waits for, and for how long; one line."""
+    """One line about the next run: it can start, or what it waits for and how long."""
     job_id = str(space.get("train_job") or "")
 
     def line() -> None:
@@ -172,7 +172,7 @@ def _state_words(backend: Backend, space: Workspace, job: Job | None) -> tuple[s
 
 
 def _under_way(backend: Backend) -> None:
-    """How many jobs run or wait, with a menu to go to one or cancel it; looked at again meanwhile."""
+    """Number of running and queued jobs, with a menu to open or cancel one; refreshed while they run."""
 
     def menu() -> None:
         jobs = backend.queue()
@@ -245,7 +245,7 @@ def _leave_for_home() -> None:
 
 
 def need_picture() -> None:
-    """What a page says that cannot do anything without a picture."""
+    """Message of a page that needs a picture."""
     with st.container(key="card_empty"):
         st.markdown(say("shell.no_picture_is_open_open"))
         link("train", say("common.upload_train"), icon=":material/arrow_forward:")

@@ -133,7 +133,7 @@ class Workspace:
 
     @property
     def title(self) -> str:
-        """What the project is called."""
+        """Title of the project."""
         return self.project.title or self.project.image_name or say("shell.untitled")
 
     @property
@@ -156,17 +156,17 @@ class Workspace:
 
     @property
     def lora(self) -> LoraConfig:
-        """How the LoRA is trained; what an older version wrote is read as far as it is valid."""
+        """Training options of the LoRA; valid fields of an older version are kept."""
         return _lenient(LoraConfig, self.get("lora"))
 
     @property
     def inversion(self) -> InversionConfig:
-        """How the picture is inverted."""
+        """Options of the inversion."""
         return _lenient(InversionConfig, self.get("inversion"))
 
     @property
     def drag(self) -> DragConfig:
-        """How the latent is dragged."""
+        """Options of the drag."""
         return _lenient(DragConfig, self.get("drag"))
 
     @property
@@ -181,7 +181,7 @@ class Workspace:
 
     @property
     def crop(self) -> bool:
-        """Whether a big picture is edited on the part around its mask."""
+        """True if a big picture is edited on the part around its mask."""
         return bool(self.get("crop", True))
 
     @property
@@ -196,7 +196,7 @@ class Workspace:
 
     @property
     def made_with(self) -> GenerationConfig | None:
-        """How this picture was made from a prompt; None for any other picture."""
+        """Generation options of a picture made from a prompt; None for any other picture."""
         known = self.get("made")
         if not isinstance(known, Mapping) or known.get("image") != self.project.image:
             return None
@@ -266,7 +266,7 @@ def settings_of(request: EditRequest) -> dict[str, Any]:
 
 
 def made_as(image: str, prompt: str, model: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a project remembers of a picture that was made from a prompt."""
+    """Generation data that a project keeps of a picture made from a prompt."""
     return {"image": image, "prompt": prompt, "model": model, "config": dict(config)}
 
 
@@ -323,7 +323,7 @@ class Jobs:
         return self.app.executor.snapshot(job_id, self.owner)
 
     def knows(self, job_id: str) -> bool:
-        """Whether a job of this id is known here."""
+        """True if a job of this id is known here."""
         if not job_id:
             return False
         try:
@@ -333,7 +333,7 @@ class Jobs:
         return True
 
     def is_live(self, job_id: str) -> bool:
-        """Whether a job runs or waits."""
+        """True if a job runs or waits."""
         return self.knows(job_id) and not self.job(job_id).state.ended
 
     def cancel(self, job_id: str) -> JobState:
@@ -404,7 +404,7 @@ class Facts:
         return found
 
     def forget(self) -> None:
-        """Look anew: models were added, fetched or removed."""
+        """Look again: models were added, fetched or removed."""
         self._look.cache_clear()
 
     def _find(self, name: str) -> ModelFacts:
@@ -418,7 +418,7 @@ class Facts:
 
 
 def digest(request: EditRequest) -> str:
-    """What a picture's LoRA and inversion depend on, as one text; names do not count."""
+    """Everything a picture's LoRA and inversion depend on, as one text; names do not count."""
     file, style, generation = request.lora_file, request.style, request.generation
     trained = None if file else (dataclasses.asdict(request.lora), request.seed)
     loras = [(ref.id, ref.weight) if ref else None for ref in (file, style)]
@@ -433,11 +433,11 @@ def lora_key(request: EditRequest, facts: ModelFacts) -> str | None:
         return None
     image = request.image
     found = crop.whole(image.width, image.height, facts.native, longest=request.working_size)
-    model = keys.styled_model(facts.fingerprint, request.style)
+    model = keys.with_style_lora(facts.fingerprint, request.style)
     return keys.adapter_key(request, image.id, model, max(found.working))
 
 
 def piece(request: EditRequest, facts: ModelFacts, mask: NDArray[np.bool_] | None) -> Crop:
-    """Which part of the picture is edited, and at which size; `mask` bool [H,W], None for all."""
+    """Crop and working size of an edit; `mask` bool [H,W], None for all."""
     painted = mask if mask is not None and mask.any() else None
     return crop_of(request, painted, facts.native)

@@ -22,7 +22,7 @@ from workbench.ui.upload import generating, intake
 
 
 def prompt_and_lora(backend: Backend, space: Workspace) -> None:
-    """What the picture shows, with which model and how thoroughly it is learnt; the train button."""
+    """Prompt, model, training options, and the Train button."""
     backend.reconstruction(space)  # takes over what the last training came to, before it is shown
     with st.container(key="card_prompt"):
         _prompt(space)
@@ -171,7 +171,7 @@ def _start(backend: Backend, space: Workspace) -> None:
 
 
 def training_words(config: LoraConfig, took: float | None) -> str:
-    """How long the training will take, in one line; `took`: seconds, None where nothing is known."""
+    """Estimated training time in one line; `took`: seconds, None where nothing is known."""
     if config.steps == 0:
         return say("upload.no_training_the_picture_will")
     if took is None:
@@ -192,7 +192,7 @@ def progress(backend: Backend, space: Workspace) -> None:
 
 
 def reconstruction(backend: Backend, space: Workspace) -> None:
-    """How well the model knows the picture: inverted and denoised again, beside the original."""
+    """Reconstruction check: the picture inverted and denoised again, beside the original."""
     found = backend.reconstruction(space)
     if found is None:
         if space.generation is None and space.lora_file is None and backend.is_trained(space):

@@ -73,7 +73,7 @@ def _job(backend: Backend) -> str:
 
 
 def _draft(backend: Backend, job_id: str) -> dict[str, Any]:
-    """What the form holds: this session's, else that of the job at hand, else the defaults."""
+    """Values of the form: this session's, else that of the job at hand, else the defaults."""
     kept = st.session_state.get(_DRAFT)
     if isinstance(kept, dict):
         return kept
@@ -425,7 +425,7 @@ GENERAL = "a red robot holding a laser gun, blue sky, picture book illustration"
 
 
 def placeholder(model: str) -> str:
-    """What stands in an empty prompt field."""
+    """Placeholder of the prompt field."""
     return IDEAS.get(model, (GENERAL,))[0]
 
 

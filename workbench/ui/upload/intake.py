@@ -1,4 +1,4 @@
-"""Where a picture comes from: a file, the clipboard, an example, earlier work."""
+"""Sources of a picture: a file, the clipboard, an example, earlier work."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def choose(backend: Backend) -> None:
 
 
 def _steps() -> None:
-    """How it goes: three steps, and the first example before and after, in a loop."""
+    """Introduction: three steps, and the first example before and after, in a loop."""
     found = examples()
     before, after = _loop() if found else ("", "")
     steps = "".join(
@@ -158,7 +158,7 @@ class Reading:
             self._error = exc
 
     def ended(self, wait: float = 0.0) -> bool:
-        """Whether it has ended, after at most `wait` seconds."""
+        """True if it has ended, after at most `wait` seconds."""
         self._thread.join(wait)
         return not self._thread.is_alive()
 
@@ -386,7 +386,7 @@ def waits_for_part(space: Workspace, native: int) -> bool:
 
 
 def words(piece: Crop, width: int, height: int) -> str:
-    """What becomes of a picture of width x height px, in one line."""
+    """One line about how a picture of width x height px will be edited."""
     at = f"{piece.working[0]} × {piece.working[1]} px"
     if not piece.is_whole(width, height):
         part = say("upload.editing_width_height_px_around", width=piece.width, height=piece.height)
