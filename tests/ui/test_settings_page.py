@@ -456,3 +456,14 @@ def test_a_chosen_loras_name_is_that_of_its_file(app: App, open_part: Open) -> N
     assert name.value == "my robot"
     page.button(key="lora_import_do").click().run()
     assert [e.name for e in app.loras.entries()] == ["my robot"]
+
+
+def test_who_computes_is_set_here_checked_and_kept(open_part: Open, app: App) -> None:
+    page = open_part("Device & memory")
+    page.text_input(key="setting_workers").set_value("ray://10.0.0.1:10001").run()
+    assert not page.error
+    assert app.settings.workers == Settings.load().workers == "ray://10.0.0.1:10001"
+    page.text_input(key="setting_workers").set_value("many").run()
+    assert len(page.error) == 1
+    assert page.text_input(key="setting_workers").value == "ray://10.0.0.1:10001"
+    assert app.settings.workers == Settings.load().workers == "ray://10.0.0.1:10001"
