@@ -32,7 +32,9 @@ COUNT = """() => {
   const find = (n) => n.querySelector(".wb-warp") || [...n.querySelectorAll("*")]
     .map((m) => m.shadowRoot && find(m.shadowRoot)).find(Boolean);
   const layer = find(document);
-  window.counted = { frames: 0, drawn: 0, moves: 0, last: layer.dataset.frames, begun: performance.now() };
+  const spent = Number(layer.dataset.spent ?? 0), bent = Number(layer.dataset.frames ?? 0);
+  const last = layer.dataset.frames, begun = performance.now();
+  window.counted = { spent, bent, layer, last, begun, frames: 0, drawn: 0, moves: 0 };
   const tick = () => {
     const c = window.counted;
     c.frames += 1;
@@ -46,7 +48,11 @@ COUNT = """() => {
 STOP = """() => {
   const c = window.counted;
   c.over = true;
-  return [c.frames, c.moves, c.drawn, (performance.now() - c.begun) / 1000];
+  const { frames, spent } = c.layer.dataset;
+  // a drag begins with a new mesh, which counts from 0
+  const fresh = Number(frames) < c.bent || Number(spent) < c.spent;
+  const each = (spent - (fresh ? 0 : c.spent)) / Math.max(1, frames - (fresh ? 0 : c.bent));
+  return [c.frames, c.moves, c.drawn, (performance.now() - c.begun) / 1000, each];
 }"""
 
 
@@ -75,12 +81,12 @@ def main() -> None:
             server.terminate()
             server.wait(20)
     out = [
-        "| drag | seconds | frames/s | mouse events/s | bent pictures/s |",
-        "|---|---|---|---|---|",
+        "| drag | seconds | frames/s | mouse events/s | bent pictures/s | ms of script each |",
+        "|---|---|---|---|---|---|",
     ]
-    for what, (*counts, took) in rows:
+    for what, (*counts, took, each) in rows:
         rates = " | ".join(f"{n / took:.0f}" for n in counts)
-        out.append(f"| {what} | {took:.1f} | {rates} |")
+        out.append(f"| {what} | {took:.1f} | {rates} | {each:.1f} |")
     sys.stdout.write("\n".join(out) + "\n")
 
 
@@ -110,8 +116,8 @@ def await_server(port: int) -> None:
             return
 
 
-def drags(address: str, length: float) -> list[tuple[str, tuple[int, int, int, float]]]:
-    """Draw an arrow and drag its end; (frames, mouse events, bent pictures, seconds) of each."""
+def drags(address: str, length: float) -> list[tuple[str, tuple[int, int, int, float, float]]]:
+    """Draw an arrow and drag its end; frames, mouse events, bent pictures, seconds, ms of script."""
     from playwright.sync_api import sync_playwright
 
     rows = []
