@@ -954,6 +954,7 @@ class Stage {
   // What the handle at hand holds, tinted, for a moment after it was changed.
   paintHeld() {
     const layer = this.part("held");
+    if (!layer) return; // the page was left meanwhile
     const map = this.arrows[this.holding] && this.mapOf(this.arrows[this.holding].pair);
     layer.hidden = !map || this.covered;
     if (layer.hidden) return;

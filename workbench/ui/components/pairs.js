@@ -1,4 +1,4 @@
-// The table of arrows: switch, four numbers, length, delete; below them what the handle holds and how it moves. Plain form fields, so Tab, Enter and screen readers work.
+// The table of arrows: switch, four numbers, delete; below them what the handle holds, how it moves, length. Plain form fields, so Tab, Enter and screen readers work.
 const seen = new WeakMap();
 const NAMES = ["Handle x", "Handle y", "Target x", "Target y"];
 
@@ -42,8 +42,6 @@ function row(state, arrow, n) {
     cell.append(field);
     line.append(cell);
   });
-  const [hx, hy, tx, ty] = arrow.pair;
-  line.append(element("td", "length", `${Math.hypot(tx - hx, ty - hy).toFixed(0)} px`));
   const remove = element("button", "remove", "×");
   remove.type = "button";
   remove.title = `Delete arrow ${n + 1}`;
@@ -69,16 +67,18 @@ function held(state, arrow, n) {
   move.setAttribute("aria-label", `How arrow ${n + 1} moves`);
   const tell = () => state.tell("hold", { n, grow: Number(grow.value), move: move.value, revision: data.revision });
   for (const field of [grow, move]) field.addEventListener("change", tell);
-  cell.append(element("span", "", data.holds), grow, move);
+  const [hx, hy, tx, ty] = arrow.pair;
+  const length = element("span", "length", `${Math.hypot(tx - hx, ty - hy).toFixed(0)} px`);
+  cell.append(element("span", "", data.holds), grow, move, length);
   line.append(element("td"), cell);
-  cell.colSpan = 7;
+  cell.colSpan = 6;
   return line;
 }
 
 function draw(state) {
   const table = element("table");
   const head = element("tr");
-  const columns = [["Arrow", "said"], ["On", ""], ["x", "handle"], ["y", "handle"], ["x", "target"], ["y", "target"], ["Length", ""], ["Delete", "said"]];
+  const columns = [["Arrow", "said"], ["On", ""], ["x", "handle"], ["y", "handle"], ["x", "target"], ["y", "target"], ["Delete", "said"]];
   for (const [name, kind] of columns) {
     const cell = element("th", kind === "said" ? "" : kind);
     cell.append(element("span", kind === "said" ? "said" : "", name));
@@ -86,7 +86,7 @@ function draw(state) {
     head.append(cell);
   }
   const groups = element("tr", "groups");
-  for (const [name, span, kind] of [["", 2, ""], ["Handle", 2, "handle"], ["Target", 2, "target"], ["", 2, ""]]) {
+  for (const [name, span, kind] of [["", 2, ""], ["Handle", 2, "handle"], ["Target", 2, "target"], ["", 1, ""]]) {
     const cell = element("th", kind, name);
     cell.colSpan = span;
     groups.append(cell);
