@@ -300,7 +300,7 @@ class Crowd:
 
     def _follow(self, tab: Tab, chance: random.Random, key: str, *, cancel: bool) -> None:
         """Look at a job until it has ended, and perhaps cancel it."""
-        end = time.monotonic() + 5 * PATIENCE
+        end = time.monotonic() + 15 * PATIENCE  # one worker, and everybody queues
         while (stop := tab.button(f"cancel_{key}")) is not None and not self.over.is_set():
             if cancel and chance.random() < 0.4:
                 tab.run(stop.id)

@@ -114,7 +114,7 @@ def _prove(args: argparse.Namespace) -> int:
 
 U8 = NDArray[np.uint8]
 EXAMPLE = Path(__file__).resolve().parents[1] / "ui" / "examples"
-_NAME = "face-705.png"  # one arrow of 14 px: what every model that draws should manage
+_NAME = "sailboat-705.png"  # one arrow, 26 px: what every model that draws should manage
 ROUND_TRIP_DB = 22.0  # an autoencoder of Stable Diffusion gives 25 to 35 dB
 RECONSTRUCTION_DB = 18.0  # inversion and back, with the picture's LoRA
 PROMPT_EFFECT = 1e-3  # relative change of the prediction between two prompts
