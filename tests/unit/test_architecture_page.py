@@ -1,7 +1,8 @@
-"""docs/architecture.md names what is there, and stays short; docs/modules.md is what the code says."""
+"""docs/architecture.md names what is there; modules and codes are listed as the code has them."""
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -29,3 +30,30 @@ def test_the_list_of_modules_is_current() -> None:
     tool = runpy.run_path(str(REPO / "tools" / "module_list.py"))
     written = (REPO / "docs" / "modules.md").read_text(encoding="utf-8")
     assert written == tool["HEAD"] + tool["listing"](), "run python tools/module_list.py"
+
+
+def test_the_list_of_codes_is_current() -> None:
+    tool = runpy.run_path(str(REPO / "tools" / "code_list.py"))
+    page = (REPO / "docs" / "formats.md").read_text(encoding="utf-8")
+    codes = set(tool["found"]())
+    assert {"out-of-range", "no-arrow", "lfs-pointer", "text-part", "not-a-zip"} <= codes
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", code) for code in codes)
+    assert page == tool["rewritten"](page), "run python tools/code_list.py"
+    assert f"| `{min(codes)}` |" in page
+
+
+def test_every_place_of_a_code_is_read() -> None:
+    tool = runpy.run_path(str(REPO / "tools" / "code_list.py"))
+    text = """
+class Code(StrEnum):
+    ONE = "one"
+raise BadInput("...", code="two", field="x")
+raise refuse("...", "three")
+notices = [Notice("...", "four"), Notice("...", code="five"), diagnose.Look("six", "...")]
+raise ModelError("...", code=exc.code)
+"""
+    read = {code: kind for code, kind in tool["codes"](ast.parse(text))}
+    assert read == {
+        "one": "finding", "two": "BadInput", "three": "Refused", "four": "notice", "five": "notice",
+        "six": "model file",
+    }  # fmt: skip

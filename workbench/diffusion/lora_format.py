@@ -172,12 +172,13 @@ def parse(
             state[f"unet.{place}.{part}"] = tensor
     unsaid = any("base_model.model." in k for k in tensors) and not scales.known(modules.values())
     told = (
-        (text, "text-part", "its text-encoder part is not used: trigger words have no effect"),
-        (embeddings, "embeddings", "its token embeddings are not used"),
-        (unsaid, "alpha-unknown", "it does not say its alpha, which PEFT keeps in adapter_config.json: "
-         "alpha = rank is taken, so its strength may differ (import the whole folder with 'loras import')"),
+        (text, Notice("its text-encoder part is not used: trigger words have no effect", "text-part")),
+        (embeddings, Notice("its token embeddings are not used", "embeddings")),
+        (unsaid, Notice("it does not say its alpha, which PEFT keeps in adapter_config.json: alpha = rank "
+                        "is taken, so its strength may differ (import the whole folder with 'loras "
+                        "import')", "alpha-unknown")),
     )  # fmt: skip
-    notices = [Notice(sentence, code) for there, code, sentence in told if there]
+    notices = [notice for there, notice in told if there]
     layout = next((name for sign, name in _LAYOUTS if any(sign in k for k in tensors)), "other")
     return Parsed(state, layout, tuple(text), tuple(notices))
 

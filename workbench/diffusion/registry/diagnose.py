@@ -78,27 +78,6 @@ _PARTS = (_UNET, _VAE, "cond_stage_model.", "conditioner.embedders.")
 _CHANNELS = {9: "an inpainting model", 8: "an edit model (InstructPix2Pix)", 5: "a depth model",
              7: "an upscaler", 13: "a video model"}  # fmt: skip
 
-# The first bytes of what is often saved under a model's name: bytes, code, what to say
-_BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
-    (b"version https://git-lfs", "lfs-pointer", "is a Git LFS pointer, not the file itself; fetch the "
-     "real file ('git lfs pull', or download it from the model's page)"),
-    (b"/annex/objects/", "lfs-pointer", "is a git-annex pointer, not the file itself; fetch the real "
-     "file ('git annex get')"),
-    (b"PK\x03\x04", "pickle", "is a PyTorch checkpoint under another name (a zip with a pickle), which "
-     "can run any program when it is opened; convert it to .safetensors with a tool that you trust"),
-    (b"\x80\x02", "pickle", "is a pickle under another name, which can run any program when it is "
-     "opened; convert it to .safetensors with a tool that you trust"),
-    (b"\x80\x04", "pickle", "is a pickle under another name, which can run any program when it is "
-     "opened; convert it to .safetensors with a tool that you trust"),
-    (b"GGUF", "gguf", "is a GGUF file: quantised weights are not supported, because a drag needs "
-     "gradients; get the .safetensors version in fp16"),
-    (b"\x1f\x8b", "packed", "is a gzip archive; unpack it first"),
-    (b"7z\xbc\xaf", "packed", "is a 7-Zip archive; unpack it first"),
-    (b"Rar!", "packed", "is a RAR archive; unpack it first"),
-    (b"\x89PNG", "picture", "is a picture, not a model"),
-    (b"\xff\xd8\xff", "picture", "is a picture, not a model"),
-    (b"ONNX", "onnx", "is an ONNX model; get the .safetensors version"),
-)  # fmt: skip
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error", b"<svg")
 
 
@@ -125,6 +104,29 @@ class Look:
     def readable(self) -> bool:
         """True if it is a whole safetensors file, whatever is in it."""
         return bool(self.header)
+
+
+# The first bytes of what is often saved under a model's name
+_BEGINNINGS: tuple[tuple[bytes, Look], ...] = (
+    (b"version https://git-lfs", Look("lfs-pointer", "is a Git LFS pointer, not the file itself; fetch the "
+     "real file ('git lfs pull', or download it from the model's page)")),
+    (b"/annex/objects/", Look("lfs-pointer", "is a git-annex pointer, not the file itself; fetch the real "
+     "file ('git annex get')")),
+    (b"PK\x03\x04", Look("pickle", "is a PyTorch checkpoint under another name (a zip with a pickle), which "
+     "can run any program when it is opened; convert it to .safetensors with a tool that you trust")),
+    (b"\x80\x02", Look("pickle", "is a pickle under another name, which can run any program when it is "
+     "opened; convert it to .safetensors with a tool that you trust")),
+    (b"\x80\x04", Look("pickle", "is a pickle under another name, which can run any program when it is "
+     "opened; convert it to .safetensors with a tool that you trust")),
+    (b"GGUF", Look("gguf", "is a GGUF file: quantised weights are not supported, because a drag needs "
+     "gradients; get the .safetensors version in fp16")),
+    (b"\x1f\x8b", Look("packed", "is a gzip archive; unpack it first")),
+    (b"7z\xbc\xaf", Look("packed", "is a 7-Zip archive; unpack it first")),
+    (b"Rar!", Look("packed", "is a RAR archive; unpack it first")),
+    (b"\x89PNG", Look("picture", "is a picture, not a model")),
+    (b"\xff\xd8\xff", Look("picture", "is a picture, not a model")),
+    (b"ONNX", Look("onnx", "is an ONNX model; get the .safetensors version")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,9 +187,9 @@ def diagnose_bytes(head: bytes, size: int) -> Look:
     if size == 0:
         return Look("empty", "is empty (0 bytes); its download did not begin, fetch it again")
     start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
-    for sign, code, text in _BEGINNINGS:
+    for sign, look in _BEGINNINGS:
         if start.startswith(sign):
-            return Look(code, text)
+            return look
     if start.lower().startswith(_PAGES):
         return Look("web-page", "is a web page, not a model: the download gave a login or error page; "
                     "fetch it again while signed in")  # fmt: skip
@@ -296,35 +298,32 @@ def _contents(
     facts["has_vae"] = some(_VAE)
     refusal = _refusal(names, family, facts["channels"], metadata)
     if refusal is not None:
-        return Look(*refusal, header=header, **facts)
+        return dataclasses.replace(refusal, header=header, **facts)
     return Look("checkpoint", f"is a checkpoint of {FAMILIES[family]}", header=header, **facts)
 
 
 def _refusal(
     names: list[str], family: str, channels: int, metadata: Mapping[str, Any]
-) -> tuple[str, str] | None:
-    """(code, text) for a checkpoint that cannot be run here."""
+) -> Look | None:
+    """Code and text for a checkpoint that cannot be run here."""
     if channels != 4:
         kind = _CHANNELS.get(channels, "a model of another kind")
-        return "channels", (
-            f"is {kind}: its U-Net takes {channels} channels; choose a plain text-to-image model"
-        )
+        text = f"is {kind}: its U-Net takes {channels} channels; choose a plain text-to-image model"
+        return Look("channels", text)
     if family == "refiner":
-        return "refiner", "is the refiner of Stable Diffusion XL; use the base model"
+        return Look("refiner", "is the refiner of Stable Diffusion XL; use the base model")
     said = str(metadata.get("modelspec.prediction_type", ""))
     if said and not _prediction(said):
-        return "prediction", f"predicts {said!r:.40}; the workbench knows epsilon and v-prediction"
+        text = f"predicts {said!r:.40}; the workbench knows epsilon and v-prediction"
+        return Look("prediction", text)
     unknown, _ = check_header(metadata)
     if unknown:
-        return "metadata", (
-            f"says {unknown:.80} = {str(metadata[unknown])!r:.80} in its header, which is not known; it "
-            "may change what the model computes"
-        )
+        return Look("metadata", f"says {unknown:.80} = {str(metadata[unknown])!r:.80} in its header, which "
+                    "is not known; it may change what the model computes")  # fmt: skip
     for name in names:
         if not name.startswith(_PARTS) and not any(p.search(name) for p, _ in IGNORED):
-            return "unknown-tensor", (
-                f"holds {name:.120}, which is not known; it may change what the model computes"
-            )
+            text = f"holds {name:.120}, which is not known; it may change what the model computes"
+            return Look("unknown-tensor", text)
     return None
 
 
