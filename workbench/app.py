@@ -1,4 +1,4 @@
-"""The composition root: settings -> history, cache, models, workers. Pages and command line ask here.
+"""The composition root: settings -> history, cache, models, workers. Pages and command line use it.
 
     app = get_app()                        one per process
     job = app.submit_edit(request, owner)  -> job id; app.executor.snapshot(job) shows it

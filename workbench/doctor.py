@@ -1,4 +1,4 @@
-"""Is this installation in order? Packages, device, memory, disk, models, cache and history."""
+"""Check this installation: packages, device, memory, disk, models, cache and history."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faster execution on CUDA: work recorded once and replayed, feature maps kept channels-last."""
+"""Faster execution on CUDA: record work once and replay it, keep feature maps channels-last."""
 
 from __future__ import annotations
 

@@ -19,6 +19,10 @@ from workbench.canvas.drawing import Drawing, crossing
 from workbench.core.config import DragConfig, LoraRef
 from workbench.core.request import MAX_PAIRS, EditRequest, Point, PointPair
 
+Mask = npt.NDArray[np.bool_]
+Level = Literal["ok", "warn", "block"]
+_LEVELS = ("block", "warn", "ok")  # the order in which they are shown
+
 MOST_TOKENS = 75  # CLIP reads 77 with its two marks
 # Syntax of A1111, ComfyUI and their kin: code, what it looks like
 SYNTAX: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -89,10 +93,6 @@ def _count(piece: str) -> int:
         parts = merged
     return len(parts)
 
-
-Mask = npt.NDArray[np.bool_]
-Level = Literal["ok", "warn", "block"]
-_LEVELS = ("block", "warn", "ok")  # the order in which they are shown
 
 _LONG = 0.5  # of the picture's diagonal
 PIN = 1e-3  # px: a shorter arrow is a pin, which holds its point

@@ -1,4 +1,4 @@
-"""A drawing to a mask, exactly: a pixel is painted when its centre is within the brush; with its geometry."""
+"""Rasterise a drawing to a mask: a pixel is painted when its centre is within the brush. And its geometry."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from workbench.canvas.drawing import (
 from workbench.core.request import Point
 
 XY = tuple[float, float]
+Mask = npt.NDArray[np.bool_]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
 
 _ORIGIN = {"left": 0.5, "top": 0.5, "center": 0.0, "right": -0.5, "bottom": -0.5}
 _FLATNESS = 0.1  # canvas px between a curve and its polyline
@@ -143,10 +146,6 @@ def box_of(points: Iterable[XY]) -> tuple[float, float, float, float]:
     xs, ys = zip(*points, strict=True)
     return min(xs), min(ys), max(xs), max(ys)
 
-
-Mask = npt.NDArray[np.bool_]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 
 _BAND = 1024  # rows at a time: keeps the counters of a 64 MP mask small
 _CHUNK = 1 << 20  # intervals at a time

@@ -1,4 +1,4 @@
-"""`doctor`: is this installation in order; and with `--drag`, does a model work on it?"""
+"""`doctor`: check this installation, and with `--model M --drag` whether a model works on it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from workbench.core.record import OnStep, convergence, ignore_steps
 from workbench.core.request import EditRequest, ModelRef, TrainTask
 from workbench.imaging import decode
 from workbench.sweeps.results import verdict
+
+U8 = NDArray[np.uint8]
 
 _MARKS = {"ok": "ok", "warning": "! ", "problem": "X ", "skipped": "- "}
 
@@ -112,7 +114,6 @@ def _prove(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-U8 = NDArray[np.uint8]
 EXAMPLE = Path(__file__).resolve().parents[1] / "ui" / "examples"
 _NAME = "sailboat-705.png"  # one arrow, 26 px: what every model that draws should manage
 ROUND_TRIP_DB = 22.0  # an autoencoder of Stable Diffusion gives 25 to 35 dB

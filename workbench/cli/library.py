@@ -1,4 +1,4 @@
-"""`models`, `loras`, `cache`: what lies on this machine: list, show, fetch, add, import, remove."""
+"""`models`, `loras`, `cache`: list, show, fetch, add, import and remove what is on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors that a caller can tell apart, and signals held back while something is put back as it was.
+"""Errors that a caller can tell apart, and interrupts deferred while state is being restored.
 
     WorkbenchError            anything the workbench raises on purpose; str() is the user's sentence
     ├── BadInput              the request cannot be carried out as given; fix the input (exit code 2)

@@ -39,7 +39,11 @@ class Point:
     y: float
 
     def __post_init__(self) -> None:
-        """Refuse numbers that are not finite."""
+        """Check the numbers and make them floats.
+
+        Raises:
+            BadInput: when one is not a finite number.
+        """
         if type(self.x) is float and type(self.y) is float and isfinite(self.x + self.y):
             return  # a history holds hundreds of thousands of points: first the usual case
         for name in ("x", "y"):
@@ -63,10 +67,10 @@ MOVES = ("auto", "shift", "turn", "stretch")  # how what a handle holds may move
 
 @dataclass(frozen=True, slots=True)
 class PointPair:
-    """One arrow: the feature at `handle` is to arrive at `target` (both image pixels).
+    """One arrow from the feature at `handle` to its `target` (both image pixels).
 
-    `grow` says how much hangs on the handle: from -1 (its own spot) over 0 to 1 (all that hangs
-    together somehow). `move` says how it moves: by itself ("auto"), shifted as one piece, turned about
+    `grow`: how much the handle holds, from -1 (its own spot) over 0 to 1 (everything connected to
+    it). `move`: how that moves: chosen by the method ("auto"), shifted as one piece, turned about
     the nearest pin or the place where it is attached, or stretched from there.
     """
 
@@ -134,7 +138,11 @@ class ImageAsset:
     alpha: str | None = None  # id of its alpha channel, where it has one (PNG blob, 8 bit)
 
     def __post_init__(self) -> None:
-        """Check the types; the pixels themselves are checked by the store."""
+        """Check the types; the pixels themselves are checked by the store.
+
+        Raises:
+            BadInput: when id, name, alpha or size is not what it must be.
+        """
         _check_asset(self, "image")
 
 
@@ -147,7 +155,11 @@ class MaskAsset:
     height: int
 
     def __post_init__(self) -> None:
-        """Check the types; the pixels themselves are checked by the store."""
+        """Check the types; the pixels themselves are checked by the store.
+
+        Raises:
+            BadInput: when id or size is not what it must be.
+        """
         _check_asset(self, "mask")
 
 
@@ -175,7 +187,11 @@ class ModelRef:
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        """Check the types."""
+        """Check the types.
+
+        Raises:
+            BadInput: when one is not text.
+        """
         for name in ("name", "revision", "fingerprint"):
             if not isinstance(getattr(self, name), str):
                 raise BadInput(f"The model's {name} must be text.")

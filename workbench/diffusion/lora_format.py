@@ -174,9 +174,8 @@ def parse(
     told = (
         (text, Notice("its text-encoder part is not used: trigger words have no effect", "text-part")),
         (embeddings, Notice("its token embeddings are not used", "embeddings")),
-        (unsaid, Notice("it does not say its alpha, which PEFT keeps in adapter_config.json: alpha = rank "
-                        "is taken, so its strength may differ (import the whole folder with 'loras "
-                        "import')", "alpha-unknown")),
+        (unsaid, Notice("it does not say its alpha (PEFT keeps it in adapter_config.json): alpha = rank is "
+                        "taken; import the whole folder with 'loras import'", "alpha-unknown")),
     )  # fmt: skip
     notices = [notice for there, notice in told if there]
     layout = next((name for sign, name in _LAYOUTS if any(sign in k for k in tensors)), "other")

@@ -59,7 +59,7 @@ class LatentOptimiser:
         state: AdamState | None = None,
         graphs: Recorder | None = None,
     ) -> None:
-        """Start from `latent` [1,C,h,w], float32; `state` continues an earlier run.
+        """Start from `latent` [1,C,h,w], float32, with learning rate `lr`; `state` continues a run.
 
         With `graphs` the update is recorded on CUDA, where its step count then lives, too.
         """
@@ -88,7 +88,7 @@ class LatentOptimiser:
 
     @torch.no_grad()
     def apply(self, grad: Tensor) -> None:
-        """One Adam step with a given gradient."""
+        """One Adam step with a given gradient [1,C,h,w], float32."""
         self._grad.copy_(grad)
         if self.adam.state.get(self.latent):
             self._recorded()
@@ -128,7 +128,11 @@ _MOST = 64
 
 @torch.no_grad()
 def run_warp(problem: DragProblem, on_step: OnStep) -> DragOutcome:
-    """Move, denoise in `problem.warp.denoise_steps`, and look where the points came to lie."""
+    """Move the pixels, denoise in at most `problem.warp.denoise_steps`, and locate the points.
+
+    Raises:
+        Cancelled: passed through from `on_step`.
+    """
     denoiser, options = problem.denoiser(), problem.warp
     with frozen(problem.unet):
         reference = reference_for(problem, on_step)
@@ -225,6 +229,9 @@ def reference_of(
         problem: picture, prompt and settings.
         on_step: progress, stage "reference".
         kv_limit: most bytes that the attention states may take; above it they are not kept.
+
+    Raises:
+        Cancelled: passed through from `on_step`.
     """
     denoiser = problem.denoiser()
     timesteps = problem.timesteps
@@ -255,7 +262,7 @@ def reference_of(
 
 
 def reference_for(problem: DragProblem, on_step: OnStep) -> Reference:
-    """The problem's own reference if it fits its settings, else a new one."""
+    """The problem's own reference if it fits its settings, else a new one; raises as `reference_of`."""
     given = problem.reference
     if given is not None and given.fits(problem.config):
         return given

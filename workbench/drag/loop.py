@@ -76,7 +76,10 @@ def motion_loss(
 
 
 def anchor_patches(feature: Tensor, feature_grid: Size, handles: Tensor, radius: int) -> Tensor:
-    """Patches of the original feature round the original handles, NaN off the feature grid."""
+    """Patches [P,C,2r+1,2r+1] of the original feature around the original handles [P,2].
+
+    Float32; NaN off the feature grid, whose size (rows, cols) is `feature_grid`.
+    """
     corner = handles.floor() - radius
     side = 2 * radius + 1
     found = patches(feature, feature_grid, corner, side)
@@ -151,6 +154,7 @@ class DragLoop:
 
         Raises:
             NotFinite: when loss or features became NaN; carries the last finite latent.
+            Cancelled: passed through from `on_step`.
         """
         denoiser, config, rules = self.denoiser, self.problem.config, self.rules
         self._aim(original)
@@ -370,7 +374,13 @@ def stalled(left: Sequence[float], stop: StopCriteria) -> bool:
 
 
 def stuck(trajectory: Sequence[Tensor], arrived: Tensor, turns: int = 20) -> bool:
-    """True when no point that has not arrived moved in the last `turns` trackings."""
+    """True when no point that has not arrived moved in the last `turns` trackings.
+
+    Args:
+        trajectory: positions [P,2] after each tracking, grid pixels.
+        arrived: [P], nonzero for points that have reached their targets.
+        turns: number of trackings without motion.
+    """
     last = list(trajectory[-turns - 1 :])
     if len(last) <= turns or bool(arrived.all()):
         return False

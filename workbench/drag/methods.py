@@ -9,7 +9,7 @@
 | timesteps | the first | the first 7, one denoise step after each | that of the start |
 | ends | all arrived | all arrived, or 10 trackings without motion | arrived and settled, or stalled |
 
-`warp` and the draft of `auto` optimise nothing; see there.
+`warp` (`latents.run_warp`) and the draft of `auto` (`draft`) optimise nothing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from workbench.drag.problem import (
     StopCriteria,
     Supervision,
 )
+
+Tensor = torch.Tensor
 
 
 def supervision(problem: DragProblem) -> Supervision:
@@ -122,9 +124,6 @@ def _stop(problem: DragProblem, loop: DragLoop) -> StopReason:
     return StopReason.STUCK if loop.ended or resting else StopReason.STEP_LIMIT
 
 
-Tensor = torch.Tensor
-
-
 def start(problem: DragProblem, reference: Reference) -> tuple[int, Tensor, Tensor]:
     """Index of the timestep to start at, the latent there [1,C,h,w], and where its handles are [P,2]."""
     options = problem.auto
@@ -139,6 +138,9 @@ def draft(problem: DragProblem, on_step: OnStep) -> DragOutcome:
     """Draw what the moved picture leaves open; the problem's `inversion_latents` are plainly noised.
 
     The result is the moved picture's own latent in every cell that can be trusted.
+
+    Raises:
+        Cancelled: passed through from `on_step`.
     """
     options, schedule = problem.auto.draft, problem.schedule
     clean = moved_clean(problem)
@@ -177,7 +179,7 @@ def doubtful_cells(problem: DragProblem) -> Tensor | None:
 
 
 def noise_of(problem: DragProblem) -> Tensor:
-    """The noise in the noisiest latent, which is sqrt(a) x0 + sqrt(1-a) noise."""
+    """The noise [1,C,h,w] in the noisiest latent, which is sqrt(a) x0 + sqrt(1-a) noise."""
     a = problem.schedule.alpha(problem.timesteps[0])
     x0 = problem.inversion_latents[0].float()
     noise: Tensor = (problem.start.to(x0) - a**0.5 * x0) / (1 - a) ** 0.5

@@ -1,4 +1,4 @@
-"""Input and output of a drag method, and Adam on a latent.
+"""Input, settings and output of a drag method, and the state that continues it.
 
 Positions are (row, col) on the feature grid (half the working image), float32, on the CPU. Latents are
 float32 in the U-Net's scale, on the U-Net's device.

@@ -1,4 +1,4 @@
-"""Point tracking on the feature grid, and where a handle's surroundings went by their pixels.
+"""Point tracking on the feature grid, and template matching of a handle's pixels in the result.
 
 The reference upsamples the feature map [1,C,fh,fw] to half the image ("the feature grid", H/2 x W/2;
 bilinear, align_corners False) and then reads a few patches of it, between grid points with
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from workbench.core.request import Point, PointPair
 
 Tensor = torch.Tensor
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
 Size = tuple[int, int]
 
 _AT_ONCE = 1 << 25  # elements of one batch of tracking windows (128 MiB in float32)
@@ -194,10 +196,6 @@ def _track(
     return moved, chosen / channels
 
 
-U8 = NDArray[np.uint8]
-F32 = NDArray[np.float32]
-
-
 @dataclass(frozen=True, slots=True)
 class Found:
     """Position of a found feature in image pixels, and its similarity (1 = the same)."""
@@ -244,7 +242,10 @@ class Template:
     name = "template"
 
     def find(self, source: U8, result: U8, pair: PointPair) -> Found:
-        """The place in `result` that looks most like the source around the pair's handle."""
+        """The place in `result` that looks most like the source around the pair's handle.
+
+        Both pictures are uint8 [H, W, 3] of one size; the pair is in image pixels.
+        """
         unit = max(1.0, max(source.shape[:2]) / 256)
         disc = Disc.around(pair)
         # whole pixels on both sides: the source's own patch is then found exactly

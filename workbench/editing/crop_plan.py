@@ -1,4 +1,4 @@
-"""Answers for the pages without torch: the crop a request edits, its keys, how well the model knows it."""
+"""The crop that a request edits, its cache keys, and how well the model knows it; without torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from workbench.storage.history import Store
 from workbench.warping.held import PictureFeatures
 
 Mask = NDArray[np.bool_]
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
 
 
 def crop_of(request: EditRequest, mask: Mask | None, native: int) -> Crop:
@@ -94,9 +96,6 @@ def names_of(request: EditRequest, image: str, crop: Crop, model: str) -> StageN
         crop=crop,
     )
 
-
-U8 = NDArray[np.uint8]
-F32 = NDArray[np.float32]
 
 LEVEL = 101  # timestep of the features: low noise, where they outline things
 NOISES = 4  # whose mean is taken

@@ -1,4 +1,4 @@
-"""LoRA files: training a picture's, and the library of named ones that stay until a person removes them."""
+"""LoRA files: train a picture's LoRA, and the library of named ones, kept until a person removes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory of an edit: estimated before it runs, and a second try with less when it runs out.
+"""The memory of an edit, estimated before it runs; a second try with less; the environment it ran in.
 
 The activations that autograd keeps are counted, not guessed: the U-Net is built without storage (on
 torch's meta device) from its configuration and run once at the request's size; what it saves for the

@@ -125,7 +125,11 @@ class PreparedEdit:
     # --- picture --------------------------------------------------------------------------------------
 
     def encoded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of the working picture's latent."""
+        """Mean and standard deviation [1,C,h,w] of the working picture's latent.
+
+        Raises:
+            ModelError: when they are not finite.
+        """
         if self._encoded is None:
             with self.report.timed("encode"):
                 self.on_step(StepInfo(stage="encode", step=0, total=1))
@@ -138,7 +142,11 @@ class PreparedEdit:
     # --- adapters -------------------------------------------------------------------------------------
 
     def lora_file(self, ref: LoraRef, *, style: bool) -> LoraFile:
-        """A LoRA that the request names, converted and checked against the model."""
+        """A LoRA that the request names, converted and checked against the model.
+
+        Raises:
+            BadInput, StoreError: when its file cannot be read as a LoRA, or does not fit the model.
+        """
         unet = self.runtime.unet
         label = ref.name or "The LoRA"
         file = read(self.store.blob(ref.id), label, unet.config.layers_per_block)
@@ -175,7 +183,12 @@ class PreparedEdit:
         self.on_step(StepInfo(stage=stage, step=0, total=1, waiting=True))
 
     def trained(self, start: LoraRef | None = None) -> bytes:
-        """Bytes of the picture's trained LoRA file, from the cache if it is there."""
+        """Bytes of the picture's trained LoRA file, from the cache if it is there.
+
+        Raises:
+            BadInput: when there are no steps to train, or `start` cannot be continued.
+            ModelError: when the training came to NaN.
+        """
         name = self.adapter if start is None else keys.key("continued", self.adapter, start.id)
         if name is None:
             raise BadInput("The LoRA has 0 training steps; there is nothing to train.")
@@ -193,7 +206,12 @@ class PreparedEdit:
     # --- latents --------------------------------------------------------------------------------------
 
     def inversion_latents(self) -> torch.Tensor:
-        """Latents [n+1,1,C,h,w] from the clean picture to where the drag begins; LoRA active."""
+        """Latents [n+1,1,C,h,w] from the clean picture to where the drag begins; LoRA active.
+
+        Raises:
+            ModelError: when the inversion came to NaN.
+            Cancelled: passed through from `on_step`.
+        """
         if self.request.generation is not None:
             return self._generated_latents()
         n = self.request.inversion.inverted_steps
@@ -376,7 +394,12 @@ class PreparedEdit:
     # --- the original's pass --------------------------------------------------------------------------
 
     def reference(self, problem: DragProblem) -> Reference:
-        """The original denoised once: from memory, the cache, or computed now."""
+        """The original denoised once: from memory, the cache, or computed now.
+
+        Raises:
+            ModelError: when the pass came to NaN.
+            Cancelled: passed through from `on_step`.
+        """
         config = problem.config
         name = keys.key(
             "reference", keys.ALGO_DRAG, self.latent, Reference.facts(config),

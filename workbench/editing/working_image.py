@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 U8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Filter = Literal["lanczos", "bilinear"]
+log = logging.getLogger(__name__)
 PREVIEW = 768  # longest side of a preview, px
 _HAZE = (
     48  # levels (0..255) that white may lack where a picture was transparent, and is white still
@@ -255,8 +256,6 @@ class Screen:
             out[y0:y1, x0:x1][self.mask] = part[self.mask]
         return out
 
-
-log = logging.getLogger(__name__)
 
 SHARE = 0.1  # of the time, for previews
 MOST = 40  # frames that are kept

@@ -17,6 +17,8 @@ from workbench.core.errors import BadInput, Notice
 
 U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+F64 = npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
 
 _FEW = 8  # values: labels, a palette, hard edges; more of them are soft edges or noise
 _CLEAR = 0.85  # of the pixels must lie near black or near white, or it is a picture
@@ -99,10 +101,6 @@ def _otsu(counts: npt.NDArray[np.int64]) -> int:
     between = below[:-1] * above[1:].astype(float) * (first[:-1] - second[1:]) ** 2
     best = np.nonzero(between == between.max())[0]
     return int(best[len(best) // 2])  # the middle of an empty stretch between the classes
-
-
-F64 = npt.NDArray[np.float64]
-F32 = npt.NDArray[np.float32]
 
 
 def enlarged(a: F32, shape: tuple[int, int]) -> F32:

@@ -1,4 +1,4 @@
-"""Open untrusted picture bytes: size, kind and structure first; in a limited process where need be.
+"""Open untrusted picture bytes: size, kind and structure first; in a limited process where needed.
 
 Whatever is wrong with a file comes out as one `BadInput`; Pillow raises dozens of kinds of error,
 and none of them gets past `reading`.
@@ -44,6 +44,8 @@ from workbench.imaging.headers import (
     webp_size,
 )
 
+Found = tuple[Sequence[Any], tuple[str, ...], dict[str, Any] | None]
+
 MAX_BYTES = 64 * 1024 * 1024
 _CHEAP_BYTES = 4 * 2**20
 _CHEAP_PIXELS = 4_000_000
@@ -65,7 +67,7 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 
 
 def is_cheap(raw: bytes, label: str) -> bool:
-    """True if a file costs so little that it is decoded here and not in the `sandbox`.
+    """True if a file costs so little that it is decoded here and not in the limited process.
 
     Raises:
         BadInput: as `check_file`.
@@ -206,7 +208,6 @@ MOST_WAITING = 60.0  # seconds
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-Found = tuple[Sequence[Any], tuple[str, ...], dict[str, Any] | None]
 """Arrays (uint8 or None), sentences for the user, our own metadata."""
 
 

@@ -23,6 +23,8 @@ from workbench.core.record import JobState, OnStep, StepInfo
 from workbench.core.request import Point
 from workbench.storage.files import ProcessLock, is_ulid, write_atomic
 
+log = logging.getLogger(__name__)
+
 MOST_POINTS = 2000  # of a live curve
 STOPPED = "The workbench stopped before this job was finished; start it again."
 
@@ -206,8 +208,6 @@ def _eta(first: tuple[int, float], info: StepInfo, now: float) -> float | None:
         return None
     return (now - first[1]) / done * (info.total - info.step)
 
-
-log = logging.getLogger(__name__)
 
 _FILE = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\.json")
 _MOST_BYTES = 2**20

@@ -2,7 +2,7 @@
 
 Queue, turns, states and the board are the thread executor's: each of its threads drives one Ray
 actor, a process that keeps its model loaded. The actor reports steps and asks for pictures, LoRAs
-and cached values (see remote.py); the app's process answers and commits. docs/scale.md says how to
+and cached values (`run_job.Host` answers); the app's process answers and commits. docs/scale.md says how to
 join machines.
 """
 

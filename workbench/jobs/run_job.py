@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+Ask = Callable[[str, str, tuple[Any, ...], dict[str, Any]], Any]
 
 
 def perform(app: App, task: Task) -> Any:
@@ -217,8 +218,6 @@ _KINDS: dict[str, Callable[..., Any]] = {
     "replay": replay,
 }
 
-
-Ask = Callable[[str, str, tuple[Any, ...], dict[str, Any]], Any]
 
 PARTS: Mapping[str, frozenset[str]] = {
     "store": frozenset(

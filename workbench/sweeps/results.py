@@ -21,6 +21,10 @@ from workbench.core.record import EditRecord, EditResult, JobState, StopReason
 from workbench.core.request import EditRequest
 from workbench.sweeps import Cell, Plan, key_of, show
 
+_Known = Sequence[tuple[EditRequest, EditResult]]
+_Work = Callable[[EditRequest, EditResult | None], float]
+U8 = npt.NDArray[np.uint8]
+
 LOOKED_AT = 60  # newest edits that count
 
 
@@ -74,10 +78,6 @@ def estimate(
             if stages is None or stage in stages:
                 total += _rate(among, stage, how_much, request)
     return total
-
-
-_Known = Sequence[tuple[EditRequest, EditResult]]
-_Work = Callable[[EditRequest, EditResult | None], float]
 
 
 def _rate(known: _Known, stage: str, work: _Work, request: EditRequest) -> float:
@@ -212,7 +212,6 @@ def verdict(record: EditRecord) -> str:
     return f"{max(result.distances):.1f} px to go, {steps}"
 
 
-U8 = npt.NDArray[np.uint8]
 _GROUND, _INK, _SOFT, _BLANK, _BAD = (
     (255,) * 3,
     (30,) * 3,

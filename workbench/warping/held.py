@@ -324,7 +324,7 @@ def held(
     *,
     open_ground: bool = False,
 ) -> Mask:
-    """Cells [h, w] that the handles of `pairs` hold together, each by its own `grow`."""
+    """Cells [h, w] that the handles of `pairs` (image pixels) hold, each by its own `grow`."""
     out = np.zeros(grid.shape, np.bool_)
     for grow in dict.fromkeys(p.grow for p in pairs):
         mine = [p for p in pairs if p.grow == grow and grid.inside(p.handle)]

@@ -135,7 +135,11 @@ def moved_picture(
 def plan(
     rgb: U8, mask: Mask | None, pairs: Sequence[PointPair], options: Plan | None = None
 ) -> Motion | None:
-    """Find what moves and how far; None when nothing does."""
+    """Find what moves and how far; None when nothing does.
+
+    `rgb` uint8 [H, W, 3]; `mask` bool [H, W], None or empty = everything may change; `pairs` in image
+    pixels.
+    """
     options = options or Plan()
     arrows = [p for p in pairs if p.length > 0]
     grid = Grid.of(rgb, mask, options.cells)
@@ -359,7 +363,7 @@ class Seams:
 
 
 def seams(picture: U8, doubt: F32) -> Seams:
-    """Judge how what stands at doubtful pixels of a picture fits what surrounds it."""
+    """Measure how the doubtful pixels (`doubt` [H, W] in 0..1) of a picture uint8 [H, W, 3] fit the rest."""
     inside = doubt > 0.3
     if not inside.any() or inside.all():
         return Seams(0.0, 0.0)

@@ -46,7 +46,7 @@ _RIGID = 25.0  # of 256: radius round a handle within which the smooth displacem
 
 
 def displacement(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
-    """Displacement of a piece's cells; elsewhere it is 0.
+    """Displacement [2, h, w] (down, right) of a piece's cells, in cells; elsewhere it is 0.
 
     Args:
         grid: cells.

@@ -1,4 +1,4 @@
-"""Edits as one zip, to look at, keep and bring into another history; checks before it is believed."""
+"""Edits as one zip, to view, keep and import into another history: its layout, and the checks of a zip."""
 
 from __future__ import annotations
 

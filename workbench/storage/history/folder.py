@@ -25,6 +25,9 @@ from workbench.storage.files import is_ulid, sync_folder, write_atomic
 if TYPE_CHECKING:
     from workbench.storage.history import Store
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
 
 FORMAT = RECORD_FORMAT
 
@@ -94,9 +97,6 @@ def _tail(head: bytes) -> bytes:
 def _refuse(text: str) -> Any:
     raise ValueError(f"{text} is not a number")
 
-
-log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 _MOST_BYTES = 32 * 2**20  # a record is some 10 kB; a larger "record" was not written by us
 _TICK = 100_000_000  # ns

@@ -1,4 +1,4 @@
-"""A sweep on the page: what it varies, where its plan is kept, and how it stands."""
+"""A sweep on the page: the form of what it varies, its saved plan, and its progress."""
 
 from __future__ import annotations
 

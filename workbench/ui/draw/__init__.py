@@ -1,4 +1,4 @@
-"""The Mask & points page, which fits the window: canvas and tools, how to drag, run and result.
+"""The Mask & points page, which fits the window: canvas and tools, drag settings, run and result.
 
 What a run sends is laid over the canvas by the stage (`components.shown`): the picture as it changes
 while the run lasts, the result afterwards.

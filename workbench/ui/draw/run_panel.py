@@ -1,7 +1,7 @@
 """Panel of the running job: phase, step, time left, cancel, the picture as it changes, the curves.
 
 A fragment polls the executor while a job lives, so that the page around it stays usable; when the
-job ends, the page runs once as a whole and the polling stops. Nothing here works, it only looks.
+job ends, the page runs once as a whole and the polling stops. Nothing here computes; it only displays.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The History page: search and filters, the tree of edits, and what one does with several."""
+"""The History page: search and filters, the tree of edits, and actions on several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One edit of the history, large: pictures, words and figures about it, and what one does with it."""
+"""One edit of the history, large: its pictures, facts and figures, and the actions on it."""
 
 from __future__ import annotations
 

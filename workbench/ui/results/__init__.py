@@ -1,4 +1,4 @@
-"""The Results page: what came out, how far it got, and where to go from there."""
+"""The Results page: the picture, how far each point got, and the next steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models: what is there, where, how large, under which licence; fetching and adding."""
+"""The models: which are installed, where, how large, under which licence; downloading and adding."""
 
 from __future__ import annotations
 

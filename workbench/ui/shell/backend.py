@@ -1,4 +1,4 @@
-"""The pages' one door to the workbench: what they may ask for, in their own words.
+"""The pages' only access to the workbench: everything that they may ask for.
 
 Everything behind it is shared by all sessions of the process. If the engine's interface changes,
 this file changes and the pages do not.

@@ -1,4 +1,4 @@
-"""LoRAs on the pages: the one a picture uses, the library, import, what a file says about itself."""
+"""LoRAs on the pages: the one a picture uses, the library, import, and the facts in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between the drawing and the canvas that shows it: generations, inversion, view, masks as polygons.
+"""The drawing as the canvas shows it, and back: generations, inversion, view, masks as polygons.
 
 The canvas is a projection of the drawing on disk. When Python changes the drawing (undo, a number
 in the table, another zoom), the canvas is told to load a new projection, and whatever the browser

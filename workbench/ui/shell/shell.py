@@ -23,6 +23,7 @@ from workbench.ui.shell.gate import OWNER
 from workbench.ui.shell.workspace import Workspace
 
 log = logging.getLogger(__name__)
+Body = Callable[[Backend, Workspace | None], None]
 ASKS_AFTER = 30.0  # s of work that are not dropped without asking
 _HERE = Path(__file__).parent
 
@@ -42,8 +43,6 @@ def _collided(names: Sequence[str]) -> None:
 
 
 workspace.tell_collision = _collided
-
-Body = Callable[[Backend, Workspace | None], None]
 
 
 def page(
