@@ -139,7 +139,7 @@ def test_unknown_device_or_precision(micro_sd: Path, given: dict[str, str], code
 
 
 def test_float16_autoencoder_of_xl_stays_float32(tiny_model: Callable[[str], Path]) -> None:
-    run = model.load(str(tiny_model("sdxl")), device="cpu", dtype="unknown-name")
+    run = model.load(str(tiny_model("sdxl")), device="cpu", dtype="fp16")
     assert run.vae.dtype == torch.float32
     assert run.unet.dtype == torch.float16
 

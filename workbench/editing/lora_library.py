@@ -247,7 +247,9 @@ def train_lora(edit: PreparedEdit, start: LoraRef | None) -> bytes:
         on_step=on_progress,
     )  # fmt: skip
     if not all(bool(torch.isfinite(t).all()) for t in made.state.values()):
-        raise ModelError(edit.nan_text("training the LoRA", "a lower learning rate"))
+        raise ModelError(
+            edit.nan_text("training the LoRA", "a lower learning rate"), code="not-finite"
+        )
     edit.report.lora_losses = made.losses
     return write(made.state, _card(edit, before.card.steps if before is not None else 0))
 
