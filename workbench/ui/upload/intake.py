@@ -382,7 +382,8 @@ def picture_and_size(backend: Backend, space: Workspace) -> None:
 def waits_for_part(space: Workspace, native: int) -> bool:
     """Whether only a part of the picture will be edited, and nothing drawn says yet which one."""
     large = max(space.image.width, space.image.height) > (space.working_size or native)
-    return large and space.crop and not space.project.drawing
+    drawing = Drawing.from_json(space.project.drawing) if space.project.drawing else Drawing()
+    return large and space.crop and not (drawing.pairs or drawing.has_mask)
 
 
 def words(piece: Crop, width: int, height: int) -> str:
