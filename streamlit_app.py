@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 from workbench import WEB
 from workbench.storage.settings import Settings
 from workbench.ui.shell.gate import Gate, Hosts, Owners
-from workbench.ui.shell.shell import ICON, PAGES
+from workbench.ui.shell.shell import ICON, PAGES, tidied
 
 
 def main() -> None:
@@ -27,4 +27,5 @@ if __name__ == "__main__":
 else:  # imported by `streamlit run`, which looks for an `app` and serves it
     hosts = Hosts.of(os.environ, str(st.get_option("server.address") or ""))
     owners = Owners.of(os.environ, hosts, Settings.load().folder)
-    app = st.App(__file__, middleware=[Middleware(Gate, hosts=hosts, owners=owners)])
+    gate = Middleware(Gate, hosts=hosts, owners=owners)
+    app = st.App(__file__, lifespan=tidied, middleware=[gate])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 import re
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from conftest import Server
 
@@ -67,6 +69,21 @@ def test_what_grows_is_said(last: dict[str, float], left: dict[str, float], fall
     watch: Any = soak.Watch.__new__(soak.Watch)
     watch.rows = [row(), row(), row(), row(), row(**last), row(**left)]
     assert len(watch.short()) == falls
+
+
+def test_pages_of_files_are_no_memory_that_grew(tmp_path: Path) -> None:
+    """A library's pages are one process's alone as soon as the others that had it have ended."""
+    path, size = tmp_path / "library", 32 * 2**20
+    path.write_bytes(b"a" * size)
+    me = psutil.Process()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+        before, alone = soak.anonymous(me), me.memory_full_info().uss
+        assert pages.rfind(b"b") == -1  # reads all of them
+        read = soak.anonymous(me) - before
+        assert me.memory_full_info().uss - alone > size / 2
+    mine = bytearray(b"a") * size
+    assert read < size / 2 < soak.anonymous(me) - before
+    assert len(mine) == size
 
 
 def test_a_lost_edit_is_said() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
 import streamlit as st
+from streamlit.runtime import Runtime, get_instance
 
 from workbench.core.errors import Cancelled, WorkbenchError
 from workbench.core.record import JobState
@@ -25,6 +28,7 @@ from workbench.ui.shell.workspace import Workspace
 log = logging.getLogger(__name__)
 Body = Callable[[Backend, Workspace | None], None]
 ASKS_AFTER = 30.0  # s of work that are not dropped without asking
+TIDY_EVERY = 60.0  # s between two looks for sessions that are over
 _HERE = Path(__file__).parent
 
 
@@ -341,3 +345,39 @@ def link(
     """A link to a page (or a part of it) that keeps project, job and edit."""
     query = params() | ({"part": part} if part else {})
     st.page_link(PAGES[page][0], label=label, icon=icon, help=help, query_params=query)
+
+
+# --- memory of closed tabs ------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def tidied(_server: object, every: float = TIDY_EVERY) -> AsyncIterator[None]:
+    """While the server runs, let go of closed tabs, looking for them each `every` seconds.
+
+    Streamlit keeps a closed session for `server.disconnectedSessionTTL` seconds and forgets it only
+    when yet another tab closes: the last ones, uploads included, stayed for ever. And what a session
+    leaves in cycles waits for a full garbage collection, which with torch loaded comes after 100,000
+    new objects, whatever these weigh; none is forced after a script's run (.streamlit/config.toml).
+    """
+    task = asyncio.create_task(_tidy(get_instance(), every))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _tidy(runtime: Runtime, every: float) -> None:
+    before: set[str] = set()
+    while True:
+        await asyncio.sleep(every)
+        now = _expire(runtime)
+        if before - now:
+            gc.collect()
+        before = now
+
+
+def _expire(runtime: Runtime) -> set[str]:
+    """Forget the stored sessions whose time is over; ids of those that may still come back."""
+    stored = runtime._session_mgr._session_storage._cache  # no public way leads to it
+    stored.expire()  # nobody else holds a session: its end shuts it down and removes its files
+    return set(stored)
