@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from playwright.sync_api import expect
 from test_jobs_browser import cancel
 
 from workbench.canvas.rasterize import rasterise
+from workbench.ui import components
 from workbench.ui.shell.forms import say
 
 SIZE = (256, 192)
+COMPONENTS = Path(components.__file__).parent
 LONG = {"lora": {"steps": 2, "batch_size": 1, "rank": 4}, "drag": {"steps": 2000}}
 
 
@@ -451,6 +454,26 @@ def test_fault_32_canvas_and_tools_end_at_the_columns_edges(
     assert head is not None
     assert abs(card["x"] + card["width"] - head["x"] - head["width"]) < 2
     assert abs(edges[0][0] - head["x"]) < 2
+
+
+def test_fault_4_the_result_stays_when_the_runs_last_picture_goes_after_it_has_come(
+    bench: Bench,
+) -> None:
+    code = (COMPONENTS / "shown.js").read_text(encoding="utf-8")
+    shown = bench.page.evaluate(
+        """async (code) => {
+          const show = (await import("data:text/javascript," + encodeURIComponent(code))).default;
+          const [live, result] = [{}, {}];
+          const leave = show({ parentElement: live, data: { kind: "live", src: "a" } });
+          const end = show({ parentElement: result, data: { kind: "result", src: "b" } });
+          leave();
+          const kept = document.wbShown?.kind;
+          end();
+          return [kept, document.wbShown];
+        }""",
+        code,
+    )
+    assert shown == ["result", None]
 
 
 def test_fault_36_run_right_after_choosing_a_method_is_not_lost(

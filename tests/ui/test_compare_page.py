@@ -288,7 +288,7 @@ def test_the_form_becomes_one_job(
     words = " ".join(m.value for m in page.markdown)
     assert "**2 × 2** = 4 cells" in words
     assert "3 different edits" in words
-    assert "3 runs, time not known yet" in words
+    assert f"3 runs, {say('compare.about_time', time='')}" in words
     page.button(key="sweep_run").click().run()
     assert not page.exception
     (task,) = taken

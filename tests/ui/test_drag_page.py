@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import HANG
 from streamlit.testing.v1 import AppTest
 
 from workbench.app import App
@@ -16,7 +17,7 @@ from workbench.canvas.drawing import Arrow, Drawing, Rect
 from workbench.canvas.rasterize import rasterise
 from workbench.canvas.selection import propose
 from workbench.core.config import METHODS, SPECS, DragConfig
-from workbench.core.record import JobState, StepInfo
+from workbench.core.record import EditRecord, EditResult, JobState, StepInfo
 from workbench.core.request import EditRequest, ModelRef, Point, PointPair
 from workbench.jobs import Job
 from workbench.ui import draw
@@ -163,6 +164,25 @@ def test_run_is_off_and_says_why(
     assert reason in words(page)
 
 
+def test_fault_1_a_model_that_knows_the_picture_poorly_is_said_before_the_run(
+    app: App, make: Callable[..., Workspace], drag_page: Callable[[Workspace], AppTest]
+) -> None:
+    space = make()
+    code = inert(TEXTS[Code.MODEL_POOR].partition("}")[2])
+    assert code not in words(drag_page(space))
+    request = space.request((PAIR,), None)
+    result = EditResult(
+        image=space.image.id, stop="STEP_LIMIT", distances=(1.0,), iterations=0,
+        knows={"level": "poorly", "psnr": 20.0, "noise": 0.9},
+    )  # fmt: skip
+    app.store.finish(
+        EditRecord(
+            id=app.store.begin(request), request=request, status=JobState.DONE, result=result
+        )
+    )
+    assert code in words(drag_page(space))
+
+
 def test_before_the_first_arrow_nothing_untrue_is_said_of_the_area(
     make: Callable[..., Workspace], drag_page: Callable[[Workspace], AppTest]
 ) -> None:
@@ -217,6 +237,33 @@ def test_a_job_is_told_with_phase_step_pace_and_time_left() -> None:
     assert first == "Dragging · step 0 of 80"
 
 
+@pytest.mark.parametrize("state", [JobState.RUNNING, JobState.CANCELLED])
+def test_fault_25_the_loss_curve_is_under_details(
+    monkeypatch: pytest.MonkeyPatch, state: JobState
+) -> None:
+    job = Job(id="x", kind="train", state=state, losses=[(s, 1 / (1 + s)) for s in range(9)])
+
+    class OneJob:
+        def job(self, _name: str) -> Job:
+            return job
+
+    monkeypatch.setattr(draw, "one_job", OneJob(), raising=False)
+
+    def script() -> None:
+        from workbench.ui import draw
+        from workbench.ui.draw import run_panel
+
+        run_panel.job_panel(draw.one_job, "x", key="train")  # type: ignore[attr-defined]
+
+    page = AppTest.from_function(script, default_timeout=HANG).run()
+    assert not page.exception
+    (details,) = page.expander
+    assert not details.proto.expanded
+    curves = page.get("bidi_component")
+    assert len(curves) == 1
+    assert len(details.get("bidi_component")) == 1  # the same one: there is none outside
+
+
 def stage(page: AppTest, space: Workspace, **sent: Any) -> AppTest:
     """The page after the stage sent something."""
     generation = page.session_state[f"pad_{space.id}"]["arrows_generation"]
@@ -242,6 +289,17 @@ def test_the_stage_hands_over_arrows_brush_and_clicks(
     # the same once more (Streamlit runs a script as often as it likes): nothing is done twice
     page.run()
     assert len(stored(app.store.projects.load(space.id).drawing).shapes) == 1
+
+
+def test_the_first_arrow_of_a_new_picture_is_no_other_tabs(
+    app: App, drag_page: Callable[[Workspace], AppTest]
+) -> None:
+    asset = app.store.put_image(disc(), "Disc")
+    space = Workspace.create(app.store, asset, title="Disc", settings={"model": "micro"})
+    assert not space.project.drawing
+    page = stage(drag_page(space), space, arrows=[{"on": True, "pair": PAIR.to_json()}])
+    assert stored(app.store.projects.load(space.id).drawing).pairs == (PAIR,)
+    assert not page.toast
 
 
 def test_arrows_of_an_older_drawing_do_not_come_back(

@@ -10,6 +10,7 @@ import pytest
 from workbench.canvas.checklist import (
     Code,
     Finding,
+    check_model,
     check_prompt,
     check_request,
     checklist,
@@ -128,7 +129,7 @@ def test_every_code_has_a_sentence_and_data() -> None:
     """A finding of each code is told and sent without one value lacking."""
     everything = {
         "count": 2, "limit": 64, "x": 1.0, "y": 2.0, "end": "handle", "width": 9, "height": 9,
-        "length": 3.0, "share": "3%", "s": "s", "place": "x", "name": "mine",
+        "length": 3.0, "share": "3%", "s": "s", "place": "x", "name": "mine", "model": "m", "suits": "n",
     }  # fmt: skip
     for code in Code:
         found = Finding("warn", code, (1, 2), everything)
@@ -193,6 +194,21 @@ def test_a_request_is_checked_as_the_page_checks_a_drawing() -> None:
     request = EditRequest(image=image, pairs=drawing.pairs, prompt="a (big:2) robot")
     page = [*checklist(drawing, (200, 100), mask, request.drag), *check_prompt(request.prompt)]
     assert sorted(map(str, check_request(request, mask))) == sorted(map(str, page))
+
+
+def test_fault_1_a_model_that_does_not_know_the_picture_is_said_before_the_run() -> None:
+    auto, classic = DragConfig(method="auto"), DragConfig(method="dragdiffusion")
+
+    def codes(model: str, drag: DragConfig, suits: str, level: str) -> list[Code]:
+        found = check_model(model, drag, suits=suits, level=level)
+        assert all(f.level == "warn" for f in found)
+        return [f.code for f in found]
+
+    assert codes("storybook", auto, "album", "") == [Code.MODEL_UNSUITED]
+    assert codes("storybook", auto, "storybook", "well") == []
+    assert codes("album", auto, "storybook", "partly") == []  # it knows drawings, too
+    assert codes("album", auto, "album", "poorly") == [Code.MODEL_POOR_KEEPS]
+    assert codes("album", classic, "album", "poorly") == [Code.MODEL_POOR]
 
 
 def test_a_lora_that_a_draft_does_not_use_is_said() -> None:

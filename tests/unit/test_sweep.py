@@ -30,7 +30,15 @@ from workbench.sweeps import (
     parse_values,
     suggested,
 )
-from workbench.sweeps.results import Tile, estimate, grid_sheet, metrics_csv, outcomes, verdict
+from workbench.sweeps.results import (
+    Tile,
+    estimate,
+    grid_sheet,
+    metrics_csv,
+    outcomes,
+    rough_pass,
+    verdict,
+)
 
 IMAGE = ImageAsset(id="wb1:" + "0" * 32, width=64, height=48)
 PAIRS = (PointPair(Point(10, 10), Point(20, 10)), PointPair(Point(30, 30), Point(30, 20)))
@@ -289,6 +297,39 @@ def test_time_is_estimated_from_earlier_edits_of_the_same_model() -> None:
     # what came from the cache took no time and says nothing
     cached = [record(made, 1, seconds={**seconds, "drag": 0.1}, iterations=20, cached=("drag",))]
     assert estimate(runs, cached, prepared=lambda _: (True, True)) == pytest.approx(2 * fixed + 3.5)
+
+
+def test_fault_9_without_an_earlier_edit_the_time_is_guessed_from_model_and_device() -> None:
+    request = base(lora=LoraConfig(steps=10, batch_size=2), drag=DragConfig(steps=20))
+    cold = {"prepared": lambda _: (False, False)}
+    assert estimate([request], [], **cold) is None
+    depth = request.inversion.inverted_steps
+    # training, inversion, the original's pass, drag, denoising, decoding, saving
+    assert estimate([request], [], **cold, unit=0.5) == pytest.approx(
+        0.5 * (20 + depth + depth + 20 + depth + 2)
+    )
+    assert estimate([request], [], **cold, unit=0.5, stages=("lora",)) == pytest.approx(10.0)
+    # a stage that was never measured is guessed, one that was is not
+    seconds = {"drag": 40.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
+    made = base(drag=DragConfig(steps=20))
+    earlier = [record(made, 1, seconds=seconds, iterations=20)]
+    mixed = estimate([request], earlier, **cold, unit=0.5)
+    assert mixed == pytest.approx(40.0 + 0.5 * (20 + depth + depth))
+    # a draft trains and inverts nothing, and has one move, which an earlier draft has measured
+    draft = base(drag=DragConfig(method="auto"))
+    seconds = {"look": 3.0, "drag": 2.0, "denoise": 1.0, "decode": 0.5, "save": 0.5}
+    drawn = [record(draft, 1, seconds=seconds, iterations=0)]
+    assert estimate([draft], drawn, **cold, unit=0.5) == pytest.approx(4.0)  # has been looked at
+    assert estimate([draft], [], **cold, unit=0.5, stages=("lora", "invert", "reference")) == 0.0
+
+
+def test_a_rough_pass_is_within_three_times_of_what_was_measured() -> None:
+    # docs/benchmarks.md: 80 steps of 4 pictures, the shipped model on two threads, SD 1.5 on an H100
+    for measured, guess in (
+        (40.8, rough_pass(35_516_593, 256, gpu=False, threads=2)),
+        (4.62, rough_pass(4_265_000_000, 512, gpu=True, threads=16)),
+    ):
+        assert 1 / 3 < 320 * guess / measured < 3
 
 
 # --- the sheet ------------------------------------------------------------------------------------------

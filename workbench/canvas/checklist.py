@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.canvas.drawing import Drawing, crossing
-from workbench.core.config import DragConfig, LoraRef
+from workbench.core.config import SPECS, DragConfig, LoraRef
 from workbench.core.request import MAX_PAIRS, EditRequest, Point, PointPair
 
 Mask = npt.NDArray[np.bool_]
@@ -125,6 +125,9 @@ class Code(StrEnum):
     PROMPT_CHOICES = "prompt-choices"
     PROMPT_LONG = "prompt-long"
     LORA_UNUSED = "lora-unused"
+    MODEL_UNSUITED = "model-unsuited"
+    MODEL_POOR = "model-poor"
+    MODEL_POOR_KEEPS = "model-poor-keeps"
     ARROWS = "arrows"
     MASK_FULL = "mask-full"
     MASK_AREA = "mask-area"
@@ -167,6 +170,12 @@ TEXTS: dict[Code, str] = {
     "Shorten it.",
     Code.LORA_UNUSED: "The LoRA {name} has no effect: without Refine, nothing of this method uses one. "
     "Switch Refine on (--drag-refine), or choose another method.",
+    Code.MODEL_UNSUITED: "The model {model} only draws illustrations, and this looks like a photograph: "
+    "what it redraws will not match. Choose the model {suits} under Upload & train (--model {suits}).",
+    Code.MODEL_POOR: "The model {model} knows this picture poorly, so details will be lost. Choose the "
+    "method Auto, which then moves the picture's own pixels, or another model.",
+    Code.MODEL_POOR_KEEPS: "The model {model} knows this picture poorly: expect the picture's own pixels, "
+    "moved, and mistakes where something must be redrawn.",
     Code.ARROWS: "{count} arrow{s}.",
     Code.MASK_FULL: "Editable area: the whole picture.",
     Code.MASK_AREA: "Editable area: {share} of the picture.",
@@ -250,6 +259,23 @@ def check_lora(lora: LoraRef | None, drag: DragConfig) -> list[Finding]:
     if lora is None or not drag.drafts:
         return []
     return [Finding("warn", Code.LORA_UNUSED, values={"name": lora.name or lora.id[:8]})]
+
+
+def check_model(model: str, drag: DragConfig, *, suits: str, level: str) -> list[Finding]:
+    """How well the model knows the picture.
+
+    Args:
+        model: its name.
+        drag: the method decides what that means for the result.
+        suits: name of the shipped model that suits the picture.
+        level: "well", "partly" or "poorly" where it was measured on this picture, else "".
+    """
+    if model == "storybook" and suits != model:
+        return [Finding("warn", Code.MODEL_UNSUITED, values={"model": model, "suits": suits})]
+    if level != "poorly":
+        return []
+    code = Code.MODEL_POOR_KEEPS if SPECS[drag.method].keeps_pixels else Code.MODEL_POOR
+    return [Finding("warn", code, values={"model": model})]
 
 
 def check_request(request: EditRequest, mask: Mask | None) -> list[Finding]:

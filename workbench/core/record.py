@@ -376,7 +376,9 @@ def convergence(
     for n, (pair, left) in enumerate(zip(pairs, left_of(pairs, result), strict=True)):
         counted = result.distances[n] if n < len(result.distances) else pair.length
         way = [row[n] for row in result.trajectory if n < len(row)]
-        nearest = min([left, *(p.distance(pair.target) for p in way[1:])])
+        # a picture that is moved in one step is put at the target: nothing came near and slipped back
+        tracked = way[1:] if SPECS[drag.method].optimises and not drag.drafts else []
+        nearest = min([left, *(p.distance(pair.target) for p in tracked)])
         out.append(
             Converged(
                 number=n + 1,

@@ -34,6 +34,7 @@ def estimate(
     *,
     prepared: Callable[[EditRequest], tuple[bool, bool]],
     stages: Collection[str] | None = None,
+    unit: float | None = None,
 ) -> float | None:
     """Seconds that the requests will take together, at most (a drag may arrive early).
 
@@ -42,9 +43,11 @@ def estimate(
         records: earlier edits, newest first; those with the same model are looked at.
         prepared: whether a request's LoRA and inversion are in the cache already.
         stages: only these count; None for the whole edit.
+        unit: rough seconds of one pass of the model over the picture (see `rough_pass`), for stages that
+            no earlier edit has measured; None leaves them out.
 
     Returns:
-        None while no finished edit with this model says how fast this machine is.
+        None without earlier edits with this model and without `unit`.
     """
     names = {r.model.name for r in requests}
     known = [
@@ -52,42 +55,68 @@ def estimate(
         for r in records
         if r.result is not None and r.request.model.name in names
     ][:LOOKED_AT]
-    if not known or not requests:
+    if not requests or not (known or unit):
         return None
     total = 0.0
     trained: set[object] = set()
     inverted: set[object] = set()
     for request in requests:
-        has_lora, has_latent = prepared(request)
+        drafts = request.drag.drafts  # neither LoRA nor inversion
+        has_lora, has_latent = (True, True) if drafts else prepared(request)
         lora = (request.image.id, request.prompt, request.lora, request.seed, request.lora_file)
         latent = (*lora, request.inversion)
         own = [k for k in known if k[0].drag.method == request.drag.method] or known
         work: dict[str, tuple[_Known, _Work]] = {}
         if not has_lora and lora not in trained:
             work["lora"] = known, _lora_work
-        if latent not in inverted:
+        if not drafts and latent not in inverted:
             if not has_latent:
                 work["invert"] = known, _depth
             # the original's pass is only kept in memory, so it is made again for each sweep
             work["reference"] = known, _depth
+        if drafts and all(k[0].image.id != request.image.id for k in known):
+            work["look"] = known, _once
         work |= {"drag": (own, _drag_work), "denoise": (own, _depth)}
         work |= {"decode": (known, _once), "save": (known, _once)}
         trained.add(lora)
         inverted.add(latent)
         for stage, (among, how_much) in work.items():
             if stages is None or stage in stages:
-                total += _rate(among, stage, how_much, request)
+                rate = _rate(among, stage, how_much)
+                total += (unit or 0.0 if rate is None else rate) * how_much(request, None)
     return total
 
 
-def _rate(known: _Known, stage: str, work: _Work, request: EditRequest) -> float:
-    """Median seconds per unit of work of a stage, times the request's work."""
+def rough_pass(weights: int, native: int, *, gpu: bool, threads: int) -> float:
+    """Rough seconds of one pass of a model over a picture; within a factor of three where it was tried.
+
+    The speeds are those of docs/benchmarks.md: the shipped model on two threads of an EPYC, Stable
+    Diffusion 1.5 on an H100. A small model on a GPU waits for the launches of its kernels instead.
+
+    Args:
+        weights: bytes of the model's weights.
+        native: the model's native size, px.
+        gpu: whether it runs on a GPU.
+        threads: processor threads that work otherwise.
+    """
+    work = weights * (native / 8) ** 2
+    if gpu:
+        return max(_GPU_LEAST, work / _GPU_SPEED)
+    return work / (_CPU_SPEED * max(1, min(threads, _CPU_MOST)))
+
+
+_GPU_SPEED, _GPU_LEAST = 8e14, 0.01  # bytes of weights times latent cells a second; seconds
+_CPU_SPEED, _CPU_MOST = 1.4e11, 16  # the same per thread; more threads than that hardly help
+
+
+def _rate(known: _Known, stage: str, work: _Work) -> float | None:
+    """Median seconds per unit of work of a stage; None where it was never measured."""
     rates = [
         result.seconds[stage] / work(made, result)
         for made, result in known
         if stage in result.seconds and stage not in result.cached and work(made, result) > 0
     ]
-    return median(rates) * work(request, None) if rates else 0.0
+    return median(rates) if rates else None
 
 
 def _lora_work(request: EditRequest, _result: EditResult | None) -> float:
@@ -99,8 +128,8 @@ def _depth(request: EditRequest, _result: EditResult | None) -> float:
 
 
 def _drag_work(request: EditRequest, result: EditResult | None) -> float:
-    """Steps of motion supervision; a warp has one move, whatever its settings say."""
-    if not SPECS[request.drag.method].optimises:
+    """Steps of motion supervision; a warp or a draft has one move, whatever its settings say."""
+    if request.drag.drafts or not SPECS[request.drag.method].optimises:
         return 1.0
     return float(result.iterations if result is not None else request.drag.steps)
 

@@ -15,7 +15,7 @@ from workbench.ui.compare.sweep_form import Standing
 from workbench.ui.draw import run_panel
 from workbench.ui.shell import shell
 from workbench.ui.shell.backend import Backend
-from workbench.ui.shell.forms import count, inert, say, seconds
+from workbench.ui.shell.forms import Guess, count, inert, say, seconds
 from workbench.ui.shell.shell import cancel_button, guard
 from workbench.ui.shell.workspace import Workspace
 
@@ -106,7 +106,7 @@ def _shown(backend: Backend, space: Workspace | None, plan: Plan) -> None:
     st.fragment(part, run_every=POLL if at_entry.live else None)()
 
 
-def _head(backend: Backend, space: Workspace | None, now: Standing, guess: float | None) -> None:
+def _head(backend: Backend, space: Workspace | None, now: Standing, guess: Guess | None) -> None:
     """Varied parameters, progress, and buttons to cancel or run the rest."""
     plan, job = now.plan, now.job
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -134,7 +134,7 @@ def _head(backend: Backend, space: Workspace | None, now: Standing, guess: float
         words += f" · {run_panel.describe(job)[0].lower()}"
     elif job.progress is not None:
         words += f" · {run_panel.describe(job)[0].partition(' · about')[0]}"
-    time_left = now.seconds_left(guess)
+    time_left = now.seconds_left(guess.seconds if guess else None)
     if time_left is not None and job.state is JobState.RUNNING:
         words += say("compare.about_time_left", time=seconds(time_left))
     st.progress(done / total if total else 0.0, text=inert(words))

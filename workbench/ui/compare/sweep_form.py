@@ -33,7 +33,7 @@ from workbench.ui.compare import facts
 from workbench.ui.shell import figures, projection
 from workbench.ui.shell.backend import Backend
 from workbench.ui.shell.edits import one_line
-from workbench.ui.shell.forms import count, field_label, inert, plain, say, seconds, when
+from workbench.ui.shell.forms import count, field_label, inert, plain, say, when
 from workbench.ui.shell.workspace import Workspace
 
 DRAWING = "drawing"
@@ -206,7 +206,7 @@ def _words(backend: Backend, plan: Plan, missing: list[EditRequest]) -> str:
     if missing:
         took = backend.seconds(missing)
         time = (
-            say("compare.about_time", time=seconds(took))
+            say("compare.about_time", time=took)
             if took is not None
             else say("compare.time_not_known_yet")
         )

@@ -9,12 +9,14 @@ function tell(detail) {
 export default function ({ parentElement, data }) {
   const mine = data.kind ? data : null;
   const text = JSON.stringify(mine);
-  if (seen.get(parentElement) !== text || document.wbShown === undefined) {
-    seen.set(parentElement, text);
+  if (seen.get(parentElement)?.text !== text || document.wbShown === undefined) {
+    seen.set(parentElement, { text, mine });
     tell(mine);
   }
   return () => {
+    const told = seen.get(parentElement)?.mine;
     seen.delete(parentElement);
-    tell(null);
+    // the result's element may come before that of the run's last picture goes
+    if (document.wbShown === told) tell(null);
   };
 }

@@ -14,7 +14,15 @@ from pathlib import Path
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from workbench.canvas.checklist import Finding, by_level, check_lora, check_prompt, checklist, ready
+from workbench.canvas.checklist import (
+    Finding,
+    by_level,
+    check_lora,
+    check_model,
+    check_prompt,
+    checklist,
+    ready,
+)
 from workbench.canvas.drawing import Drawing
 from workbench.core.config import (
     SPECS,
@@ -129,6 +137,11 @@ def _panel(
     checks = checklist(drawing, pad.size, found.mask, space.drag)
     checks = area.told(checks, found, waiting=waiting)
     checks += [*check_prompt(space.project.prompt), *check_lora(space.lora_file, space.drag)]
+    # what a model has drawn, or redrawn, is not judged by its looks
+    drawn = space.made_with is not None or space.get("parent")
+    suits = space.model.name if drawn else backend.suits(space.image.id)
+    level = edits.level_of(backend, space)
+    checks += check_model(space.model.name, space.drag, suits=suits, level=level)
     checks = by_level(checks)
     with button:
         _run(backend, space, drawing, checks, job)
@@ -363,6 +376,8 @@ def _outcome(view: EditView) -> None:
             text = say("draw.arrow_moved", n=a.number, share=share, left=left)
             rows.append(f":orange[:material/pending:] {inert(text)}")
     st.markdown("  \n".join(rows))
+    if view.verdict():
+        st.caption(f":material/info: {inert(view.verdict())}")
 
 
 def _try_again(backend: Backend, space: Workspace, record: EditRecord) -> None:

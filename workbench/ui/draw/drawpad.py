@@ -112,7 +112,8 @@ class Drawpad:
     def _put(self, drawing: Drawing, *, by_hand: bool = False) -> None:
         before, seen = self.drawing, self.state.get("seen")
         base = self.space.project
-        if by_hand and seen is not None and seen != base.drawing:
+        told = projection.stored(base.drawing).to_json()  # of a new project, the record is empty
+        if by_hand and seen is not None and seen != told:
             # another tab has drawn since this one showed the project: an older revision is merged
             base = dataclasses.replace(base, drawing=seen, revision=-1)
         self.space.change(base=base, drawing=drawing.to_json())

@@ -24,7 +24,7 @@ from workbench.ui.shell.edits import (
     px,
     reached,
 )
-from workbench.ui.shell.forms import about, count, facts_list, inert, say, seconds, when
+from workbench.ui.shell.forms import count, facts_list, inert, say, seconds, when
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.workspace import Workspace, settings_of
 
@@ -39,7 +39,6 @@ VIEWS = {
 }
 MOST_SHOWN = 12
 MOST_STEPS = 2000
-WORTH_SAYING = 2.0  # s: what takes longer is said before the click
 
 
 def body(backend: Backend, space: Workspace) -> None:
@@ -195,6 +194,8 @@ def _outcome(view: EditView) -> None:
                 )
             rows.append(f"{sign} {text}")
         st.markdown("  \n".join(rows))
+        if view.verdict():
+            st.caption(f":material/info: {inert(view.verdict())}")
         for tip in view.advice():
             st.caption(f":material/lightbulb: {inert(tip)}")
         for notice in view.result.notices:
@@ -254,8 +255,8 @@ def _onwards(backend: Backend, space: Workspace, view: EditView) -> None:
 def _costs(backend: Backend, view: EditView) -> None:
     """Estimated time of the two buttons that compute, where earlier runs allow it."""
     more, again = backend.seconds([_longer(view)]), backend.seconds([view.request], fresh=True)
-    if more is not None and again is not None and max(more, again) > WORTH_SAYING:
-        st.caption(say("results.run_more_steps_about", more=about(more), again=about(again)))
+    if more is not None and again is not None and max(more, again).seconds > shell.WORTH_SAYING:
+        st.caption(say("results.run_more_steps_about", more=more, again=again))
 
 
 def _longer(view: EditView) -> EditRequest:
@@ -334,7 +335,7 @@ def _details(view: EditView) -> None:
     with guard():
         pairs = range(len(view.request.pairs))
         way = view.rows()
-        if len(way) > 1:
+        if len(way) > 2:  # fewer: moved in one step, and its line would only repeat the arrows
             st.subheader(say("results.distance_to_target"), anchor=False)
             series = {
                 say("results.arrow_n", n=n + 1): [

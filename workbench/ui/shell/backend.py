@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import io
 import itertools
+import os
 import platform
 import sys
 import threading
@@ -37,14 +38,14 @@ from workbench.core.request import (
     MaskAsset,
     TrainTask,
 )
-from workbench.diffusion.registry import ModelSpec
+from workbench.diffusion.registry import ModelSpec, suited
 from workbench.imaging import decode as images
 from workbench.imaging.coords import Viewport
 from workbench.imaging.crop import Crop
 from workbench.imaging.opening import Stop
 from workbench.storage.archive import page
 from workbench.storage.history import Store
-from workbench.sweeps.results import estimate
+from workbench.sweeps.results import estimate, rough_pass
 from workbench.ui.shell import figures, forms, projection, workspace
 from workbench.ui.shell.area import Areas
 from workbench.ui.shell.forms import say
@@ -77,6 +78,7 @@ class Backend(Jobs):
         self._pixels = lru_cache(maxsize=8)(self._read_pixels)
         self._shown = lru_cache(maxsize=64)(self._encode_shown)
         self._behind = lru_cache(maxsize=16)(self._draw_behind)
+        self.suits = lru_cache(maxsize=64)(lambda image: suited(self.pixels(image)))
         self._drafted: tuple[Any, tuple[bytes, tuple[int, int, int, int]]] | None = None
         self.areas = Areas(self.store)
         self._warm = threading.Lock()  # held for ever by the first warm-up
@@ -286,8 +288,8 @@ class Backend(Jobs):
 
     def seconds(
         self, requests: Sequence[EditRequest], *, train: bool = False, fresh: bool = False
-    ) -> float | None:
-        """Seconds that runs will take at most, from earlier ones; None where nothing is known.
+    ) -> forms.Guess | None:
+        """Seconds that runs will take at most, guessed where no earlier one says; None without the model.
 
         `train`: only their training and inversion. `fresh`: nothing is taken from the cache.
         """
@@ -300,20 +302,33 @@ class Backend(Jobs):
                 known[of] = (False, False) if fresh else self.prepared(request)
             return known[of]
 
-        return estimate(requests, self.app.store.records(), prepared=prepared, stages=stages)
+        unit = self._rough_pass(requests[0].model.name) if requests else None
+        measured, took = (
+            estimate(requests, self.app.store.records(), prepared=prepared, stages=stages, unit=u)
+            for u in (None, unit)
+        )
+        return forms.Guess(took, rough=took > 1.2 * (measured or 0)) if took is not None else None
 
-    def generating_seconds(self, task: GenerateTask) -> float | None:
-        """Seconds that making pictures will take, from the last time with the same model, or None."""
+    def _rough_pass(self, model: str) -> float | None:
+        facts = self.facts.of(model)
+        if facts.problem:
+            return None
+        threads = self.app.settings.threads or os.cpu_count() or 1
+        return rough_pass(facts.size, facts.native, gpu=self.has_gpu(), threads=threads)
+
+    def generating_seconds(self, task: GenerateTask) -> forms.Guess | None:
+        """Seconds that making pictures will take, from the last time with the same model, else rough."""
         for job in self.app.executor.recent():
             made = job.payload
             took = (job.finished or 0.0) - (job.started or 0.0)
             done = isinstance(made, GenerateTask) and job.state is JobState.DONE and took > 0
             if done and made.model.name == task.model.name:
-                return took * _passes(task) / _passes(made)
-        return None
+                return forms.Guess(took * _passes(task) / _passes(made))
+        unit, native = self._rough_pass(task.model.name), self.facts.of(task.model.name).native
+        return forms.Guess(unit * _passes(task) / native**2, rough=True) if unit else None
 
-    def training_seconds(self, space: Workspace) -> float | None:
-        """Seconds that training a project's picture will take; None where nothing is known."""
+    def training_seconds(self, space: Workspace) -> forms.Guess | None:
+        """Seconds that training a project's picture will take; None without its model."""
         return self.seconds([self._drawn_or_not(space)], train=True)
 
     def has_gpu(self) -> bool:
@@ -339,7 +354,7 @@ class Backend(Jobs):
             job = self.job(job_id)
             if job.state is JobState.DONE and isinstance(job.result, dict):
                 made = EditRequest.from_json(job.result["request"], strict=False)
-                names = ("lora", "reconstruction", "psnr", "notices", "crop")
+                names = ("lora", "reconstruction", "psnr", "notices", "crop", "knows")
                 kept = {k: job.result.get(k) for k in names}
                 space.set(prepared={"of": workspace.digest(made), **kept})
                 further = job.result.get("lora_file")

@@ -195,6 +195,15 @@ class EditView:
             tips.append(say("results.the_picture_also_changed_slightly"))
         return tips
 
+    def verdict(self) -> str:
+        """A sentence about a result that is not what the model was asked for, else ""."""
+        why = self.result.choice.get("why")
+        if why == "model-unfit":
+            return say("results.own_pixels_unfit")
+        if why == "seams":
+            return say("results.own_pixels_seams")
+        return say("results.known_poorly") if self.result.knows.get("level") == "poorly" else ""
+
     def timings(self) -> list[tuple[str, float, bool]]:
         """(stage, seconds, from the cache) in the order in which they run."""
         spent, cached = self.result.seconds, self.result.cached
@@ -297,6 +306,15 @@ def picture_of(store: Store, edit: str, what: str, *, near: bool = False) -> byt
         StoreError: when its files are missing or damaged.
     """
     return _encoded(store, edit, what, near and what not in ("gif", "mp4"))
+
+
+def level_of(backend: Backend, space: Workspace) -> str:
+    """How well the model knows a project's picture, as training or the last edit measured it; "" before."""
+    known = [(backend.reconstruction(space) or {}).get("knows")]
+    for record in backend.store.records(image=space.image.id):
+        if record.result and record.request.model.name == space.model.name:
+            known.append(record.result.knows)
+    return next((str(k["level"]) for k in known if k), "")
 
 
 def home_of(backend: Backend, record: EditRecord) -> Workspace:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import streamlit as st
 
@@ -75,6 +75,18 @@ def about(value: float) -> str:
             return f"{max(1, round(value / unit))} {name}"
     step = 1 if value < 10 else 5
     return f"{max(1, round(value / step)) * step} s"
+
+
+class Guess(NamedTuple):
+    """Seconds that something will take; `rough` where nothing was measured on this machine."""
+
+    seconds: float
+    rough: bool = False
+
+    def __str__(self) -> str:
+        """'2 min', or '2 min, a rough guess'."""
+        time = about(self.seconds)
+        return say("common.rough_time", time=time) if self.rough else time
 
 
 def size(count: float) -> str:

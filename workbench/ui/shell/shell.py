@@ -21,7 +21,7 @@ from workbench.core.record import JobState
 from workbench.jobs import Job
 from workbench.ui.shell import workspace
 from workbench.ui.shell.backend import Backend, get_backend
-from workbench.ui.shell.forms import about, count, field_label, inert, plain, say
+from workbench.ui.shell.forms import Guess, about, count, field_label, inert, plain, say
 from workbench.ui.shell.gate import OWNER
 from workbench.ui.shell.workspace import Workspace
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 Body = Callable[[Backend, Workspace | None], None]
 ASKS_AFTER = 30.0  # s of work that are not dropped without asking
 TIDY_EVERY = 60.0  # s between two looks for sessions that are over
+WORTH_SAYING = 2.0  # s: what takes longer is said before the click
 _HERE = Path(__file__).parent
 
 
@@ -160,18 +161,21 @@ def _state_words(backend: Backend, space: Workspace, job: Job | None) -> tuple[s
     if job is not None and job.state is JobState.QUEUED:
         return "hourglass_top", say("shell.training_waits")
     if job is not None:
-        guess = backend.training_seconds(space) if job.eta is None else job.eta
+        guess = backend.training_seconds(space) if job.eta is None else Guess(job.eta)
         if guess is None:
             return "hourglass_top", say("shell.training_now")
-        return "hourglass_top", say("shell.ready_soon", time=about(guess))
+        return "hourglass_top", say("shell.ready_soon", time=guess)
     if space.drag.drafts:
-        return "check_circle", say("shell.ready_no_training")
+        guess = backend.seconds([space.request((), None)])
+        if guess is None or guess.seconds <= WORTH_SAYING:
+            return "check_circle", say("shell.ready_no_training")
+        return "check_circle", say("shell.ready_run_takes", time=guess)
     if backend.is_trained(space):
         return "check_circle", say("shell.ready")
     guess = backend.training_seconds(space)
     if guess is None:
         return "schedule", say("shell.trains_on_run_unknown")
-    return "schedule", say("shell.trains_on_run", time=about(guess))
+    return "schedule", say("shell.trains_on_run", time=guess)
 
 
 def _under_way(backend: Backend) -> None:

@@ -14,7 +14,7 @@ from workbench.ui import components
 from workbench.ui.draw import run_panel
 from workbench.ui.shell import loras, shell
 from workbench.ui.shell.backend import Backend
-from workbench.ui.shell.forms import about, inert, option_grid, say
+from workbench.ui.shell.forms import Guess, inert, option_grid, say
 from workbench.ui.shell.loras import begin
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.workspace import Workspace, preset_of
@@ -170,13 +170,13 @@ def _start(backend: Backend, space: Workspace) -> None:
         begin(space, backend.submit_train(space))
 
 
-def training_words(config: LoraConfig, took: float | None) -> str:
-    """Estimated training time in one line; `took`: seconds, None where nothing is known."""
+def training_words(config: LoraConfig, took: Guess | None) -> str:
+    """Estimated training time in one line; `took`: None where nothing is known."""
     if config.steps == 0:
         return say("upload.no_training_the_picture_will")
     if took is None:
         return say("upload.training_steps", steps=config.steps)
-    return say("upload.training_about", time=about(took), steps=config.steps)
+    return say("upload.training_about", time=took, steps=config.steps)
 
 
 def progress(backend: Backend, space: Workspace) -> None:

@@ -17,7 +17,7 @@ from workbench.storage.history import Store
 from workbench.ui.draw import run_panel
 from workbench.ui.shell import shell
 from workbench.ui.shell.backend import Backend
-from workbench.ui.shell.forms import about, count, inert, option_grid, option_widget, plain, say
+from workbench.ui.shell.forms import count, inert, option_grid, option_widget, plain, say
 from workbench.ui.shell.shell import guard
 from workbench.ui.shell.workspace import ModelFacts, Workspace, made_as
 
@@ -134,7 +134,7 @@ def _form(backend: Backend, draft: dict[str, Any], *, running: bool) -> None:
         with guard():
             took = backend.generating_seconds(_task(draft))
             if took is not None:
-                st.caption(say("upload.about_time", time=about(took)))
+                st.caption(say("upload.about_time", time=took))
     if pressed:
         with guard():
             _start(backend, draft)
