@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
         "handles are from their targets (mean distance in its four published definitions), how much "
         "of the picture was kept (SSIM, and LPIPS where it is installed) and how well the dragged "
         "patches arrived (DAI, corrected). Reads DragBench's and GoodDrag's folders and manifests of "
-        "your own (docs/formats.md). A run that was stopped goes on where it stood.",
+        "your own (docs/formats.md). Start a stopped run again to continue it.",
     )
     add = parser.add_argument
     add("folder", type=Path, nargs="?", metavar="FOLDER", help="the set, or its manifest.json")

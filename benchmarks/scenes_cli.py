@@ -37,7 +37,7 @@ def add_parsers(subparsers: Any) -> None:
         "every method named, and says how far the handles are from their targets (found by the "
         "model's features, and independently by template matching), how far the picture is from the "
         "true one relative to doing nothing, what changed outside the mask, and how long it took. "
-        "A run that was stopped goes on where it stood when it is started again.",
+        "Start a stopped run again to continue it.",
     )
     add_run_options(parser)
     parser.set_defaults(run=run_scenes)

@@ -1,4 +1,4 @@
-"""Rasterise a drawing to a mask: a pixel is painted when its centre is within the brush. And its geometry."""
+"""Rasterise a drawing to a mask (a pixel is painted when its centre is within the brush); its geometry."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def part_at(rgb: U8, at: Point, grow: float = 0.0) -> Mask:
     Args:
         rgb: uint8 [H, W, 3].
         at: where it was clicked.
-        grow: -1 (the spot itself) to 1 (all that hangs together somehow), as of an arrow's handle.
+        grow: -1 (the spot itself) to 1 (everything connected to it), as of an arrow's handle.
 
     Returns:
         bool [H, W]; empty when it would be most of the picture.

@@ -191,7 +191,7 @@ def read_request(
     notices += [sentence] if sentence else []
     made["parent"] = read_parent(app, picture)
     if made["parent"] is not None:
-        notices.append(f"It goes on from the edit {made['parent']}.")
+        notices.append(f"It continues the edit {made['parent']}.")
     # says what is wrong before a mask is looked for
     make_request(app, args, image=image, mask=None, pairs=pairs, **made)
     mask, more = read_mask(app, image, picture.rgb, pairs, wanted, invert=args.invert_mask)

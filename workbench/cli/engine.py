@@ -159,7 +159,7 @@ class Progress:
             self._send(text + "\n")
 
     def _send(self, text: str) -> None:
-        """Write; where nobody reads any more (`2>&1 | head`, a closed terminal) the work goes on."""
+        """Write; a closed reader (`2>&1 | head`, a closed terminal) does not stop the work."""
         if self._quiet:
             return
         try:

@@ -60,7 +60,7 @@ def read_picture(app: App, path: Path) -> Picture:
 def read_parent(app: App, picture: Picture) -> str | None:
     """The id of the edit that made a picture, where this history has it and nothing was changed since.
 
-    Such an edit goes on from that one, as after "Continue from here" on the results page.
+    The new edit continues that one, as after "Edit this result" on the results page.
     """
     edit = (picture.card or {}).get("edit")
     if not isinstance(edit, str) or not edit:
@@ -112,7 +112,7 @@ def read_mask(
     """The mask: from a file, "auto" (proposed from the arrows) or "whole" (all may change).
 
     Raises:
-        BadInput: when the file is no mask, or not of the picture's size.
+        BadInput: when the file is not a mask, or not of the picture's size.
     """
     if wanted == "whole" or (wanted == "auto" and not pairs):
         return None, []

@@ -363,7 +363,7 @@ def settled(losses: Sequence[float], stop: StopCriteria) -> bool:
 def stalled(left: Sequence[float], stop: StopCriteria) -> bool:
     """True when the last updates brought the points no nearer, half a grid pixel in all.
 
-    More updates would only wear out the picture: the loss goes on falling a little for ever.
+    More updates would only degrade the picture: the loss keeps falling slightly.
 
     Args:
         left: sum of all distances after each update of this run.

@@ -25,9 +25,9 @@ from workbench import __version__
 from workbench.core import keys
 from workbench.core.errors import ModelError, OutOfMemory, WorkbenchError
 from workbench.core.request import EditRequest
-from workbench.diffusion import device
 from workbench.diffusion import device as devices
 from workbench.diffusion.registry.files import ModelFiles
+from workbench.drag.latents import KV_LIMIT
 from workbench.imaging.crop import whole
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ _CHECKPOINTED = 0.4  # of the activations that stay with gradient checkpointing
 # batch of 4 then held 6.3 GB while it was trained; 6.6 are estimated.
 _ADAPTED, _ADAPTED_APART = 1.25, 1.9
 _FIXED = {"cuda": 600 << 20, "mps": 300 << 20, "cpu": 250 << 20}  # context, kernels, workspaces
-_ATTENTION_KEPT = 640 << 20  # most that the original's attention states may take (methods.finish)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +134,7 @@ def _stages(
         apart = dtype == "bf16" or (dtype == "fp16" and kind != "cuda")
         made["lora"] = int(count * size * (_ADAPTED_APART if apart else _ADAPTED))
     # the original's attention states stay while the edit is dragged
-    made["drag"] += min(_ATTENTION_KEPT, made["drag"] // 2)
+    made["drag"] += min(KV_LIMIT, made["drag"] // 2)
     return made
 
 
@@ -284,9 +283,9 @@ class Attempt:
     def __exit__(self, _kind: Any, exc: BaseException | None, _trace: Any) -> bool:
         """Note how it ended."""
         self.done = exc is None
-        if isinstance(exc, RuntimeError) and self._patient and device.lenient(exc):
+        if isinstance(exc, RuntimeError) and self._patient and devices.lenient(exc):
             self.again = True
-        elif isinstance(exc, Exception) and device.is_out_of_memory(exc):
+        elif isinstance(exc, Exception) and devices.is_out_of_memory(exc):
             log.warning(
                 "out of memory%s: %s", " in low-memory mode" * self._sparing, str(exc)[:200]
             )
@@ -316,7 +315,7 @@ def attempts(runtime: Runtime, request: EditRequest, low_memory: bool) -> Iterat
             if not attempt.again:
                 break
         runtime.forget()
-        device.release()
+        devices.release()
     raise _smaller(runtime, request)
 
 
@@ -329,7 +328,7 @@ def _smaller(runtime: Runtime, request: EditRequest) -> OutOfMemory:
         wishes.append(f"a LoRA batch size of 1 (now {request.lora.batch_size})")
     if runtime.dtype_name == "fp32" and runtime.device.type != "cpu":
         wishes.append("the precision fp16")
-    found = device.memory(str(runtime.device))
+    found = devices.memory(str(runtime.device))
     return OutOfMemory(
         f"The device {runtime.device} ran out of memory ({found.free / 1e9:.1f} of "
         f"{found.total / 1e9:.1f} GB are free now), in the low-memory mode, too; choose "
@@ -393,9 +392,9 @@ def environment(runtime: Runtime) -> dict[str, str]:
         "arithmetic": keys.arithmetic(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": device.processor(),
+        "processor": devices.processor(),
         "instructions": torch.backends.cpu.get_cpu_capability()
-        + (" fused" if device.fused_attention_wins() else ""),
+        + (" fused" if devices.fused_attention_wins() else ""),
         "device": str(runtime.device),
         "dtype": runtime.dtype_name,
         "threads": str(torch.get_num_threads()),

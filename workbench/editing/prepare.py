@@ -345,7 +345,7 @@ class PreparedEdit:
         )  # fmt: skip
 
     def _continued(self, problem: DragProblem) -> DragProblem:
-        """The problem that goes on where an earlier run of the same drag stopped, if there was one."""
+        """The problem, continued from an earlier run of the same drag if there was one."""
         raw, steps = self.cache.get(self._state_key()), problem.config.steps
         state = DragState.from_tensors(load(raw)) if raw is not None else None
         if state is None or not 0 < state.updates <= steps:

@@ -113,7 +113,7 @@ def decode_mask(raw: bytes, width: int, height: int, name: str = "mask") -> Mask
     """Read a mask of the picture's size; True = painted = may change (see `masks.painted`).
 
     Raises:
-        BadInput: as `decode`, and when the size is not width x height, or it is no mask.
+        BadInput: as `decode`, and when the size is not width x height, or it is not a mask.
     """
     return read_mask(raw, width, height, name)[0]
 

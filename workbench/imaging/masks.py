@@ -22,7 +22,7 @@ F32 = npt.NDArray[np.float32]
 
 _FEW = 8  # values: labels, a palette, hard edges; more of them are soft edges or noise
 _CLEAR = 0.85  # of the pixels must lie near black or near white, or it is a picture
-_PHOTO = 12.0  # standard deviation of colours from which on a surface is no single colour
+_PHOTO = 12.0  # standard deviation of colours above which a surface is not of one colour
 
 
 def painted(rgb: U8, alpha: U8 | None, label: str) -> tuple[Mask, list[Notice]]:
@@ -34,7 +34,7 @@ def painted(rgb: U8, alpha: U8 | None, label: str) -> tuple[Mask, list[Notice]]:
         label: the file's name, for the messages.
 
     Raises:
-        BadInput: code "not-a-mask" for a picture that is no mask.
+        BadInput: code "not-a-mask" for a picture that is not a mask.
     """
     value = rgb.max(axis=2)
     if alpha is None or alpha.min() == alpha.max():

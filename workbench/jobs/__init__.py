@@ -116,7 +116,7 @@ class Job:
 
     @classmethod
     def from_line(cls, line: dict[str, Any]) -> Job:
-        """A job from the board; what had not ended when its process died is interrupted."""
+        """A job from the board; one that had not ended when its process died is "interrupted"."""
         state, error = JobState(line["state"]), line.get("error")
         if not state.ended and not line.get("lives"):
             state, error = JobState.INTERRUPTED, STOPPED
@@ -229,7 +229,7 @@ class Board:
             log.warning("the job board cannot be used (%s); jobs run without it", exc.strerror)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Keep a job's state; what had not ended when this process dies reads as interrupted."""
+        """Keep a job's state; a job that has not ended when this process dies is read as "interrupted"."""
         if self._process is None:
             return
         self._process.renew()
@@ -291,7 +291,7 @@ class Board:
 
 
 def _left_out(_value: object) -> None:
-    """JSON of what has none: nothing (a payload may hold arrays; the board does not need them)."""
+    """None, for values without a JSON form: a payload may hold arrays, which the board does not need."""
 
 
 PASSES = 3  # quick jobs that may pass a waiting long one before it is taken

@@ -370,7 +370,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _single_flight(self, key: str, on_wait: Callable[[], None] | None) -> Iterator[None]:
-        """Hold the key's file lock; goes on without where no lock file can be made."""
+        """Hold the key's file lock; continues without one if no lock file can be made."""
         lock = self._lock(key)
         wait = on_wait or (lambda: None)
         try:

@@ -335,7 +335,7 @@ class Plan:
         """Read what `raw` gave.
 
         Raises:
-            BadInput: when it is no plan.
+            BadInput: when it is not a plan.
         """
         try:
             data = json.loads(raw)

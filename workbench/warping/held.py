@@ -299,7 +299,7 @@ def held_region(
         rgb: uint8 [H, W, 3].
         handle: image pixels.
         mask: bool [H, W], True = may change; nothing outside it is held. None or empty: everything may.
-        grow: from -1 (the handle's own spot) over 0 to 1 (all that hangs together somehow).
+        grow: from -1 (the handle's own spot) over 0 to 1 (everything connected to it).
         features: the model's features of the picture, where they are known.
         cells: resolution of the answer along the longer side of what may change.
 

@@ -194,8 +194,8 @@ def _layer(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> Layer:
 def _inverted(u: F32, piece: Mask) -> F32:
     """The displacement that leads back: b(y) = u(y - b(y)), [h, w, 2].
 
-    `u` [h, w, 2] holds for `piece` and goes on smoothly around it. Each cell's displacement is put down
-    where the cell lands, gaps are closed, and a few rounds of the equation itself make it exact.
+    `u` [h, w, 2] is the piece's displacement, continued smoothly around it. Each cell's displacement
+    is put down where the cell lands, gaps are closed, and a few rounds of the equation itself make it exact.
     """
     h, w = piece.shape
     rows, cols = np.mgrid[:h, :w].astype(np.float32)

@@ -220,7 +220,7 @@ def decode_png(raw: bytes, mode: str) -> NDArray[np.uint8]:
     """Pixels of a PNG that the store wrote: [H,W,3] for RGB, [H,W] for L.
 
     Raises:
-        StoreError: when it is no such PNG.
+        StoreError: when it is not such a PNG.
     """
     try:
         with Image.open(io.BytesIO(raw), formats=("PNG",)) as image:

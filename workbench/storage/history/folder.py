@@ -119,7 +119,7 @@ class _Seen(Generic[T]):
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Read much without the garbage collector: it went through all that was read, again and again."""
+    """Switch the garbage collector off while many files are read; it would scan them repeatedly."""
     was = gc.isenabled()
     gc.disable()
     try:

@@ -200,7 +200,7 @@ class Drawpad:
             self._select(at, str(item.get("how")))
 
     def _select(self, at: Point, how: str) -> None:
-        """Paint what hangs together at a place: alone ("new"), too ("add"), or take it away ("take")."""
+        """Select the connected area at a place: alone ("new"), added ("add") or removed ("take")."""
         grow = float(self.space.get("select_grow", 0.0))
         part = self.backend.areas.part_at(self.space.image.id, at, grow)
         if not part.any():
@@ -213,7 +213,7 @@ class Drawpad:
         self.state["selected"] = (at, how, before, self.drawing)
 
     def select_again(self) -> None:
-        """Make the last selection again, with more or less of what hangs together."""
+        """Make the last selection again, with more or less of what is connected."""
         at, how, before, after = self.state.get("selected", (None, "", None, None))
         if after is not None and self.drawing == after:
             self.undo()

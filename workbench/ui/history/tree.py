@@ -48,7 +48,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One shown edit. `guides` says for each level above it whether a line goes on below."""
+    """One shown edit. `guides`: for each level above it, True if its line continues below."""
 
     record: EditRecord
     notes: Notes
@@ -312,8 +312,7 @@ def importer(backend: Backend) -> None:
                 st.session_state[_SAID] = (True, words(done))
             except WorkbenchError as exc:
                 st.session_state[_SAID] = (False, str(exc))
-            # anew in either case: a file that is dropped on this uploader, whose key has had its turn,
-            # would be lost without a word
+            # rerun in either case: a file dropped on this uploader, whose key is used up, would be lost
             st.rerun()
     good, said = st.session_state.get(_SAID) or (True, "")
     if said:

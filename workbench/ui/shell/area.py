@@ -139,7 +139,7 @@ def mask_of(raw: bytes, size: tuple[int, int], name: str) -> NDArray[np.bool_]:
     """The painted part of a mask file, as `imaging.masks` decides it; scaled to `size` (width, height).
 
     Raises:
-        BadInput: when it is no mask, or nothing in it is painted.
+        BadInput: when it is not a mask, or nothing in it is painted.
     """
     mask, _notices = read_mask(raw, *size, name, fit=True)
     if not mask.any():

@@ -102,7 +102,7 @@ def begin(space: Workspace, job: str) -> None:
 
 
 def train_further(backend: Backend, space: Workspace, *, running: bool) -> None:
-    """The button that goes on with a trained LoRA for as many steps as the options say."""
+    """The button that continues a trained LoRA for as many steps as the options say."""
     steps = space.lora.steps
     pressed = st.button(
         say("upload.train_longer"),

@@ -107,7 +107,7 @@ def _attach(backend: Backend, space: Workspace) -> None:
 
 
 def _head(backend: Backend, title: str, intro: str, space: Workspace | None) -> None:
-    """The page's name, which picture one works on, and what else goes on."""
+    """The page's name, the open picture, and other running jobs."""
     with st.container(key="wb_head", horizontal=True, vertical_alignment="center", gap="medium"):
         if space is not None:
             st.image(backend.thumbnail(space.image.id, 128), width=60, alt="")
@@ -260,7 +260,7 @@ def need_picture() -> None:
 
 @contextlib.contextmanager
 def guard() -> Iterator[None]:
-    """Show an error of the enclosed block in its place; the rest of the page goes on."""
+    """Show an error of the enclosed block in its place; the rest of the page is still shown."""
     try:
         yield
     except Cancelled:
