@@ -186,7 +186,8 @@ class Stage {
     this.tool = data.tool;
     if (before?.size.join() !== data.size.join() || before?.target !== data.target) this.maps.clear();
     for (const [where, src] of Object.entries(data.held)) this.learn(where, src);
-    if (this.brush === undefined || before?.brush !== data.brush) this.brush = data.brush;
+    // keys that are not sent yet win: the server answers the ones before them
+    if (this.brush === undefined || (before?.brush !== data.brush && !this.sizing)) this.brush = data.brush;
     if (data.area !== this.areaSource) this.takeArea(data.area);
     this.dress();
     this.refresh();
@@ -474,6 +475,7 @@ class Stage {
   commit() {
     clearTimeout(this.later);
     this.later = 0;
+    this.sizing = false;
     this.send();
     this.tell();
   }
@@ -666,8 +668,8 @@ class Stage {
     this.brush = Math.max(1, Math.min(160, after));
     const ring = this.part("ring");
     if (ring && !ring.hidden) Object.assign(ring.style, { width: `${this.brush}px`, height: `${this.brush}px` });
-    clearTimeout(this.later);
-    this.later = setTimeout(() => this.commit(), 250);
+    this.sizing = true;
+    this.commitSoon();
     return true;
   }
 
