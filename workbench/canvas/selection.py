@@ -141,8 +141,11 @@ def part_at(rgb: U8, at: Point, grow: float = 0.0) -> Mask:
         bool [H, W]; empty when it would be most of the picture.
     """
     # heat falls off steeply at the edge of a thing, gently on a ground that has none
-    most = held_region(rgb, at, grow=min(1.0, grow + _GENTLY))
-    return held_region(rgb, at, grow=grow) if most.mean() <= _LARGEST else np.zeros_like(most)
+    for colours in (True, False):  # a thing in its ground's colours has an edge only
+        most = held_region(rgb, at, grow=min(1.0, grow + _GENTLY), colours=colours)
+        if most.mean() <= _LARGEST:
+            return held_region(rgb, at, grow=grow, colours=colours)
+    return np.zeros_like(most)
 
 
 def grow(mask: Mask, by: int) -> Mask:

@@ -291,6 +291,7 @@ def held_region(
     mask: Mask | None = None,
     grow: float = 0.0,
     features: PictureFeatures | None = None,
+    colours: bool = True,
     cells: int = CELLS,
 ) -> Mask:
     """Mask of what a handle holds, for its outline.
@@ -301,6 +302,7 @@ def held_region(
         mask: bool [H, W], True = may change; nothing outside it is held. None or empty: everything may.
         grow: from -1 (the handle's own spot) over 0 to 1 (everything connected to it).
         features: the model's features of the picture, where they are known.
+        colours: ask the colours of thing and ground, too, not their edge alone.
         cells: resolution of the answer along the longer side of what may change.
 
     Returns:
@@ -311,7 +313,8 @@ def held_region(
     if grid is None or not grid.inside(handle):
         return out
     free = mask is None or not mask.any()
-    found = held(grid, [PointPair(handle, handle, grow=grow)], features, open_ground=free)
+    pair = PointPair(handle, handle, grow=grow)
+    found = held(grid, [pair], features, open_ground=free, colours=colours)
     inside = grid.full(found.astype(np.float32)) > 0.5
     out[grid.box] = inside if mask is None or free else inside & mask[grid.box]
     return out
@@ -323,6 +326,7 @@ def held(
     features: PictureFeatures | None = None,
     *,
     open_ground: bool = False,
+    colours: bool = True,
 ) -> Mask:
     """Cells [h, w] that the handles of `pairs` (image pixels) hold, each by its own `grow`."""
     out = np.zeros(grid.shape, np.bool_)
@@ -330,9 +334,10 @@ def held(
         mine = [p for p in pairs if p.grow == grow and grid.inside(p.handle)]
         if not mine:
             continue
-        found = warm(
-            random_walker(grid, [p.handle for p in mine], features, open_ground=open_ground), grow
+        heat = random_walker(
+            grid, [p.handle for p in mine], features, open_ground=open_ground, colours=colours
         )
+        found = warm(heat, grow)
         reached = np.zeros_like(found)
         for p in mine:
             row, col = (round(v) for v in grid.cell(p.handle))
@@ -352,11 +357,13 @@ def random_walker(
     features: PictureFeatures | None = None,
     *,
     open_ground: bool = False,
+    colours: bool = True,
 ) -> F32:
     """Heat [h, w] in 0..1 that flows from the handles to what may not change.
 
     `open_ground`: nothing was painted, so that nothing near says what stays; heat is lost on the way.
-    Where all cells may change, those at the border of the grid stay.
+    Where all cells may change, those at the border of the grid stay. `colours`: let the colours of what
+    is warm and cold speak, too.
     """
     area = grid.area
     if area.all():
@@ -383,6 +390,8 @@ def random_walker(
         )  # fmt: skip
     assert found is not None
     found = np.clip(found, 0, 1) * area
+    if not colours:
+        return found
     # the colours of what is warm, and those of what is cold, tell the thing from its ground
     cold = np.where(area, 1 - np.clip(found / _GROUND, 0, 1), _OUTSIDE).astype(np.float32)
     told = colour_evidence(grid.rgb, found, cold)
