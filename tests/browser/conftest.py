@@ -215,6 +215,16 @@ class Bench:
 
         until(ended)
 
+    def cancel(self) -> None:
+        """Cancel the job at hand, and say yes where so much was done that the page asks."""
+        self.page.get_by_role("button", name="Cancel", exact=True).click()
+        stop = self.page.get_by_role("button", name="Stop", exact=True)
+        ended = self.page.get_by_text("Cancelled", exact=True)
+        expect(stop.or_(ended).first).to_be_visible()
+        if stop.count():
+            stop.click()
+        expect(ended).to_be_visible()
+
     def query(self, name: str) -> str | None:
         """A parameter of the page's address, as soon as it is there."""
         end = time.monotonic() + HANG

@@ -25,27 +25,16 @@ def begin(server: Server, bench: Bench, seed: int, **settings: Any) -> str:
     return name
 
 
-def cancel(bench: Bench) -> None:
-    """Cancel the job at hand, and say yes where so much was done that the page asks."""
-    bench.page.get_by_role("button", name="Cancel", exact=True).click()
-    stop = bench.page.get_by_role("button", name="Stop", exact=True)
-    ended = bench.page.get_by_text("Cancelled", exact=True)
-    expect(stop.or_(ended).first).to_be_visible()
-    if stop.count():
-        stop.click()
-    expect(ended).to_be_visible()
-
-
 def test_cancel_then_run_again(server: Server, bench: Bench) -> None:
     name = begin(server, bench, 21, **LONG)
     expect(bench.page.get_by_text("Dragging · step")).to_be_visible(timeout=JOB)
-    cancel(bench)
+    bench.cancel()
     image = server.store.projects.load(name).image
     (record,) = server.store.records(image=image)
     assert record.status is JobState.CANCELLED
     bench.page.get_by_role("button", name="Run", exact=True).click()
     expect(bench.page.get_by_text("Dragging · step")).to_be_visible(timeout=JOB)
-    cancel(bench)
+    bench.cancel()
 
 
 def test_reload_and_second_browser_find_the_job(
@@ -64,7 +53,7 @@ def test_reload_and_second_browser_find_the_job(
     begin(server, other, 23)
     expect(other.page.get_by_text("Next in the queue")).to_be_visible()
     expect(bench.page.get_by_text("Dragging · step")).to_be_visible()  # theirs changed nothing
-    cancel(bench)
+    bench.cancel()
     expect(other.page.get_by_role("link", name="Open in Results")).to_be_visible(timeout=JOB)
 
 
@@ -82,7 +71,7 @@ def test_the_page_can_be_left_and_more_can_be_queued(server: Server, bench: Benc
     bench.goto_page("Mask & points")
     assert bench.query("job")
     expect(bench.page.get_by_text("Next in the queue")).to_be_visible()
-    cancel(bench)
+    bench.cancel()
     bench.page.get_by_text("Other jobs (1)").click()
     bench.page.get_by_role("button", name=re.compile("^Cancel Test picture")).click()
     stop = bench.page.get_by_role("button", name="Stop", exact=True)
@@ -117,4 +106,4 @@ def test_pages_change_and_strokes_come_while_a_job_runs(server: Server, bench: B
     expect(bench.page.get_by_role("heading", level=1)).to_have_text("Mask & points")
     bench.stroke((19, 40), (40, 40), size=SIZE)  # drawn while the run goes on
     expect(bench.page.get_by_role("button", name=say("draw.queue_another"))).to_be_enabled()
-    cancel(bench)
+    bench.cancel()

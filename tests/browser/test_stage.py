@@ -17,7 +17,6 @@ from conftest import JOB, Bench, Server, picture
 from patience import until
 from PIL import Image
 from playwright.sync_api import expect
-from test_jobs_browser import cancel
 
 from workbench.canvas.rasterize import rasterise
 from workbench.ui import components
@@ -398,7 +397,7 @@ def test_fault_5_esc_never_cancels_a_job(server: Server, bench: Bench) -> None:
         bench.page.keyboard.press("Escape")
         bench.page.wait_for_timeout(400)
     expect(bench.page.get_by_text("Dragging · step")).to_be_visible()
-    cancel(bench)
+    bench.cancel()
 
 
 def test_two_tabs_draw_at_once_and_the_second_stroke_follows_at_once(
