@@ -16,7 +16,7 @@ import pytest
 from conftest import JOB, Bench, Server, picture
 from patience import until
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import WebSocketRoute, expect
 
 from workbench.canvas.rasterize import rasterise
 from workbench.ui import components
@@ -416,6 +416,53 @@ def test_two_tabs_draw_at_once_and_the_second_stroke_follows_at_once(
     pairs = server.arrows(project, 5)
     assert sorted(round(p.handle.y) for p in pairs) == [30, 60, 90, 120, 150]
     expect(one.page.locator(".wb-marks text")).to_have_text(["1", "2", "3", "4", "5"])
+
+
+def test_a_stroke_that_a_busy_server_passed_over_comes_with_the_next_one(
+    server: Server, new_bench: Any, project: str
+) -> None:
+    """A busy server runs once for several messages: it never sees the list that the second one sent."""
+    one, two = new_bench(), new_bench()
+    holds, drops, held = False, False, []
+
+    def between(route: WebSocketRoute) -> None:
+        to_server = route.connect_to_server()
+        route.on_message(lambda message: None if drops else to_server.send(message))
+
+        def answer(message: str | bytes) -> None:
+            held.append((route, message))
+            if not holds:
+                release()
+
+        to_server.on_message(answer)
+
+    def release() -> None:
+        for route, message in held:
+            route.send(message)
+        held.clear()
+
+    def stored(count: int) -> None:  # waits in the browser: Python carries its messages
+        until(lambda: one.page.wait_for_timeout(50) or len(server.drawing(project).arrows) == count)
+
+    one.page.route_web_socket(re.compile("/_stcore/stream"), between)
+    for bench in (one, two):
+        bench.open("/drag", project=project)
+    one.stroke((30, 30), (50, 34), size=SIZE)
+    stored(1)
+    two.stroke((30, 60), (50, 64), size=SIZE)
+    stored(2)
+    holds = True
+    one.stroke((30, 90), (50, 94), size=SIZE, wait=False)
+    stored(3)
+    drops = True
+    one.stroke((30, 120), (50, 124), size=SIZE, wait=False)
+    one.page.wait_for_timeout(300)
+    holds = drops = False
+    release()
+    expect(one.page.locator(".wb-marks text")).to_have_count(4)
+    one.stroke((30, 150), (50, 154), size=SIZE)
+    pairs = server.arrows(project, 5)
+    assert sorted(round(p.handle.y) for p in pairs) == [30, 60, 90, 120, 150]
 
 
 def test_fault_16_a_short_arrow_does_not_hide_what_it_drags(

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from workbench.canvas.drawing import Arrow
 from workbench.core.errors import BadInput
+from workbench.core.request import Point, PointPair
 from workbench.storage.history import Store
 from workbench.storage.history.projects import Project
+from workbench.ui.shell.projection import merge_arrows
 
 A, B, C = ({"pair": [n, n, n + 9, n]} for n in (1.0, 2.0, 3.0))
 
@@ -88,3 +91,18 @@ def test_fault_46_an_owner_sees_and_changes_only_their_own(store: Store) -> None
     assert (
         store.projects.load(mine.id).owner == "ada"
     )  # the whole history, for the person who runs it
+
+
+def _arrow(y: float, by: float = 0.0) -> Arrow:
+    return Arrow(PointPair(Point(1, y), Point(9, y + by)))
+
+
+def test_what_a_browser_did_to_an_old_list_is_done_to_the_present_one() -> None:
+    one, two, three, four = (_arrow(y) for y in (1, 2, 3, 4))
+    assert merge_arrows((), (one,), (two,)) == (two, one)  # drawn
+    assert merge_arrows((one, two), (two,), (one, two, three)) == (two, three)  # removed
+    moved = _arrow(1, by=5)
+    assert merge_arrows((one, two), (moved, two), (one, two, three)) == (moved, two, three)
+    assert merge_arrows((one, two), (moved, two), (two, three)) == (two, three, moved)
+    assert merge_arrows((one,), (one, four), (one, four)) == (one, four)  # told twice
+    assert merge_arrows((one, two), (one, two), (two, one, three)) == (two, one, three)

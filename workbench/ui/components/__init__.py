@@ -209,8 +209,8 @@ def stage(
             (the picture's), `view` ([x0, y0, width, height] of the picture), `zoomed`, `masked`
             (something is painted), `area` (data URL of a proposed mask, or None), `held` ("x,y,grow,move"
             of a handle -> data URL of the weights of what it moves), `draft` ({src, box} of the server's
-            preview, or None), `acked` (id -> number of the last log entry answered), `colours`,
-            `label`, `said`, `coach` and `words`.
+            preview, or None), `acked` (id -> number of the last log entry answered), `taken` ([id, number]
+            of what was taken in last, or None), `colours`, `label`, `said`, `coach` and `words`.
         key: unique key of the element; its state `sent` has id, number, generation, arrows, log and
             brush.
         on_sent: called when `sent` changed.

@@ -10,7 +10,8 @@
 //   flush          a click elsewhere within the canvas's 200 ms of patience sends the drawing first
 //   said           role, name and a text of what is drawn, for those who do not see it
 // Arrows are this component's: it sends the whole list with the generation it was drawn in, so that none is lost when
-// the server is busy. Clicks that the server must answer lie in a log until it has confirmed them.
+// the server is busy; what another tab changed comes back as a new generation, and what the server has not seen of
+// this one's lists is done to it again. Clicks that the server must answer lie in a log until it has confirmed them.
 const seen = new WeakMap();
 const SEND = "button[aria-label='Update the app with this drawing']";
 const EDIT = "button[aria-label='Edit']";
@@ -118,6 +119,18 @@ function onControl(event) {
 }
 
 const copy = (arrows) => arrows.map((a) => ({ on: a.on, pair: [...a.pair] }));
+// What was made of the arrows known (`old` -> `mine`), done to the present ones: `merge_arrows` on the server.
+function merge(old, mine, theirs) {
+  const has = (list, arrow) => list.some((a) => same(a, arrow));
+  const kept = theirs.flatMap((arrow) => {
+    if (has(mine, arrow) || !has(old, arrow)) return [arrow];
+    const moved = old.length === mine.length && mine[old.findIndex((a) => same(a, arrow))];
+    return moved && !has(old, moved) && !has(theirs, moved) ? [moved] : [];
+  });
+  return [...kept, ...mine.filter((a) => !has(old, a) && !has(kept, a))];
+}
+
+const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 const near2 = (value) => Math.round(value * 100) / 100;
 // How much an arrow's handle holds (-1..1) and how that moves: the fifth part of a pair, `PointPair` on the server.
 const holdOf = (pair) => [pair[4]?.grow ?? 0, pair[4]?.move ?? "auto"];
@@ -127,6 +140,7 @@ class Stage {
     this.id = Math.random().toString(36).slice(2);
     this.number = 0; // of what was sent last
     this.log = [];
+    this.sent = []; // { number, arrows }: the list that the server took last, then those it has not confirmed
     this.arrows = [];
     this.chosen = null; // { n, end }
     this.corners = []; // of a polygon under way, image px
@@ -169,15 +183,9 @@ class Stage {
     this.trigger = setTriggerValue;
     teachCanvas(data.eraser);
     this.log = this.log.filter((item) => item.number > (data.acked[this.id] ?? 0));
-    if (before?.generation !== data.generation) {
-      // the drawing changed elsewhere: what is being drawn goes on over it
-      const held = this.drag && { pair: this.arrows[this.drag.n]?.pair, ...this.drag };
-      this.arrows = copy(data.arrows);
-      if (held?.pair) {
-        this.drag.n = held.fresh ? this.arrows.length : Math.min(held.n, this.arrows.length);
-        this.arrows[this.drag.n] = { on: true, pair: held.pair };
-      } else if (!this.arrows[this.chosen?.n]) this.chosen = null;
-    }
+    const [by, taken] = data.taken ?? [];
+    this.sent = before && by === this.id ? this.sent.filter((s) => s.number >= taken) : this.sent;
+    if (before?.generation !== data.generation) this.rebase(copy(data.arrows));
     if (before && before.tool !== data.tool) this.corners = [];
     if (before?.view.join() !== data.view.join() || before?.target !== data.target) {
       this.warp?.clear();
@@ -191,6 +199,28 @@ class Stage {
     if (data.area !== this.areaSource) this.takeArea(data.area);
     this.dress();
     this.refresh();
+  }
+
+  // The drawing changed elsewhere: what the server has not seen, and what is being drawn, goes on over it.
+  rebase(theirs) {
+    const known = this.sent[0]?.arrows ?? [];
+    this.sent = this.sent.map((s) => ({ ...s, arrows: merge(known, s.arrows, theirs) }));
+    if (!this.sent.length) this.sent = [{ number: 0, arrows: theirs }];
+    const { drag } = this;
+    const held = this.arrows[drag?.n ?? this.chosen?.n];
+    const settled = drag ? this.was : this.arrows;
+    this.arrows = copy(merge(known, settled, theirs));
+    if (drag) {
+      this.was = copy(this.arrows);
+      const at = this.arrows.findIndex((a) => same(a, settled[drag.n]));
+      drag.n = drag.fresh || at < 0 ? this.arrows.length : at;
+      this.arrows[drag.n] = held;
+      this.chosen = { ...this.chosen, n: drag.n };
+    } else if (this.chosen) {
+      const at = this.arrows.findIndex((a) => same(a, held));
+      this.chosen.n = at < 0 ? this.chosen.n : at;
+      if (!this.arrows[this.chosen.n]) this.chosen = null;
+    }
   }
 
   async learn(where, src) {
@@ -466,10 +496,10 @@ class Stage {
 
   send() {
     this.number += 1;
-    this.state("sent", {
-      id: this.id, number: this.number, generation: this.data.generation, arrows: copy(this.arrows), log: [...this.log],
-      brush: this.brush,
-    });
+    const { number } = this;
+    const arrows = copy(this.arrows);
+    this.sent.push({ number, arrows });
+    this.state("sent", { id: this.id, number, generation: this.data.generation, arrows, log: [...this.log], brush: this.brush });
   }
 
   commit() {
@@ -802,7 +832,7 @@ class Stage {
     }
     if (data.draft) this.lay(image, data.draft.box);
     // the server's draft is of the arrows it knows; until it has the last ones, the mesh stays
-    const settled = Boolean(data.draft) && image.complete && JSON.stringify(this.arrows) === JSON.stringify(copy(data.arrows));
+    const settled = Boolean(data.draft) && image.complete && same(this.arrows, copy(data.arrows));
     draft.hidden = !(settled && this.bends && !this.drag && !this.comparing && !this.covered);
     if (!this.log.some((i) => i.kind === "select")) this.busy(null);
     const coach = this.part("coach");

@@ -389,6 +389,7 @@ class Drawpad:
             "held": held,
             "draft": draft and {"src": components.data_url(draft[0]), "box": draft[1]},
             "acked": dict(self.state.get("acked", {})),
+            "taken": self.state.get("taken"),
             "colours": self.backend.canvas_colours(),
             "label": say(
                 "draw.canvas_label", title=self.space.title, width=self.size[0], height=self.size[1]

@@ -109,8 +109,17 @@ def received(raw: Any, view: Viewport, paint: Colours, generation: int) -> tuple
 def merge_arrows(
     old: tuple[Arrow, ...], mine: tuple[Arrow, ...], theirs: tuple[Arrow, ...]
 ) -> tuple[Arrow, ...]:
-    """What a browser made of the arrows it knew (`old` -> `mine`), done to the present ones (`theirs`)."""
-    kept = [a for a in theirs if a in mine or a not in old]
+    """What a browser made of the arrows it knew (`old` -> `mine`), done to the present ones (`theirs`).
+
+    An arrow that was moved keeps its place, as long as none was removed. The canvas does the same
+    (`merge` in canvas.js).
+    """
+    moved = dict(zip(old, mine, strict=True)) if len(old) == len(mine) else {}
+    kept = []
+    for arrow in theirs:
+        now = arrow if arrow in mine or arrow not in old else moved.get(arrow)
+        if now is arrow or (now is not None and now not in old and now not in theirs):
+            kept.append(now)
     return (*kept, *(a for a in mine if a not in old and a not in kept))
 
 
