@@ -254,8 +254,16 @@ class Bench:
         return self.page.locator("canvas.upper-canvas")
 
     def tool(self, name: str) -> None:
-        """Choose a drawing tool by its name."""
-        self.page.get_by_role("radio", name=name, exact=True).click()
+        """Choose a drawing tool by its name; again, where the page was built anew under the click."""
+        radio = self.page.get_by_role("radio", name=name, exact=True)
+
+        def chosen() -> bool:
+            if radio.get_attribute("aria-checked") != "true":
+                radio.click()
+                self.page.wait_for_timeout(100)
+            return radio.get_attribute("aria-checked") == "true"
+
+        until(chosen)
         kind = {"Rectangle": "rect"}.get(name, name.lower())
         expect(self.canvas).to_have_attribute("data-tool", kind)
         self.settle()
