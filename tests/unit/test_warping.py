@@ -150,6 +150,24 @@ def test_features_that_resemble_nothing_around_change_nothing() -> None:
     np.testing.assert_array_equal(alone, helped)
 
 
+def test_what_a_held_thing_surrounds_is_held() -> None:
+    """An eye of another colour goes along with its face."""
+    rgb = disc(wall(), 128, 128, 50)
+    y, x = np.mgrid[:256, :256]
+    rgb[(x - 128) ** 2 + (y - 128) ** 2 <= 18**2] = (30, 60, 220)
+    for mask in (None, box(50, 50, 206, 206)):
+        assert held_region(rgb, Point(128, 90), mask=mask)[128, 128]
+
+
+def test_a_colour_far_from_the_handle_is_not_held_for_its_colour() -> None:
+    """A second thing of the same colour, which a faint trail joins to the first."""
+    rgb = disc(disc(wall(320, 200), 60, 100, 26), 260, 100, 26)
+    rgb[97:103, 84:236] = (196, 110, 80)
+    found = held_region(rgb, Point(60, 100))
+    assert found[100, 60]
+    assert not found[85:115, 250:270].any()
+
+
 # --- how it moves -----------------------------------------------------------------------------------------
 
 
@@ -190,6 +208,44 @@ def test_an_arm_turns_about_the_place_where_it_leaves_the_area() -> None:
     assert red[122:134, 82].sum() > 8  # and it still hangs on where it hung
 
 
+def fur(h: int, w: int, seed: int = 0) -> np.ndarray:
+    """Red with a texture, [h, w, 3]."""
+    grain = np.random.default_rng(seed).normal(0, 8, (h, w, 1))
+    return np.clip(np.array(BALL) + grain, 0, 255).astype(np.uint8)
+
+
+def red(rgb: np.ndarray) -> np.ndarray:
+    return np.asarray((rgb[..., 0].astype(int) - rgb[..., 1]) > 60)
+
+
+def test_what_runs_on_beyond_the_mask_is_stretched_and_not_torn_off() -> None:
+    """A neck that the mask cuts: the head goes up, and no gap opens where the mask ends."""
+    before = wall()
+    before[90:, 110:150] = fur(166, 40)
+    mask = box(60, 20, 200, 160)
+    out = moved_picture(before, mask, [pair(130, 110, 130, 75)])
+    assert red(out[60:256, 122:138]).all()
+    assert not red(out[:48]).any()
+    sharp = np.abs(np.diff(out[120:158, 115:145].mean(axis=2), axis=1)).mean()
+    usual = np.abs(np.diff(before[120:158, 115:145].mean(axis=2), axis=1)).mean()
+    assert sharp > 0.62 * usual  # a filled gap would be smooth
+
+
+def test_what_the_picture_cuts_off_stays_at_its_border() -> None:
+    before = wall()
+    before[120:, 100:160] = fur(136, 60)
+    out = moved_picture(before, None, [pair(130, 135, 130, 100)])
+    assert red(out[90:, 112:148]).all()
+    aside = moved_picture(before, None, [pair(130, 135, 160, 135)])
+    assert red(aside[250:, 140:180]).mean() > 0.9  # along the border it may go
+
+
+def test_a_free_thing_keeps_its_shape_near_the_masks_edge() -> None:
+    before, after = disc(wall(), 120, 150, 24), disc(wall(), 120, 105, 24)
+    out = moved_picture(before, box(70, 60, 170, 182), [pair(120, 150, 120, 105)])
+    assert (red(out) ^ red(after)).sum() < 0.15 * red(after).sum()
+
+
 def test_two_things_go_their_own_ways() -> None:
     before = disc(disc(wall(), 80, 80, 14), 170, 170, 14)
     after = disc(disc(wall(), 120, 80, 14), 170, 120, 14)
@@ -202,10 +258,6 @@ def bar() -> tuple[np.ndarray, np.ndarray]:
     before = wall()
     before[120:136, 90:170] = BALL
     return before, box(30, 30, 230, 230)
-
-
-def red(rgb: np.ndarray) -> np.ndarray:
-    return np.asarray((rgb[..., 0].astype(int) - rgb[..., 1]) > 60)
 
 
 def test_a_shift_keeps_the_shape_and_a_turn_the_pivot() -> None:

@@ -165,7 +165,7 @@ def solve(
         links: conductances c between vertical [h - 1, w] and horizontal [h, w - 1] neighbours.
         steps: at most so many.
         source: s, [..., h, w]; 0 when None.
-        absorbed: a >= 0, [h, w]; 0 when None.
+        absorbed: a >= 0, [h, w] or one per field [..., h, w]; 0 when None.
         tolerance: stop when the preconditioned residual is below it everywhere.
 
     Returns:
@@ -178,7 +178,7 @@ def solve(
     total[:, 1:] += right
     total[:, :-1] += right
     if absorbed is not None:
-        total += absorbed
+        total = total + absorbed
     u: F32 = start.astype(np.float32)
     keep = free.astype(np.float32)
     inverse = keep / np.maximum(total, 1e-12)
@@ -225,6 +225,7 @@ EDGE = 0.05  # step in colour (0..1) that lets 1/e of the heat through
 SEED = 6.0  # radius of the disc round a handle that is heated, where it has the handle's colour
 _ALIKE = 0.15  # colours (0..1) closer than this are one colour, within the seed
 _WARM = 0.2  # heat above which a cell is held at grow 0; grow +-1 divides or multiplies it by ten
+_GAPS = 1.0  # of what is held: gaps in it that are larger are its ground, seen through it
 _REACH = (
     60.0  # where nothing is painted: distance over which heat is lost, a quarter of the picture
 )
@@ -233,6 +234,7 @@ _LIKE = 0.4  # cosine similarity from which on two features resemble each other
 _SPREAD = (0.12, 0.3)  # share of the picture that does: below the first, features say nothing
 _STEPS = (200, 100, 60)  # of the solver: at half the size, at full size, with what colours say
 _COLOUR = 0.05  # how strongly colours heat and cool that are rather the thing's or its ground's
+_DECADES = 3.0  # of heat over which a cell's colour loses its say in favour of the thing
 _GROUND = 0.3  # heat from which on a cell says nothing about the ground
 _OUTSIDE = 3.0  # weight, in the ground's colours, of cells that may not change
 
@@ -348,7 +350,17 @@ def held(
 
 def warm(heat: F32, grow: float) -> Mask:
     """Cells that count as held; `heat` falls by orders of magnitude at edges, so `grow` is a power."""
-    return np.asarray(heat > min(0.99, _WARM * 10.0**-grow))
+    cells = np.asarray(heat > min(0.99, _WARM * 10.0**-grow))
+    return cells | _enclosed(cells)
+
+
+def _enclosed(cells: Mask) -> Mask:
+    """Gaps that held cells surround, such as an eye in a face; none where they are most of it."""
+    ground = ~cells
+    edge = np.zeros_like(cells)
+    edge[[0, -1]], edge[:, [0, -1]] = ground[[0, -1]], ground[:, [0, -1]]
+    gaps = ground & ~connected(edge, ground)
+    return gaps if gaps.sum() < _GAPS * cells.sum() else np.zeros_like(gaps)
 
 
 def random_walker(
@@ -395,6 +407,8 @@ def random_walker(
     # the colours of what is warm, and those of what is cold, tell the thing from its ground
     cold = np.where(area, 1 - np.clip(found / _GROUND, 0, 1), _OUTSIDE).astype(np.float32)
     told = colour_evidence(grid.rgb, found, cold)
+    near = np.clip(1 + np.log10(np.maximum(found, 1e-9)) / _DECADES, 0, 1)
+    told = np.where(told > 0, told * near, told).astype(np.float32)
     source, absorbed = _pulls(like, lost, 1.0)
     pull = np.float32(_COLOUR) * np.abs(told)
     warmer = np.where(told > 0, pull, np.float32(0))

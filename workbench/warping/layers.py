@@ -34,6 +34,7 @@ Mask = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
 
 STRETCHED = (1.25, 1.75)  # from here to there a stretch loses trust; half of it at 1.5
+LEFT = (0.5, 2.0)  # px: who moves less leaves nothing uncovered, who moves more does
 _STILL = 0.05  # px: who moves less than this stays
 _BAND = 512  # rows at a time
 
@@ -42,10 +43,11 @@ _BAND = 512  # rows at a time
 class Layer:
     """One piece: `matte` [h, w] in 0..1 where it was; at (y, x) it now shows (y, x) - `back`.
 
-    `back` [2, h, w] (down, right) in image pixels, `cover` [h, w] in 0..1 where it is now.
+    `way` and `back` [2, h, w] (down, right) in image pixels, `cover` [h, w] in 0..1 where it is now.
     """
 
     matte: F32
+    way: F32
     back: F32
     cover: F32
 
@@ -62,9 +64,8 @@ class Motion:
         """Uncovered cells, which something moved away from, [h, w] in 0..1."""
         out = np.zeros(self.grid.shape, np.float32)
         for layer in self.layers:
-            out = np.maximum(
-                out, np.clip(2 * blurred(grown(layer.matte > 0.5, 1).astype(np.float32)), 0, 1)
-            )
+            was = np.clip(2 * blurred(grown(layer.matte > 0.5, 1).astype(np.float32)), 0, 1)
+            out = np.maximum(out, was * _ramp(np.hypot(*layer.way), *LEFT))
         return out * self.grid.area
 
     def trust(self) -> Trust:
@@ -178,17 +179,23 @@ def _layer(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> Layer:
     if not small.any():
         half, small = grid, piece
     u = displacement(half, small, pairs)
-    back = _inverted(filled(np.moveaxis(u, 0, 2), small), small)
-    ky, kx = half.scale
-    back = np.stack(
-        [enlarged(back[..., 0] * ky, grid.shape), enlarged(back[..., 1] * kx, grid.shape)]
+    follows = small | (np.hypot(*u) > 1e-3)
+    u = filled(np.moveaxis(u, 0, 2), follows)
+    way, back = (
+        np.stack([enlarged(v[..., i] * k, grid.shape) for i, k in enumerate(half.scale)])
+        for v in (u, _inverted(u, follows))
     )
     ky, kx = grid.scale
     rows, cols = np.mgrid[: grid.shape[0], : grid.shape[1]].astype(np.float32)
     # the outline belongs to what moves, but must not tie it to the ground in whose colour it ends
-    matte = blurred((rim(piece, grid) & grid.area).astype(np.float32))
+    body = rim(piece | (enlarged(follows.astype(np.float32), grid.shape) > 0.5), grid)
+    # what runs on beyond the mask, tied to it, has no outline there
+    on = grown(body, 2) & ~grid.area & (np.hypot(*way) < max(grid.scale))
+    matte = blurred(((body & grid.area) | on).astype(np.float32))
     cover = bilinear(matte, rows - back[0] / ky, cols - back[1] / kx)
-    return Layer(matte, back.astype(np.float32), np.clip(3 * cover - 1, 0, 1).astype(np.float32))
+    return Layer(
+        matte, way, back.astype(np.float32), np.clip(3 * cover - 1, 0, 1).astype(np.float32)
+    )
 
 
 def _inverted(u: F32, piece: Mask) -> F32:

@@ -3,14 +3,14 @@
 Left to itself ("auto") a piece moves as rigidly as it can (Sorkine and Alexa, SGP 2007): with u the
 displacement of its cells, N the pairs of neighbours in it and R_i a turn, it minimises
 
-    sum over N of | (x_i + u_i) - (x_j + u_j) - R_i (x_i - x_j) |^2  +  tie sum over rim c_ij |u_i|^2
+    sum over N of | (x_i + u_i) - (x_j + u_j) - R_i (x_i - x_j) |^2  +  sum over rim c_ij |u_i|^2
 
-in turns: R_i from the surroundings of each cell, then u from a Laplace equation. Where the piece runs on
-in its own colour beyond what moves it is tied to what stays (the second sum) and turns about that end;
-across an edge it is free. A share of a smooth displacement, 1 at the handle and 0 at the mask's edge, is
-mixed in. A piece with one arrow and a pin on it turns about the pin; one that is free and whose arrows
-agree on a change of size is turned and scaled as a whole. "shift", "turn" and "stretch" are closed forms.
-Pins are arrows of length 0.
+in turns: R_i from the surroundings of each cell, then u from a Laplace equation. Across an edge of colour
+a piece is free. Where it runs on without one (into ground of its own colour, or beyond the mask, where
+nothing may change) it is tied, c_ij > 0: the ground follows softly for a length or two of the arrow, and
+a stretch takes the place of a tear. A piece with one arrow and a pin on it turns about the pin; one that
+is free and whose arrows agree on a change of size is turned and scaled as a whole. "shift", "turn" and
+"stretch" are closed forms. Pins are arrows of length 0.
 
 Displacements are float32 [2, h, w] (down, right) in cells of the grid that they are found on.
 """
@@ -18,12 +18,13 @@ Displacements are float32 [2, h, w] (down, right) in cells of the grid that they
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from workbench.core.request import PointPair
-from workbench.imaging.masks import blurred, distance_inside
+from workbench.imaging.masks import blurred, filled, grown
 from workbench.warping.held import EDGE, Grid, conductance, seeds_of, solve
 
 Mask = npt.NDArray[np.bool_]
@@ -32,7 +33,13 @@ F32 = npt.NDArray[np.float32]
 _HOLD = 18.0  # of 256: radius round a handle that is carried without turning
 _BETWEEN = 0.35  # of the way to the next handle: less is carried where handles lie close together
 _MERGED = 2.0  # cells: handles closer together than this say nothing about a turn
-_TIE = 0.1  # of a piece to what stays and has its colour, against 1 inside the piece
+_STEP = 0.1  # of colour (0..1) that leaves 1/e of what ties a piece to its ground
+_EDGE_STEP = 0.15  # the same at the mask's edge
+_PLAIN = (0.25, 0.6)  # ties around: from here to there a tie counts
+_LOOSE = 0.03  # share of the rim below which ties are chance, and a piece is free
+_OPEN = 0.4  # tie or likeness across which the ground follows
+_COLLAR = 1.5  # lengths of the arrow: how far the ground that hangs on to a piece follows it
+_SOFT = 0.3  # stiffness of that ground, against 1 inside the piece
 _TURNS = 12  # most rounds of the rigid fit
 _SETTLED = 0.05  # cells: a round that moves nothing farther is the last
 _APART = 4.0  # cells: handles closer together than this say nothing about a size
@@ -41,12 +48,12 @@ _FREE = (
 )
 _RESIZED = 0.08  # change of size from which on arrows mean one
 _AGREED = 0.15  # of the longest arrow: farther off, arrows do not agree on one
-_SMOOTH = 0.3  # share of the smooth displacement
-_RIGID = 25.0  # of 256: radius round a handle within which the smooth displacement is whole
 
 
 def displacement(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
-    """Displacement [2, h, w] (down, right) of a piece's cells, in cells; elsewhere it is 0.
+    """Displacement [2, h, w] (down, right) of a piece and of the ground that follows it, in cells.
+
+    Cells that stay have 0.
 
     Args:
         grid: cells.
@@ -55,7 +62,7 @@ def displacement(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
     """
     own = [p for p in pairs if p.move != "auto" and p.length > 0]
     if not own:
-        return _auto(grid, piece, pairs) * piece
+        return _auto(grid, piece, pairs)
     fields = [_closed(grid, piece, p, pairs) for p in own]
     rest = [p for p in pairs if p not in own]
     if any(p.length > 0 for p in rest):
@@ -163,8 +170,7 @@ def _auto(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
         held = float(_attached(grid, piece).sum()) / float(np.sqrt(piece.sum()))
         if abs(scale - 1) > _RESIZED and missed < _AGREED and 0.5 < scale < 2 and held < _FREE:
             return sized
-    rigid = _rigid(grid, piece, pairs)
-    return np.asarray(rigid + _SMOOTH * (_soft(grid, pairs) - rigid), np.float32)
+    return _rigid(grid, piece, pairs)
 
 
 def _is_on(grid: Grid, piece: Mask, pair: PointPair) -> bool:
@@ -201,39 +207,123 @@ def _turned(
     return np.stack([u.imag, u.real]).astype(np.float32), abs(scale), share
 
 
-def _soft(grid: Grid, pairs: Sequence[PointPair]) -> F32:
-    """Smooth displacement [2, h, w]: 1 at each handle, 0 at the mask's edge, the nearer arrow wins.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Body:
+    """A piece with its collar, the ground that follows it where no edge parts the two.
 
-    With m the distance to the mask's edge and r that to the handle beyond `_RIGID`, an arrow's share is
-    s = smoothstep(m / (m + r)), its weight among several (s / (1 - s))^2. Averaging two arrows that cross
-    would move what lies between them nowhere.
+    `cells` bool [h, w]. `links`: stiffness between vertical [h - 1, w] and horizontal [h, w - 1]
+    neighbours, 1 inside the piece; those that lead out of the body tie it to what stays. `pinned`
+    [2, h, w]: pull, per direction, of a cell to where it is.
     """
-    deep = _depth(grid)
-    near = max(0.75, _RIGID * grid.unit)
-    total = np.zeros(grid.shape, np.float32)
+
+    cells: Mask
+    links: tuple[F32, F32]
+    pinned: F32
+
+
+def _body(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> _Body:
+    """Find where a piece hangs on to its ground, and how much of the ground follows it there."""
+    inside, rim = _within(piece), _across(piece)
+    alike, ties = _ties(grid, rim)
+    share = sum(float(t.sum()) for t in ties) / max(1, sum(int(r.sum()) for r in rim))
+    if share < _LOOSE:
+        return _Body(piece, inside, _pinned(grid, piece, pairs))
+    longest = max(float(np.hypot(*_ends(grid, p)[1])) for p in pairs)
+    near = grid.area & (_spread(ties, rim) > 0.5)
+    cells, is_open = piece, [t > _OPEN for t in ties]
+    for _ in range(round(max(2.0, _COLLAR * longest))):
+        new = np.zeros_like(cells)
+        new[1:] |= cells[:-1] & is_open[0]
+        new[:-1] |= cells[1:] & is_open[0]
+        new[:, 1:] |= cells[:, :-1] & is_open[1]
+        new[:, :-1] |= cells[:, 1:] & is_open[1]
+        cells = cells | (new & near)
+        is_open = [a > _OPEN for a in alike]
+    cut = _across(grid.area)  # what reaches the mask's edge is tied to what lies beyond
+    links = tuple(
+        np.where(c, 1, np.where(r, t, np.where(i > 0, i, np.float32(_SOFT) * a))).astype(np.float32)
+        for c, r, t, i, a in zip(cut, rim, ties, inside, alike, strict=True)
+    )
+    return _Body(cells, (links[0], links[1]), _pinned(grid, piece, pairs))
+
+
+def _ties(grid: Grid, rim: tuple[Mask, Mask]) -> tuple[tuple[F32, F32], tuple[F32, F32]]:
+    """How much neighbours look alike, 0..1, everywhere and, as ties of a piece, at its rim.
+
+    A tie counts where the rim around it looks alike, too: a spot in the ground's colour ties nothing.
+    At the mask's edge, where a piece ends because it may not change, more is taken for alike.
+    """
+    steps = [np.abs(np.diff(grid.rgb, axis=axis)).max(axis=2) for axis in (0, 1)]
+    alike = [np.exp(-((_farther(grid.rgb, s, i) / _STEP) ** 2)) for i, s in enumerate(steps)]
+    plain = np.clip((_spread(alike, rim) - _PLAIN[0]) / (_PLAIN[1] - _PLAIN[0]), 0, 1)
+    edge = grown(~grid.area, 1)
+    ties = []
+    for axis, (r, a, step) in enumerate(zip(rim, alike, steps, strict=True)):
+        tie = a * _mid(plain, axis)
+        outer = _mid(edge.astype(np.float32), axis) > 0
+        tie = np.where(outer, np.maximum(tie, np.exp(-((step / _EDGE_STEP) ** 2))), tie)
+        ties.append(np.where(r, tie, 0).astype(np.float32))
+    return (alike[0], alike[1]), (ties[0], ties[1])
+
+
+def _farther(rgb: F32, step: F32, axis: int) -> F32:
+    """Steps between neighbours, or to one cell beyond: an outline is often spread over two cells."""
+    n = rgb.shape[axis]
+    far = np.abs(rgb.take(range(2, n), axis) - rgb.take(range(n - 2), axis)).max(axis=2)
+    pad = [(0, 0), (0, 0)]
+    for side in ((1, 0), (0, 1)):
+        pad[axis] = side
+        step = np.maximum(step, np.pad(far, pad))
+    return step
+
+
+def _spread(values: Sequence[F32], rim: tuple[Mask, Mask]) -> F32:
+    """Values of the rim's links as means around each cell of the rim, and from there outwards [h, w].
+
+    Means are weighted by the values themselves: a limb that leaves a piece is narrow.
+    """
+    v, u = (x * r for x, r in zip(values, rim, strict=True))
+    mean = blurred(_gathered(v * v, u * u)) / np.maximum(blurred(_gathered(v, u)), 1e-3)
+    around = _gathered(rim[0].astype(np.float32), rim[1].astype(np.float32)) > 0
+    return filled(mean[..., None].astype(np.float32), around)[..., 0]
+
+
+def _gathered(down: F32, right: F32) -> F32:
+    """Sums of the values of each cell's links [h, w]."""
+    out = np.zeros((right.shape[0], down.shape[1]), np.float32)
+    out[1:] += down
+    out[:-1] += down
+    out[:, 1:] += right
+    out[:, :-1] += right
+    return out
+
+
+def _within(cells: Mask) -> tuple[F32, F32]:
+    """1 between neighbours that both lie in a region, else 0."""
+    down, right = cells[1:] & cells[:-1], cells[:, 1:] & cells[:, :-1]
+    return down.astype(np.float32), right.astype(np.float32)
+
+
+def _across(cells: Mask) -> tuple[Mask, Mask]:
+    """True between neighbours of which one lies in a region."""
+    return cells[1:] ^ cells[:-1], cells[:, 1:] ^ cells[:, :-1]
+
+
+def _pinned(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
+    """Pull [2, h, w] that keeps a piece at the picture's border: what lies beyond cannot be shown."""
     out = np.zeros((2, *grid.shape), np.float32)
-    for pair in pairs:
-        s = deep / np.maximum(deep + np.maximum(_gap(grid, pair) - near, 0), 1e-9)
-        s = s * s * (3 - 2 * s)
-        weight = np.maximum(s / np.maximum(1 - s, 1e-4), 1e-6) ** 2
-        out += (weight * s) * _ends(grid, pair)[1].astype(np.float32)[:, None, None]
-        total += weight
-    return np.asarray(out / total * grid.area, np.float32)
-
-
-def _depth(grid: Grid) -> F32:
-    """Distance of each cell to the nearest that may not change; the picture's border is not an edge."""
-    area = grid.area
-    if area.all():
-        h, w = area.shape
-        rows, cols = np.arange(h)[:, None] + 1, np.arange(w)[None] + 1
-        near = np.minimum(np.minimum(rows, h + 1 - rows), np.minimum(cols, w + 1 - cols))
-        return np.asarray(near, np.float32)
-    return np.where(area, distance_inside(area), 0).astype(np.float32)
+    down, right = np.sum([_ends(grid, p)[1] for p in pairs], axis=0)
+    top, bottom, left, end = grid.border
+    out[0, 0] = piece[0] & (top and down > 0)
+    out[0, -1] = piece[-1] & (bottom and down < 0)
+    out[1, :, 0] = piece[:, 0] & (left and right > 0)
+    out[1, :, -1] = piece[:, -1] & (end and right < 0)
+    return out
 
 
 def _rigid(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
-    """Displacement of a piece as rigid as possible [2, h, w]; 0 outside it."""
+    """Displacement of a piece and its collar as rigid as possible [2, h, w]; elsewhere it is 0."""
+    body = _body(grid, piece, pairs)
     fixed = np.zeros(grid.shape, np.bool_)
     u = np.zeros((2, *grid.shape), np.float32)
     for pair in pairs:
@@ -243,25 +333,20 @@ def _rigid(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> F32:
         near = seeds_of(grid, [pair.handle], max(2.0, min(_HOLD, _BETWEEN * room))) & piece
         fixed |= near
         u[:, near] = way.astype(np.float32)[:, None]
-    inside = (
-        (piece[1:] & piece[:-1]).astype(np.float32),
-        (piece[:, 1:] & piece[:, :-1]).astype(np.float32),
-    )
-    rim = piece[1:] ^ piece[:-1], piece[:, 1:] ^ piece[:, :-1]
-    links = tuple(
-        i + np.float32(_TIE) * a * c
-        for i, a, c in zip(inside, rim, conductance(grid.rgb, EDGE), strict=True)
-    )
-    free, both = piece & ~fixed, (links[0], links[1])
-    start = _shifted(u, fixed)
-    u = solve(np.where(fixed, u, start * piece), free, both, steps=150, tolerance=3e-3)
+    free, within = body.cells & ~fixed, _within(body.cells)
+    stiff = body.links[0] * within[0], body.links[1] * within[1]
+    start = np.where(fixed, u, _shifted(u, fixed) * body.cells)
+    u = solve(start, free, body.links, steps=150, absorbed=body.pinned, tolerance=3e-3)
     for _ in range(_TURNS):
-        new = solve(u, free, both, steps=24, source=_wanted(u, piece, inside), tolerance=3e-3)
+        new = solve(
+            u, free, body.links, steps=24, source=_wanted(u, body.cells, stiff),
+            absorbed=body.pinned, tolerance=3e-3,
+        )  # fmt: skip
         step = float(np.abs(new - u).max())
         u = new
         if step < _SETTLED:
             break
-    return np.asarray(u * piece, np.float32)
+    return np.asarray(u * body.cells, np.float32)
 
 
 def _shifted(u: F32, fixed: Mask) -> F32:
