@@ -345,6 +345,39 @@ def test_it_is_near_to_the_truth_of_drawn_scenes() -> None:
 # --- reading between cells --------------------------------------------------------------------------------
 
 
+def grass(h: int = 256, w: int = 256) -> np.ndarray:
+    """A ground with blades of a few pixels, green."""
+    grain = np.random.default_rng(2).normal(0, 60, (h, w)).astype(np.float32)
+    grain = blurred(grain)[..., None] * np.array([0.6, 1.0, 0.5])
+    return np.clip(np.array([70, 120, 60]) + grain, 0, 255).astype(np.uint8)
+
+
+def test_what_is_uncovered_has_the_texture_of_its_surroundings() -> None:
+    before = disc(grass(), 100, 128, 26)
+    mask = box(50, 70, 230, 186)
+    out = moved_picture(before, mask, [pair(100, 128, 175, 128)])
+    gap = np.s_[112:144, 84:116]
+
+    def strength(rgb: np.ndarray) -> float:
+        grey = rgb.astype(np.float32).mean(axis=2)
+        return float(np.abs(grey - blurred(grey, 2)).mean())
+
+    wanted = strength(grass()[gap])
+    assert 0.7 * wanted < strength(out[gap]) < 1.3 * wanted
+    assert not red(out[gap]).any()  # of the ground's texture, not of the thing's
+    assert np.abs(out[gap].mean(axis=(0, 1)) - grass().mean(axis=(0, 1))).max() < 12
+
+
+def test_what_stands_out_is_no_texture_for_an_even_ground() -> None:
+    """Spots near a gap, but not around it, are not copied into it."""
+    before = disc(wall(), 128, 128, 22)
+    y, x = np.mgrid[:256, :256]
+    for cx, cy in ((60, 100), (60, 160), (128, 50), (100, 60), (128, 215)):
+        before[(x - cx) ** 2 + (y - cy) ** 2 <= 25] = 20
+    out = moved_picture(before, box(40, 30, 240, 226), [pair(128, 128, 190, 128)])
+    assert out[110:146, 110:146].min() > 120
+
+
 def test_gaps_are_filled_from_around_them() -> None:
     y, x = np.mgrid[:40, :53] / 60
     rgb = np.stack([x, y, 0.5 + 0 * x], axis=2).astype(np.float32)

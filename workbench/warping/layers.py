@@ -27,7 +27,7 @@ from workbench.imaging.masks import (
     sampled,
 )
 from workbench.warping.held import CELLS, Grid, PictureFeatures, random_walker, reduced, rim, warm
-from workbench.warping.motion import displacement
+from workbench.warping.motion import displacement, inverted
 
 U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -36,6 +36,13 @@ F32 = npt.NDArray[np.float32]
 STRETCHED = (1.25, 1.75)  # from here to there a stretch loses trust; half of it at 1.5
 LEFT = (0.5, 2.0)  # px: who moves less leaves nothing uncovered, who moves more does
 _STILL = 0.05  # px: who moves less than this stays
+_COARSE = 3  # cells: what is coarser of the ground is filled in smoothly, what is finer is copied
+_AROUND = 2  # half as many cells: around a gap, and its distance from what is copied
+_REACH, _EVERY = 12, 3  # the same: offsets that are tried
+_FEW = 0.05  # share of cells around that must be known to compare them
+_LIVELY = 2.0  # weight of a difference in contrast
+_NEVER = 3.0  # cost of copying what is not known
+_MOST = 6  # offsets
 _BAND = 512  # rows at a time
 
 
@@ -183,49 +190,19 @@ def _layer(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> Layer:
     u = filled(np.moveaxis(u, 0, 2), follows)
     way, back = (
         np.stack([enlarged(v[..., i] * k, grid.shape) for i, k in enumerate(half.scale)])
-        for v in (u, _inverted(u, follows))
+        for v in (u, inverted(u, follows))
     )
     ky, kx = grid.scale
     rows, cols = np.mgrid[: grid.shape[0], : grid.shape[1]].astype(np.float32)
     # the outline belongs to what moves, but must not tie it to the ground in whose colour it ends
     body = rim(piece | (enlarged(follows.astype(np.float32), grid.shape) > 0.5), grid)
     # what runs on beyond the mask, tied to it, has no outline there
-    on = grown(body, 2) & ~grid.area & (np.hypot(*way) < max(grid.scale))
+    on = grown(body, 2) & grown(~grid.area, 2) & (np.hypot(*way) < max(grid.scale))
     matte = blurred(((body & grid.area) | on).astype(np.float32))
     cover = bilinear(matte, rows - back[0] / ky, cols - back[1] / kx)
     return Layer(
         matte, way, back.astype(np.float32), np.clip(3 * cover - 1, 0, 1).astype(np.float32)
     )
-
-
-def _inverted(u: F32, piece: Mask) -> F32:
-    """The displacement that leads back: b(y) = u(y - b(y)), [h, w, 2].
-
-    `u` [h, w, 2] is the piece's displacement, continued smoothly around it. Each cell's displacement
-    is put down where the cell lands, gaps are closed, and a few rounds of the equation itself make it exact.
-    """
-    h, w = piece.shape
-    rows, cols = np.mgrid[:h, :w].astype(np.float32)
-    at = np.nonzero(piece)
-    y, x = at[0] + u[at][:, 0], at[1] + u[at][:, 1]
-    i, j = np.floor(y).astype(np.int64), np.floor(x).astype(np.int64)
-    total, weight = np.zeros((2, h * w)), np.zeros(h * w)
-    for di, dj in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        share = (1 - np.abs(y - i - di)) * (1 - np.abs(x - j - dj))
-        good = (i + di >= 0) & (i + di < h) & (j + dj >= 0) & (j + dj < w)
-        index = ((i + di) * w + j + dj)[good]
-        weight += np.bincount(index, share[good], h * w)
-        for axis in (0, 1):
-            total[axis] += np.bincount(index, share[good] * u[at][good, axis], h * w)
-    known = (weight > 0.25).reshape(h, w)
-    if not known.any():
-        return u
-    back = (total / np.maximum(weight, 1e-9)).reshape(2, h, w).transpose(1, 2, 0).astype(np.float32)
-    back = filled(back, known)
-    for _ in range(6):
-        y, x = rows - back[..., 0], cols - back[..., 1]
-        back = np.stack([bilinear(u[..., 0], y, x), bilinear(u[..., 1], y, x)], axis=2)
-    return back
 
 
 def render(motion: Motion, rgb: U8, mask: Mask | None, *, fine: bool = False) -> U8:
@@ -236,13 +213,11 @@ def render(motion: Motion, rgb: U8, mask: Mask | None, *, fine: bool = False) ->
     grid = motion.grid
     part = rgb[grid.box]
     out = part.astype(np.float32)
-    veil = motion.veil
-    share = grid.full(np.clip(2 * veil, 0, 1))
+    seen = motion.veil * grown(np.max([v.cover for v in motion.layers], axis=0) < 1, 1)
+    share = grid.full(np.clip(2 * seen, 0, 1))
     at = np.nonzero(share > 0)
     if len(at[0]):
-        behind = filled(grid.rgb, veil <= 0)
-        ground = np.stack([grid.full(c)[at] for c in np.moveaxis(behind, 2, 0)], axis=1)
-        out[at] += (255 * ground - out[at]) * share[at][:, None]
+        out[at] += (_ground(motion, seen > 0, part, at) - out[at]) * share[at][:, None]
     for layer in motion.layers:
         _lay(out, part, layer, grid, fine=fine)
     made = rgb.copy()
@@ -251,6 +226,90 @@ def render(motion: Motion, rgb: U8, mask: Mask | None, *, fine: bool = False) ->
         new = np.where(mask[grid.box][..., None], new, part)
     made[grid.box] = new
     return made
+
+
+def _ground(motion: Motion, gap: Mask, part: U8, at: tuple[npt.NDArray[np.intp], ...]) -> F32:
+    """Colours (0..255) [n, 3] of pixels `at` of a gap [h, w]: smooth, with texture from nearby.
+
+    Coarse colours are those of the surroundings (`filled`). What is finer is copied from elsewhere in
+    the picture, at offsets at which the surroundings of the gap look like themselves (He and Sun,
+    ECCV 2012); where two offsets meet their texture is mixed and keeps its strength.
+    """
+    grid = motion.grid
+    behind = filled(grid.rgb, motion.veil <= 0)
+    half = grid.halved()
+    known = reduced((motion.veil <= 0).astype(np.float32), half.shape) > 0.99
+    small = np.stack([reduced(c, half.shape) for c in np.moveaxis(behind, 2, 0)], axis=2)
+    empty = (reduced(gap.astype(np.float32), half.shape) > 0) & ~known
+    offsets, weights = _offsets(small, known, empty)
+    if offsets:
+        behind = blurred(behind, _COARSE)
+    low = np.stack([grid.full(np.ascontiguousarray(c)) for c in np.moveaxis(behind, 2, 0)], axis=2)
+    low *= 255
+    detail, power = np.zeros((len(at[0]), 3), np.float32), np.full(len(at[0]), 1e-6, np.float32)
+    for (dy, dx), weight in zip(offsets, weights, strict=True):
+        w = half.full(weight)[at]
+        y = np.clip(at[0] + round(dy * half.scale[0]), 0, part.shape[0] - 1)
+        x = np.clip(at[1] + round(dx * half.scale[1]), 0, part.shape[1] - 1)
+        detail += w[:, None] * (part[y, x] - low[y, x])
+        power += w * w
+    return np.asarray(low[at] + detail / np.sqrt(power)[:, None], np.float32)
+
+
+def _offsets(rgb: F32, known: Mask, gap: Mask) -> tuple[list[tuple[int, int]], list[F32]]:
+    """Offsets (down, right) in cells from a gap to texture for it, and where each is used [h, w].
+
+    Args:
+        rgb: float32 [h, w, 3] in 0..1, gaps filled smoothly.
+        known: bool [h, w], what may be copied.
+        gap: bool [h, w], what needs texture; not known.
+
+    Returns:
+        At most `_MOST` offsets, none where the grid holds nothing to copy.
+    """
+    ring = grown(gap, _AROUND) & known
+    if not gap.any() or not ring.any():
+        return [], []
+    rows, cols = (np.flatnonzero((gap | ring).any(axis=a)) for a in (1, 0))
+    box = np.s_[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+    steps = range(-_REACH, _REACH + 1, _EVERY)
+    tried = [(dy, dx) for dy in steps for dx in steps if np.hypot(dy, dx) > _AROUND]
+    good = np.pad(known, _REACH)
+    at = np.stack([gap[box], ring[box]], axis=2)
+    shifted = [
+        np.s_[box[0].start + dy + _REACH : box[0].stop + dy + _REACH,
+              box[1].start + dx + _REACH : box[1].stop + dx + _REACH]
+        for dy, dx in tried
+    ]  # fmt: skip
+    there = np.stack([good[s] for s in shifted], axis=2)
+    error = np.zeros(there.shape, np.float32)
+    for plane in np.moveaxis(rgb, 2, 0):
+        wide = np.pad(plane, _REACH)
+        error += np.abs(np.stack([wide[s] for s in shifted], axis=2) - plane[box][..., None])
+    seen = (there & at[..., 1:]).astype(np.float32)
+    count = blurred(seen, _AROUND)
+    cost = blurred(error * seen, _AROUND) / np.maximum(count, 1e-3) + (count < _FEW)
+    # an eye is no texture for a cheek: what is copied must be as lively as what is around the gap
+    lively = blurred(np.abs(rgb - blurred(rgb)).sum(axis=2))
+    usual = filled(np.where(ring, lively, 0)[..., None].astype(np.float32), ring)[box]
+    wide = np.pad(lively, _REACH)
+    cost += _LIVELY * np.abs(np.stack([wide[s] for s in shifted], axis=2) - usual)
+    cost = np.where(there, cost, _NEVER)[at[..., 0]]
+    chosen, best = [], np.full(len(cost), np.float32(_NEVER))
+    for _ in range(_MOST):
+        sums = np.minimum(cost, best[:, None]).sum(axis=0)
+        k = int(np.argmin(sums))
+        if sums[k] > 0.98 * best.sum():
+            break
+        chosen.append(k)
+        best = np.minimum(best, cost[:, k])
+    if not chosen:
+        return [], []
+    used = np.zeros((*known.shape, len(chosen)), np.float32)
+    best_of = np.argmin(cost[:, chosen], axis=1)
+    used[gap] = (best_of[:, None] == np.arange(len(chosen))) & (best < _NEVER)[:, None]
+    weights = blurred(filled(used, gap))
+    return [tried[k] for k in chosen], list(np.moveaxis(weights, 2, 0))
 
 
 def _lay(out: F32, part: U8, layer: Layer, grid: Grid, *, fine: bool) -> None:

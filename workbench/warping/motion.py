@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.core.request import PointPair
-from workbench.imaging.masks import blurred, filled, grown
+from workbench.imaging.masks import bilinear, blurred, filled, grown
 from workbench.warping.held import EDGE, Grid, conductance, seeds_of, solve
 
 Mask = npt.NDArray[np.bool_]
@@ -385,3 +385,36 @@ def _wanted(u: F32, piece: Mask, inside: tuple[F32, F32], blur: int = 2) -> F32:
 def _mid(x: F32, axis: int) -> F32:
     """Means of neighbours along an axis."""
     return np.asarray((x[1:] + x[:-1]) / 2 if axis == 0 else (x[:, 1:] + x[:, :-1]) / 2, np.float32)
+
+
+# --- and back ------------------------------------------------------------------------------------------
+
+
+def inverted(u: F32, piece: Mask) -> F32:
+    """The displacement that leads back: b(y) = u(y - b(y)), [h, w, 2].
+
+    `u` [h, w, 2] is the piece's displacement, continued smoothly around it. Each cell's displacement
+    is put down where the cell lands, gaps are closed, and a few rounds of the equation itself make it exact.
+    """
+    h, w = piece.shape
+    rows, cols = np.mgrid[:h, :w].astype(np.float32)
+    at = np.nonzero(piece)
+    y, x = at[0] + u[at][:, 0], at[1] + u[at][:, 1]
+    i, j = np.floor(y).astype(np.int64), np.floor(x).astype(np.int64)
+    total, weight = np.zeros((2, h * w)), np.zeros(h * w)
+    for di, dj in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        share = (1 - np.abs(y - i - di)) * (1 - np.abs(x - j - dj))
+        good = (i + di >= 0) & (i + di < h) & (j + dj >= 0) & (j + dj < w)
+        index = ((i + di) * w + j + dj)[good]
+        weight += np.bincount(index, share[good], h * w)
+        for axis in (0, 1):
+            total[axis] += np.bincount(index, share[good] * u[at][good, axis], h * w)
+    known = (weight > 0.25).reshape(h, w)
+    if not known.any():
+        return u
+    back = (total / np.maximum(weight, 1e-9)).reshape(2, h, w).transpose(1, 2, 0).astype(np.float32)
+    back = filled(back, known)
+    for _ in range(6):
+        y, x = rows - back[..., 0], cols - back[..., 1]
+        back = np.stack([bilinear(u[..., 0], y, x), bilinear(u[..., 1], y, x)], axis=2)
+    return back
