@@ -27,7 +27,7 @@ from workbench.imaging.masks import (
     sampled,
 )
 from workbench.warping.held import CELLS, Grid, PictureFeatures, random_walker, reduced, rim, warm
-from workbench.warping.motion import displacement, inverted
+from workbench.warping.motion import displacement, inverted, strain
 
 U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -40,6 +40,7 @@ _COARSE = 3  # cells: what is coarser of the ground is filled in smoothly, what 
 _AROUND = 2  # half as many cells: around a gap, and its distance from what is copied
 _REACH, _EVERY = 12, 3  # the same: offsets that are tried
 _FEW = 0.05  # share of cells around that must be known to compare them
+_ALIKE = 0.5  # weight of a difference in colour from what is expected in the gap
 _LIVELY = 2.0  # weight of a difference in contrast
 _NEVER = 3.0  # cost of copying what is not known
 _MOST = 6  # offsets
@@ -82,7 +83,7 @@ class Motion:
         for layer in self.layers:
             here, moved = layer.cover, np.hypot(*layer.back) > _STILL
             maps["overlaps"] = np.maximum(maps["overlaps"], np.minimum(cover, here))
-            stretch, folded = _strain(layer.back, self.grid)
+            stretch, folded = strain(layer.back, self.grid)
             maps["stretched"] = np.maximum(maps["stretched"], here * _ramp(stretch, *STRETCHED))
             maps["overlaps"] = np.maximum(maps["overlaps"], here * folded)
             edge = 4 * here * (1 - here) * moved
@@ -241,26 +242,32 @@ def _ground(motion: Motion, gap: Mask, part: U8, at: tuple[npt.NDArray[np.intp],
     known = reduced((motion.veil <= 0).astype(np.float32), half.shape) > 0.99
     small = np.stack([reduced(c, half.shape) for c in np.moveaxis(behind, 2, 0)], axis=2)
     empty = (reduced(gap.astype(np.float32), half.shape) > 0) & ~known
-    offsets, weights = _offsets(small, known, empty)
+    lively = reduced(np.abs(behind - blurred(behind)).sum(axis=2), half.shape)
+    offsets, weights = _offsets(small, lively, known, empty)
     if offsets:
         behind = blurred(behind, _COARSE)
     low = np.stack([grid.full(np.ascontiguousarray(c)) for c in np.moveaxis(behind, 2, 0)], axis=2)
     low *= 255
-    detail, power = np.zeros((len(at[0]), 3), np.float32), np.full(len(at[0]), 1e-6, np.float32)
+    detail = np.zeros((len(at[0]), 3), np.float32)
+    total, power = np.zeros(len(at[0]), np.float32), np.full(len(at[0]), 1e-6, np.float32)
     for (dy, dx), weight in zip(offsets, weights, strict=True):
         w = half.full(weight)[at]
         y = np.clip(at[0] + round(dy * half.scale[0]), 0, part.shape[0] - 1)
         x = np.clip(at[1] + round(dx * half.scale[1]), 0, part.shape[1] - 1)
         detail += w[:, None] * (part[y, x] - low[y, x])
+        total += w
         power += w * w
-    return np.asarray(low[at] + detail / np.sqrt(power)[:, None], np.float32)
+    return np.asarray(low[at] + detail * (total / np.sqrt(power))[:, None], np.float32)
 
 
-def _offsets(rgb: F32, known: Mask, gap: Mask) -> tuple[list[tuple[int, int]], list[F32]]:
+def _offsets(
+    rgb: F32, lively: F32, known: Mask, gap: Mask
+) -> tuple[list[tuple[int, int]], list[F32]]:
     """Offsets (down, right) in cells from a gap to texture for it, and where each is used [h, w].
 
     Args:
         rgb: float32 [h, w, 3] in 0..1, gaps filled smoothly.
+        lively: float32 [h, w], contrast within and around each cell.
         known: bool [h, w], what may be copied.
         gap: bool [h, w], what needs texture; not known.
 
@@ -274,27 +281,25 @@ def _offsets(rgb: F32, known: Mask, gap: Mask) -> tuple[list[tuple[int, int]], l
     box = np.s_[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
     steps = range(-_REACH, _REACH + 1, _EVERY)
     tried = [(dy, dx) for dy in steps for dx in steps if np.hypot(dy, dx) > _AROUND]
-    good = np.pad(known, _REACH)
-    at = np.stack([gap[box], ring[box]], axis=2)
-    shifted = [
-        np.s_[box[0].start + dy + _REACH : box[0].stop + dy + _REACH,
-              box[1].start + dx + _REACH : box[1].stop + dx + _REACH]
-        for dy, dx in tried
-    ]  # fmt: skip
-    there = np.stack([good[s] for s in shifted], axis=2)
-    error = np.zeros(there.shape, np.float32)
-    for plane in np.moveaxis(rgb, 2, 0):
-        wide = np.pad(plane, _REACH)
-        error += np.abs(np.stack([wide[s] for s in shifted], axis=2) - plane[box][..., None])
-    seen = (there & at[..., 1:]).astype(np.float32)
+
+    def shifted(plane: F32) -> F32:
+        """What each offset leads to from every cell of the box, [rows, cols, offsets]."""
+        wide = np.pad(plane, _REACH)[rows[0] :, cols[0] :]
+        size = rows[-1] + 1 - rows[0], cols[-1] + 1 - cols[0]
+        at = [(dy + _REACH, dx + _REACH) for dy, dx in tried]
+        return np.stack([wide[y : y + size[0], x : x + size[1]] for y, x in at], axis=2)
+
+    there = shifted((~grown(~known, 1)).astype(np.float32)) > 0
+    error = sum(np.abs(shifted(c) - c[box][..., None]) for c in np.moveaxis(rgb, 2, 0))
+    seen = (there & ring[box][..., None]).astype(np.float32)
     count = blurred(seen, _AROUND)
     cost = blurred(error * seen, _AROUND) / np.maximum(count, 1e-3) + (count < _FEW)
-    # an eye is no texture for a cheek: what is copied must be as lively as what is around the gap
-    lively = blurred(np.abs(rgb - blurred(rgb)).sum(axis=2))
+    cost += _ALIKE * error  # marble is no texture for skin,
+    # and an eye none for a cheek: what is copied must be as lively as what is around the gap
+    lively = blurred(lively)
     usual = filled(np.where(ring, lively, 0)[..., None].astype(np.float32), ring)[box]
-    wide = np.pad(lively, _REACH)
-    cost += _LIVELY * np.abs(np.stack([wide[s] for s in shifted], axis=2) - usual)
-    cost = np.where(there, cost, _NEVER)[at[..., 0]]
+    cost += _LIVELY * np.abs(shifted(lively) - usual)
+    cost = np.where(there, cost, _NEVER)[gap[box]]
     chosen, best = [], np.full(len(cost), np.float32(_NEVER))
     for _ in range(_MOST):
         sums = np.minimum(cost, best[:, None]).sum(axis=0)
@@ -326,17 +331,6 @@ def _lay(out: F32, part: U8, layer: Layer, grid: Grid, *, fine: bool) -> None:
         y, x = (i - back[0][i, j]).astype(np.float32), (j - back[1][i, j]).astype(np.float32)
         own = cubic(part, y, x) if fine else sampled(part, y, x)
         out[i, j] += (own - out[i, j]) * share
-
-
-def _strain(back: F32, grid: Grid) -> tuple[F32, F32]:
-    """Largest stretch, and whether it is folded (1.0), of a move at every cell."""
-    ky, kx = grid.scale
-    (vy, vx), (uy, ux) = (np.gradient(b) for b in back)
-    a, b, c, d = 1 - vy / ky, -vx / kx, -uy / ky, 1 - ux / kx  # of the way back
-    det = a * d - b * c
-    square = (a * a + b * b + c * c + d * d) / 2
-    least = np.sqrt(np.maximum(square - np.sqrt(np.maximum(square**2 - det**2, 0)), 1e-6))
-    return np.asarray(1 / least, np.float32), np.asarray(det <= 0, np.float32)
 
 
 def _ramp(x: F32, low: float, high: float) -> F32:

@@ -418,3 +418,14 @@ def inverted(u: F32, piece: Mask) -> F32:
         y, x = rows - back[..., 0], cols - back[..., 1]
         back = np.stack([bilinear(u[..., 0], y, x), bilinear(u[..., 1], y, x)], axis=2)
     return back
+
+
+def strain(back: F32, grid: Grid) -> tuple[F32, F32]:
+    """Largest stretch, and whether it is folded (1.0), of a move at every cell."""
+    ky, kx = grid.scale
+    (vy, vx), (uy, ux) = (np.gradient(b) for b in back)
+    a, b, c, d = 1 - vy / ky, -vx / kx, -uy / ky, 1 - ux / kx  # of the way back
+    det = a * d - b * c
+    square = (a * a + b * b + c * c + d * d) / 2
+    least = np.sqrt(np.maximum(square - np.sqrt(np.maximum(square**2 - det**2, 0)), 1e-6))
+    return np.asarray(1 / least, np.float32), np.asarray(det <= 0, np.float32)
