@@ -41,6 +41,16 @@ def test_the_thing_is_covered_where_it_stands_and_where_it_will_stand() -> None:
     assert not mask[:, 420:].any()
 
 
+def test_there_is_room_for_a_thing_that_moves_whole_after_all() -> None:
+    """One end fades into the ground, so that it might be tied there; the other may not be cut off."""
+    rgb = np.full((384, 512, 3), 20, np.uint8)
+    thing = disc(512, 384, 200, 200, 60)
+    fade = np.clip((290 - np.arange(512)) / 120, 0.06, 1)
+    rgb[thing] = (np.array([30, 90, 220]) * fade[None, :, None] + 0 * rgb)[thing].astype(np.uint8)
+    mask = propose(rgb, [pair(170, 200, 230, 170)])
+    assert mask[disc(512, 384, 260, 170, 56)].mean() > 0.97
+
+
 def test_background_is_not_taken_for_a_thing() -> None:
     rgb, _ = ball()
     mask = propose(rgb, [pair(400, 100, 430, 100)])

@@ -87,14 +87,15 @@ def _way(grid: Grid, pair: PointPair, region: Mask, pairs: Sequence[PointPair]) 
     if not region.any():
         return out
     near = [p for p in pairs if p is pair or p.length == 0]
-    u = displacement(grid, region, near)
     at = np.argwhere(region)
-    way = u[:, region].T
+    bent = displacement(grid, region, near)[:, region].T
+    whole = np.subtract(grid.cell(pair.target), grid.cell(pair.handle))
     h, w = region.shape
-    for share in np.linspace(0, 1, 2 + int(np.abs(way).max() / 3)):
-        y, x = np.rint(at + share * way).astype(np.int64).T
-        good = (y >= 0) & (y < h) & (x >= 0) & (x < w)
-        out[y[good], x[good]] = True
+    for way in (bent, whole):  # on this mask it may yet turn out to move the other way
+        for share in np.linspace(0, 1, 2 + int(np.abs(way).max() / 3)):
+            y, x = np.rint(at + share * way).astype(np.int64).T
+            good = (y >= 0) & (y < h) & (x >= 0) & (x < w)
+            out[y[good], x[good]] = True
     return out
 
 
