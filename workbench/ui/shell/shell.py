@@ -108,7 +108,7 @@ def _attach(backend: Backend, space: Workspace) -> None:
 
 def _head(backend: Backend, title: str, intro: str, space: Workspace | None) -> None:
     """The page's name, the open picture, and other running jobs."""
-    with st.container(key="wb_head", horizontal=True, vertical_alignment="center", gap="medium"):
+    with st.container(key="wb_head", horizontal=True, vertical_alignment="center", gap="small"):
         if space is not None:
             st.image(backend.thumbnail(space.image.id, 128), width=60, alt="")
         with st.container(key="wb_title", gap=None, width="content"):
