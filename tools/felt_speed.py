@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import socket
 import statistics
@@ -50,6 +51,8 @@ def main() -> None:
         os.environ["WORKBENCH_CACHE"] = folder
         rows.append(("first page after the start of the server", "s", first_pages(), 3.0))
         rows += clicks(Path(folder))
+        drafts = first_drafts(Path(folder))
+        rows.append(("Run to the result, a fresh photograph of 1024 px (auto)", "s", drafts, 5.0))
         rows.append(("preview, 512 x 512, two arrows", "ms", previews(), 50.0))
         rows += big_picture(Path(folder) / "big")
         rows += long_history(Path(folder) / "long")
@@ -113,7 +116,8 @@ def server() -> Iterator[str]:
 # Seconds from a click, taken in the browser, until `seen` holds at a frame of the screen.
 WATCH = """(seen) => {
   const look = new Function(seen);
-  window.felt = new Promise((done) => {
+  window.felt = new Promise((done, fail) => {
+    setTimeout(() => fail("it did not happen within two minutes"), 120000);
     const kind = window.feltAt;
     addEventListener(kind, () => {
       const begun = performance.now();
@@ -126,6 +130,11 @@ DEEP = """const find = (n, what) => n.querySelector(what) || [...n.querySelector
   .map((m) => m.shadowRoot && find(m.shadowRoot, what)).find(Boolean);"""
 HEADING = "return document.querySelector('h1')?.textContent === '{title}';"
 PREVIEW = DEEP + "const d = find(document, '.wb-draft'); return d && !d.hidden;"
+RESULT = (
+    DEEP
+    + f"""const b = find(document, ".wb-chips button");
+  return b?.textContent === {json.dumps(say("draw.back_to_drawing"))};"""
+)
 PRESSED = """const b = document.querySelector(".st-key-run button");
   return !b || getComputedStyle(b, "::before").content !== "none";"""
 
@@ -153,15 +162,9 @@ def clicks(folder: Path) -> list[tuple[str, str, list[float], float]]:
         canvas.wait_for(timeout=120_000)
         page.wait_for_timeout(8000)  # torch is imported behind the page
 
-        def felt(kind: str, seen: str, act: Callable[[], object]) -> float:
-            page.evaluate("(kind) => { window.feltAt = kind; }", kind)
-            page.evaluate(WATCH, seen)
-            act()
-            return float(page.evaluate("() => window.felt"))
-
         def turn(title: str) -> float:
             link = page.get_by_role("link", name=title, exact=True).first
-            return felt("click", HEADING.format(title=title), link.click)
+            return felt(page, "click", HEADING.format(title=title), link.click)
 
         def stroke(n: int) -> float:
             box = canvas.bounding_box()
@@ -171,7 +174,7 @@ def clicks(folder: Path) -> list[tuple[str, str, list[float], float]]:
             page.mouse.down()
             page.mouse.move(box["x"] + 280 * k, box["y"] + (200 + 12 * n) * k, steps=6)
             page.wait_for_timeout(300)
-            return felt("pointerup", PREVIEW, page.mouse.up)
+            return felt(page, "pointerup", PREVIEW, page.mouse.up)
 
         for n in range(REPEATS):
             changes.append(turn(say("common.history")))
@@ -182,7 +185,7 @@ def clicks(folder: Path) -> list[tuple[str, str, list[float], float]]:
             previews.append(stroke(n))
             page.wait_for_timeout(1000)
             run = page.locator(".st-key-run button").first
-            runs.append(felt("click", PRESSED, run.click))
+            runs.append(felt(page, "click", PRESSED, run.click))
             stop = page.locator(".st-key-cancel_drag button")
             stop.click()
             page.locator(".st-key-run").wait_for(timeout=300_000)
@@ -193,6 +196,59 @@ def clicks(folder: Path) -> list[tuple[str, str, list[float], float]]:
         ("mouse-up to the server's preview", "s", previews, 0.4),
         ("Run, click to a visible change", "s", runs, 0.3),
     ]
+
+
+def felt(page: Page, kind: str, seen: str, act: Callable[[], object]) -> float:
+    """Seconds from the event `kind` that `act` causes until `seen` holds in the browser."""
+    page.evaluate("(kind) => { window.feltAt = kind; }", kind)
+    page.evaluate(WATCH, seen)
+    act()
+    return float(page.evaluate("() => window.felt"))
+
+
+def first_drafts(folder: Path) -> list[float]:
+    """Seconds from Run to the result on photographs that were never run before, 1024 px wide."""
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    from workbench.storage.history import Store
+    from workbench.ui.shell.workspace import Workspace
+
+    store = Store(folder / "history")
+    with Image.open(HERE.parent / "workbench" / "ui" / "examples" / "otter.webp") as photo:
+        rgb = np.array(photo.convert("RGB").resize((1024, 640)))
+    names = []
+    for n in range(REPEATS):
+        rgb[:8, :8] = n  # another picture each time
+        asset = store.put_image(rgb, "Measured")
+        made = Workspace.create(
+            store, asset, title="Measured", prompt="an otter",
+            settings={"model": "album", "drag": {"method": "auto"}},
+        )  # fmt: skip
+        names.append(made.id)
+    store.close()
+    found = []
+    with sync_playwright() as playwright, server() as address:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGS)
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        canvas = page.locator("canvas.upper-canvas[data-tool]")
+        for name in names:
+            page.goto(f"{address}/drag?project={name}")
+            canvas.wait_for(timeout=120_000)
+            page.wait_for_timeout(8000)  # a person looks; torch is imported behind the page
+            box = canvas.bounding_box()
+            assert box is not None
+            k = box["width"] / 1024
+            page.mouse.move(box["x"] + 217 * k, box["y"] + 173 * k)
+            page.mouse.down()
+            page.mouse.move(box["x"] + 200 * k, box["y"] + 123 * k, steps=6)
+            page.mouse.up()
+            page.wait_for_timeout(2000)
+            found.append(
+                felt(page, "click", RESULT, page.locator(".st-key-run button").first.click)
+            )
+        browser.close()
+    return found
 
 
 def previews() -> list[float]:

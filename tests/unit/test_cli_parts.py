@@ -60,6 +60,20 @@ def test_help_of_everything_without_torch() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(("own", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_torchs_threads_sleep_while_they_wait_unless_told_otherwise(
+    own: str | None, found: str
+) -> None:
+    """The policy is there before torch is: its OpenMP reads it once, when it is loaded."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": own} if own else {}
+    code = "import os, sys, workbench; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [found, "False"]
+
+
 def test_every_command_and_argument_is_described() -> None:
     def look(parser: argparse.ArgumentParser, path: str) -> None:
         assert parser.description, path
