@@ -464,6 +464,15 @@ def test_arrows_apart_make_a_free_thing_larger_or_smaller(scale: float) -> None:
     assert size == pytest.approx(scale**2, rel=0.12)
 
 
+def test_a_thing_that_grows_by_half_keeps_its_own_pixels() -> None:
+    before = disc(wall(), 128, 128, 30)
+    arrows = [pair(128 + d, 128, 128 + 1.6 * d, 128) for d in (-20, 20)]
+    motion = plan(before, box(60, 60, 196, 196), arrows)
+    assert motion is not None
+    inside = np.hypot(*(np.mgrid[: motion.grid.shape[0], : motion.grid.shape[1]] - 44)) < 20
+    assert motion.trust().doubt()[inside].max() < 0.1
+
+
 def test_one_arrow_and_a_pin_turn_a_thing() -> None:
     before, mask = bar()
     turned = red(moved_picture(before, mask, [pair(160, 128, 100, 68), pair(100, 128, 100, 128)]))

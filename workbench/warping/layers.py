@@ -33,7 +33,7 @@ U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
 
-STRETCHED = (1.25, 1.75)  # from here to there a stretch loses trust; half of it at 1.5
+STRETCHED = (1.75, 2.5)  # from here to there a stretch loses trust; half of it at 2.1
 LEFT = (0.5, 2.0)  # px: who moves less leaves nothing uncovered, who moves more does
 _STILL = 0.05  # px: who moves less than this stays
 _COARSE = 3  # cells: what is coarser of the ground is filled in smoothly, what is finer is copied
