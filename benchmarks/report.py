@@ -107,7 +107,7 @@ def tables(records: Sequence[Record], *, common: bool = False) -> str:
             parts += ["", f"{BY_NAME[name].title}, by {title}:", ""]
             parts += grouped(rows, BY_NAME[name], short, group)
     parts += ["", *before_and_after(rows), "", *agreement(rows), "", *trusted(rows), ""]
-    parts += [*stops(records), ""]
+    parts += [*judged(rows), *stops(records), ""]
     parts += preparation(records)
     return "\n".join(parts).rstrip()
 
@@ -241,6 +241,119 @@ def trusted(rows: Sequence[Record]) -> list[str]:
             Figure("", "", 1, percent=k >= 2).cell(mean_interval(c)) for k, c in enumerate(columns)
         ]
         out.append(f"| {method} | {len(columns[0])} | {arrows} | " + " | ".join(cells) + " |")
+    return out
+
+
+VISIBLE, PLAIN = (
+    0.03,
+    0.1,
+)  # of doing nothing: candidates that differ by more differ visibly, plainly
+LEVELS = ("well", "partly", "poorly")
+_OPEN = (
+    Figure("open_mae", "MAE where the move cannot be trusted", 1),
+    Figure("open_ssim", "SSIM there", 3, lower_is_better=False),
+)
+
+
+def judged(rows: Sequence[Record]) -> list[str]:
+    """Choice of `auto` between the moved and the drawn picture, where a run measured both (`--judge`).
+
+    How often the better one was chosen where they differ; what always taking one of them, the judge,
+    and who knows the truth (the better one by each figure) reach; and what drawing gains by how well
+    the model knows the picture.
+    """
+    found = {(str(r["drag"]), str(r["method"])): r for r in rows}
+    out: list[str] = []
+    for method in methods_of(rows):
+        mine = [
+            r for r in rows if r["method"] == method and (r["drag"], f"{method}:moved") in found
+        ]
+        if not mine:
+            continue
+        moved, drawn = (
+            [found[r["drag"], f"{method}:{n}"] for r in mine] for n in ("moved", "drawn")
+        )
+        took = sum(r["choice"]["result"] == "moved" for r in mine)
+        out += [f"Choice of {method}: the moved picture on {took} of {len(mine)} drags.", ""]
+        out += [*_right(mine, moved, drawn), "", *_reached(mine, moved, drawn), ""]
+        out += [*_known(mine, moved, drawn), ""]
+    return out
+
+
+def _right(chosen: Sequence[Record], moved: Sequence[Record], drawn: Sequence[Record]) -> list[str]:
+    """Drags whose candidates differ, and how often the better one was chosen."""
+    out = [
+        "| figure | differ by more than | drags | moved is better | drawn is better | chosen rightly |"
+    ]
+    out.append("|---" * 6 + "|")
+    for name in ("mae_ratio", "ssim_ratio"):
+        for least in (VISIBLE, PLAIN):
+            errors = [
+                tuple(finite(r.get(name)) for r in same)
+                for same in zip(chosen, moved, drawn, strict=True)
+            ]
+            errors = [(c, m, d) for c, m, d in errors if abs(m - d) > least]
+            better = sum(m < d for _, m, d in errors)
+            right = sum(abs(c - min(m, d)) < abs(c - max(m, d)) for c, m, d in errors)
+            share = f" ({right / len(errors):.0%})" if errors else ""
+            out.append(
+                f"| {BY_NAME[name].title} | {least} | {len(errors)} | {better} | {len(errors) - better} "
+                f"| {right}{share} |"
+            )
+    return out
+
+
+def _reached(
+    chosen: Sequence[Record], moved: Sequence[Record], drawn: Sequence[Record]
+) -> list[str]:
+    """Means of what each way of choosing reaches."""
+    figures = (BY_NAME["mae_ratio"], BY_NAME["ssim_ratio"], *_OPEN)
+    out = ["| choice | " + " | ".join(f.title for f in figures) + " |"]
+    out.append("|---" * (len(figures) + 1) + "|")
+    ways = {"always moved": (moved,), "always drawn": (drawn,), "the judge": (chosen,),
+            "who knows the truth": (moved, drawn)}  # fmt: skip
+    for name, of in ways.items():
+        cells = []
+        for f in figures:
+            best = min if f.lower_is_better else max
+            values = [best(finite(r.get(f.name)) for r in same) for same in zip(*of, strict=True)]
+            cells.append(f.cell(mean_interval(values)))
+        out.append(f"| {name} | " + " | ".join(cells) + " |")
+    return out
+
+
+def _known(chosen: Sequence[Record], moved: Sequence[Record], drawn: Sequence[Record]) -> list[str]:
+    """What drawing gains (below 0) and costs, by how well the model knows the picture."""
+    figures = (BY_NAME["mae_ratio"], BY_NAME["ssim_ratio"], *_OPEN)
+    out = [
+        "Drawn minus moved (errors below 0: drawing is better), by what the model knows of the picture:",
+        "",
+        "| known | drags | round trip dB | noise error | "
+        + " | ".join(f.title for f in figures)
+        + " |",
+        "|---" * (len(figures) + 4) + "|",
+    ]
+    both = list(zip(chosen, moved, drawn, strict=True))
+    groups = {level: [t for t in both if t[0]["knows"]["level"] == level] for level in LEVELS}
+    order = sorted(both, key=lambda t: finite(t[0]["knows"]["noise"]))
+    for n in range(4):
+        part = order[n * len(order) // 4 : (n + 1) * len(order) // 4]
+        groups[f"quarter {n + 1} by noise error"] = part
+    for name, part in groups.items():
+        if not part:
+            continue
+        ranges = [
+            f"{min(v):.{digits}f} to {max(v):.{digits}f}"
+            for key, digits in (("psnr", 1), ("noise", 2))
+            for v in [[finite(r["knows"][key]) for r, _, _ in part]]
+        ]
+        cells = [
+            f.cell(
+                mean_interval([finite(d.get(f.name)) - finite(m.get(f.name)) for _, m, d in part])
+            )
+            for f in figures
+        ]
+        out.append(f"| {name} | {len(part)} | " + " | ".join([*ranges, *cells]) + " |")
     return out
 
 

@@ -77,6 +77,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
     add("--strips", type=Path, metavar="FOLDER",
         help="write a labelled strip per drag: source with arrows, each method, the truth")  # fmt: skip
+    add("--judge", action="store_true",
+        help="also measure the pictures that auto chooses between (METHOD:moved, METHOD:drawn), and "
+        "say how often it chose the better one")  # fmt: skip
     add("--common", action="store_true",
         help="tables over the drags that every method has, not over each method's own")  # fmt: skip
     add("--threads", type=int, default=0, metavar="N",

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks import metrics
 from benchmarks.judge import Evaluator
 from benchmarks.rows import ResultLog, requests_by_method
 from benchmarks.scenes import AnyDrag, Pictures
@@ -34,14 +35,17 @@ from workbench.diffusion.device import processor
 from workbench.diffusion.model import Runtime
 from workbench.edit import prepare
 from workbench.editing.memory import environment
+from workbench.editing.own_pixels import Candidates
 from workbench.editing.prepare import Engine
 from workbench.editing.text_to_image import to_rgb
 from workbench.storage.history import Store
 from workbench.warping.layers import moved_picture
 
 U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
 Say = Callable[[str], None]
 SEED = 0  # of every edit: LoRA's noise
+DOUBTFUL = 0.3  # doubt from which on the draft is drawn (docs/algorithm.md 2.4)
 
 
 class Scenes:
@@ -89,7 +93,7 @@ class Scenes:
         wanted: dict[str, EditRequest | None] = {}
         for method, request in requests_by_method(base, self.methods).items():
             edit = None if request is None else keys.edit_key(request)
-            if not log.has(drag.key, method, edit):
+            if not log.has(drag.key, method, edit) or self._unjudged(drag, method, log):
                 wanted[method] = request
         if not wanted:
             return
@@ -101,15 +105,19 @@ class Scenes:
             self._prepare(drag, list(inversions.values()), log)
         for method, request in wanted.items():
             row: dict[str, Any] = {"kind": "row", **about(drag), "method": method}
+            seen: list[Candidates] = []
             if request is None:
                 result = self._pseudo(method, drag, pictures, row)
             else:
-                made = self._edit(request, row)
+                made = self._edit(request, row, seen.append if self.args.judge else None)
                 if made is None:
                     log.add(row)
                     self.say(f"{drag.index + 1} {drag.key}: {method} failed: {row['error']}")
                     continue
                 result = made
+            for both in seen:
+                row |= in_doubt(pictures, result, both.doubt)
+                self._candidates(row, both, evaluator, log)
             row |= evaluator(result)
             log.add(row)
             self.say(
@@ -119,6 +127,24 @@ class Scenes:
             )
 
     # --- the parts of a drag --------------------------------------------------------------------------
+
+    def _unjudged(self, drag: AnyDrag, method: str, log: ResultLog) -> bool:
+        """True if a row chose between candidates that the log lacks, and they are asked for."""
+        rows = log.rows()
+        chose = rows.get((drag.key, method), {}).get("choice")
+        return bool(self.args.judge and chose and (drag.key, f"{method}:moved") not in rows)
+
+    def _candidates(
+        self, row: dict[str, Any], both: Candidates, evaluator: Evaluator, log: ResultLog
+    ) -> None:
+        """Measure the pictures that the method of `row` chose between, a row each."""
+        same = {k: v for k, v in row.items() if k not in ("wall", "cpu", "seconds", "choice")}
+        for name, picture in (("moved", both.moved), ("drawn", both.made)):
+            log.add({
+                **same, "method": f"{row['method']}:{name}",
+                "image": self.store.put_image(picture, row["drag"]).id,
+                **in_doubt(evaluator.pictures, picture, both.doubt), **evaluator(picture),
+            })  # fmt: skip
 
     def _request(self, drag: AnyDrag, pictures: Pictures) -> EditRequest:
         return EditRequest(
@@ -154,11 +180,16 @@ class Scenes:
             "psnr": made["psnr"], "losses": [round(v, 5) for v in made["losses"][-5:]],
         })  # fmt: skip
 
-    def _edit(self, request: EditRequest, row: dict[str, Any]) -> U8 | None:
+    def _edit(
+        self,
+        request: EditRequest,
+        row: dict[str, Any],
+        on_candidates: Callable[[Candidates], object] | None,
+    ) -> U8 | None:
         """A method's result, and in `row` what the edit says of itself; None when it failed."""
         row["edit_key"] = keys.edit_key(request)
         wall, cpu = time.perf_counter(), time.process_time()
-        engine = Engine(self.runtime, self.app.cache, self.store)
+        engine = Engine(self.runtime, self.app.cache, self.store, on_candidates)
         found = carry_out(request, engine, self.on_step, row)
         if found is None:
             return None
@@ -215,6 +246,21 @@ class Scenes:
             },
             "locators": evaluator.locators, "environment": environment(self.runtime), **machine(),
         }  # fmt: skip
+
+
+def in_doubt(pictures: Pictures, result: U8, doubt: F32) -> dict[str, Any]:
+    """Errors to the truth in the part of the changed region where the move cannot be trusted.
+
+    `doubt` [H, W] in 0..1. Returns `open_mae` (0..255), `open_ssim`, both NaN where nothing there is
+    doubtful, and `open_share` of the region. They are not relative to doing nothing, which may be right
+    there by chance.
+    """
+    truth, region = pictures.truth, pictures.region & (doubt > DOUBTFUL)
+    return {
+        "open_mae": round(metrics.mae(result, truth, region), 3),
+        "open_ssim": round(metrics.ssim(result, truth, region), 5),
+        "open_share": round(float(region.sum()) / max(1, int(pictures.region.sum())), 5),
+    }
 
 
 def about(drag: AnyDrag) -> dict[str, Any]:

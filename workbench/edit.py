@@ -30,7 +30,7 @@ from workbench.drag.latents import NotFinite, moved_clean
 from workbench.drag.methods import run
 from workbench.drag.problem import DragOutcome
 from workbench.editing.memory import attempts, environment, now, sentence, with_fingerprint
-from workbench.editing.own_pixels import delivered, found_in, look, moved_of
+from workbench.editing.own_pixels import Candidates, found_in, look, moved_of
 from workbench.editing.prepare import Engine, JobReport, PreparedEdit
 from workbench.editing.text_to_image import to_rgb
 from workbench.editing.working_image import PreviewRecorder, WorkingImage
@@ -163,9 +163,10 @@ def _edit(
             choice: dict[str, Any] = {}
             if known is not None and moved is not None:
                 again = None if drafting else to_rgb(runtime.decode(moved_clean(problem)))
-                edited, choice = delivered(
-                    moved, edited, again, known.knows(image.rgb, image.working_mask)
-                )
+                both = Candidates.of(moved, edited, again)
+                edited, choice = both.judged(known.knows(image.rgb, image.working_mask))
+                if engine.on_candidates is not None:
+                    engine.on_candidates(both.whole(image))
             elif image.scaled and not request.drag.parity and problem.reference is not None:
                 unedited = to_rgb(runtime.decode(problem.reference.latents[-1]))
             on_step(StepInfo(stage="decode", step=1, total=1))

@@ -91,6 +91,26 @@ def test_a_run_its_sanity_its_strip_and_its_resumption(
     assert "was made with set 5, not 6" in capsys.readouterr().err
 
 
+def test_both_candidates_of_a_draft_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.jsonl"
+    args = ["bench", "scenes", *QUICK, "--method", "auto", "--out", str(out)]
+    assert main(args) == OK
+    assert list(rows(out)) == ["auto"] and "Choice of auto" not in capsys.readouterr().out
+    assert main([*args, "--judge"]) == OK  # the row is there, but not its candidates
+    assert "Choice of auto" in capsys.readouterr().out
+    found = rows(out)
+    assert set(found) == {"auto", "auto:moved", "auto:drawn"}
+    delivered = "moved" if found["auto"]["choice"]["result"] == "moved" else "drawn"
+    for name in ("mae_ratio", "open_mae", "open_ssim", "image"):
+        assert found["auto"][name] == found[f"auto:{delivered}"][name]
+    assert 0 < found["auto"]["open_share"] < 1
+    before = out.read_text().count('"row"')
+    assert main([*args, "--judge"]) == OK
+    assert out.read_text().count('"row"') == before
+
+
 def test_a_drag_that_fails_is_a_row_and_not_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,9 @@ from workbench.core.config import METHODS, DragConfig
 from workbench.core.record import EditResult, JobState
 from workbench.core.request import EditRequest, Point, PointPair
 from workbench.diffusion.model import Runtime
+from workbench.edit import run_edit
 from workbench.editing.crop_plan import look_of, stage_names
+from workbench.editing.own_pixels import Candidates
 from workbench.imaging.crop import blend_weight
 from workbench.warping.layers import plan, render
 
@@ -75,6 +77,19 @@ def test_a_model_that_knows_nothing_leaves_the_moved_picture(bench: Bench) -> No
     gap = np.abs(bench.store.image(done.image).astype(int) - moved)
     edge = blend_weight(mask, asked.drag.feather) < 1
     assert gap[~edge].max() == 0
+
+
+def test_the_candidates_are_shown_before_one_is_delivered(bench: Bench) -> None:
+    seen: list[Candidates] = []
+    engine = dataclasses.replace(bench.engine, on_candidates=seen.append)
+    done = run_edit(draft(bench), engine).result
+    (both,) = seen
+    assert both.name == "draft" and both.moved.shape == both.made.shape == (64, 72, 3)
+    assert both.doubt.shape == (64, 72) and 0 <= both.doubt.min() < both.doubt.max() <= 1
+    assert (both.moved != both.made).any()
+    assert done is not None
+    delivered = both.moved if done.choice["result"] == "moved" else both.made
+    np.testing.assert_array_equal(bench.store.image(done.image), delivered)
 
 
 def test_the_models_look_at_a_picture_is_kept(bench: Bench) -> None:

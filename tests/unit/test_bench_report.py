@@ -201,3 +201,30 @@ def test_bad_input_is_one_sentence(
     assert main(["bench", "scenes", *args]) == BAD_INPUT
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
+
+
+def test_the_choice_between_two_candidates_is_reported(tmp_path: Path) -> None:
+    """Of 8 drags drawing is better by 0.2 on 4, worse by 0.05 on 2, and the same on 2."""
+    rows = []
+    for i in range(8):
+        moved, drawn = 10.0, 6.0 if i < 4 else 11.0 if i < 6 else 10.1
+        took = "draft" if i in (0, 1, 2, 4, 6) else "moved"  # wrongly on 3 and 4
+        known = {"level": "well" if i < 4 else "poorly", "psnr": 30.0 - i, "noise": 0.1 * i}
+        chosen = {"choice": {"result": took}, "knows": known}
+        rows += [
+            row(i, "auto", drawn if took == "draft" else moved, open_mae=20.0, **chosen),
+            row(i, "auto:moved", moved, open_mae=30.0, knows=known),
+            row(i, "auto:drawn", drawn, open_mae=18.0, knows=known),
+        ]
+    text = report.tables(read_records([write(tmp_path / "r.jsonl", rows)]))
+    assert "Choice of auto: the moved picture on 3 of 8 drags." in text
+    assert "| error / nothing (MAE) | 0.03 | 6 | 2 | 4 | 4 (67%) |" in text
+    assert "| error / nothing (MAE) | 0.1 | 4 | 0 | 4 | 3 (75%) |" in text
+    assert line(text, "| always moved |").split(" | ")[1] == "0.50 [0.50, 0.50]"
+    assert line(text, "| who knows the truth |").split(" | ")[1].startswith("0.40")
+    assert line(text, "| well | 4 | 27.0 to 30.0 | 0.00 to 0.30 |").split(" | ")[4] == "-0.20"
+    assert line(text, "| quarter 4 by noise error | 2 |").split(" | ")[6] == "-12.0"
+
+
+def test_without_candidates_nothing_is_said_of_a_choice(file: Path) -> None:
+    assert "Choice of" not in report.tables(read_records([file]))

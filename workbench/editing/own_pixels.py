@@ -114,34 +114,60 @@ def moved_of(image: WorkingImage, features: PictureFeatures | None = None) -> Mo
 # --- what is delivered ----------------------------------------------------------------------------------
 
 
-def delivered(
-    moved: MovedPicture, drawn: U8, again: U8 | None, knows: dict[str, Any]
-) -> tuple[U8, dict[str, Any]]:
-    """The better of the moved picture and the model's, uint8 [H, W, 3], and why.
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """What an edit may deliver, pictures uint8 [H, W, 3]; see `Engine.on_candidates`.
 
-    Args:
-        moved: the picture's own pixels.
-        drawn: the model's result at its size.
-        again: for a refined result, the moved picture through the autoencoder and back.
-        knows: see `Look.knows`.
-
-    Returns:
-        The edited part at the picture's own size; {"result": "moved", "draft" or "refined", "why": a
-        code, and the figures of both candidates}.
+    `moved` has the picture's own pixels alone, `made` the model's where these cannot be trusted, by
+    `doubt` [H, W] in 0..1. `name` says what the model made: "draft" or "refined".
     """
-    name = "draft" if again is None else "refined"
-    agreed = agreement(drawn, again) if again is not None else None
-    made = composed(moved.full, drawn, moved.full_doubt, agreed)
-    old, new = (seams(p, moved.full_doubt) for p in (moved.full, made))
-    figures = {
-        "step_moved": round(old.step, 2), "step": round(new.step, 2),
-        "texture_moved": round(old.texture, 3), "texture": round(new.texture, 3),
-    }  # fmt: skip
-    if unfit(knows):
-        return moved.full, {"result": "moved", "why": "model-unfit", **figures}
-    if new.step > old.step + STEP and new.texture > old.texture - TEXTURE:
-        return moved.full, {"result": "moved", "why": "seams", **figures}
-    return made, {"result": name, "why": "fits", **figures}
+
+    moved: U8
+    made: U8
+    doubt: F32
+    name: str
+
+    @classmethod
+    def of(cls, moved: MovedPicture, drawn: U8, again: U8 | None) -> Candidates:
+        """Both candidates of the edited part.
+
+        Args:
+            moved: the picture's own pixels.
+            drawn: the model's result at its size.
+            again: for a refined result, the moved picture through the autoencoder and back.
+        """
+        agreed = agreement(drawn, again) if again is not None else None
+        made = composed(moved.full, drawn, moved.full_doubt, agreed)
+        name = "draft" if again is None else "refined"
+        return cls(moved.full, made, moved.full_doubt, name)
+
+    def whole(self, image: WorkingImage) -> Candidates:
+        """The same put back into the whole picture, as a result is."""
+        doubt = np.zeros(image.source.shape[:2], np.float32)
+        doubt[image.crop.slices] = self.doubt
+        moved, made = (image.put_back(p) for p in (self.moved, self.made))
+        return Candidates(moved, made, doubt, self.name)
+
+    def judged(self, knows: dict[str, Any]) -> tuple[U8, dict[str, Any]]:
+        """The better one, chosen without knowing the truth, and why.
+
+        Args:
+            knows: see `Look.knows`.
+
+        Returns:
+            uint8 [H, W, 3]; {"result": "moved", "draft" or "refined", "why": a code, and the figures
+            of both candidates}.
+        """
+        old, new = (seams(p, self.doubt) for p in (self.moved, self.made))
+        figures = {
+            "step_moved": round(old.step, 2), "step": round(new.step, 2),
+            "texture_moved": round(old.texture, 3), "texture": round(new.texture, 3),
+        }  # fmt: skip
+        if unfit(knows):
+            return self.moved, {"result": "moved", "why": "model-unfit", **figures}
+        if new.step > old.step + STEP and new.texture > old.texture - TEXTURE:
+            return self.moved, {"result": "moved", "why": "seams", **figures}
+        return self.made, {"result": self.name, "why": "fits", **figures}
 
 
 STEP = 12.0  # levels (0..255) of a seam that the moved picture does not have

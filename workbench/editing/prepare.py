@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,16 +24,12 @@ from workbench.core.record import OnStep, StepInfo, StopReason
 from workbench.core.request import EditRequest
 from workbench.diffusion.ddim import Schedule, invert, schedule_from
 from workbench.diffusion.lora import merged
-from workbench.diffusion.lora_files import (
-    LoraFile,
-    check,
-    read,
-)
+from workbench.diffusion.lora_files import LoraFile, check, read
 from workbench.drag.latents import NotFinite, denoise, reference_of
 from workbench.drag.problem import DragOutcome, DragProblem, DragState, Pixels, Reference
 from workbench.editing.crop_plan import names_of
 from workbench.editing.lora_library import train_lora
-from workbench.editing.own_pixels import MovedPicture, moved_of
+from workbench.editing.own_pixels import Candidates, MovedPicture, moved_of
 from workbench.editing.text_to_image import cached_path, denoiser_of, freeu
 
 if TYPE_CHECKING:
@@ -49,11 +45,15 @@ REFERENCE_ON_DISK = 96 << 20  # bytes; a bigger one is only kept in memory
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Tools of a job: a loaded model, the cache of derived data, the history."""
+    """Tools of a job: a loaded model, the cache of derived data, the history.
+
+    `on_candidates` is shown the whole pictures of which an edit delivers one.
+    """
 
     runtime: Runtime
     cache: Cache
     store: Store
+    on_candidates: Callable[[Candidates], object] | None = None
 
 
 @dataclass
