@@ -34,7 +34,7 @@ Mask = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
 
 STRETCHED = (1.75, 2.5)  # from here to there a stretch loses trust; half of it at 2.1
-LEFT = (0.5, 2.0)  # px: who moves less leaves nothing uncovered, who moves more does
+LEFT = (0.3, 1.5)  # cells: who moves less leaves nothing uncovered, who moves more does
 _STILL = 0.05  # px: who moves less than this stays
 _COARSE = 3  # cells: what is coarser of the ground is filled in smoothly, what is finer is copied
 _AROUND = 2  # half as many cells: around a gap, and its distance from what is copied
@@ -73,7 +73,7 @@ class Motion:
         out = np.zeros(self.grid.shape, np.float32)
         for layer in self.layers:
             was = np.clip(2 * blurred(grown(layer.matte > 0.5, 1).astype(np.float32)), 0, 1)
-            out = np.maximum(out, was * _ramp(np.hypot(*layer.way), *LEFT))
+            out = np.maximum(out, was * _ramp(np.hypot(*layer.way) / max(self.grid.scale), *LEFT))
         return out * self.grid.area
 
     def trust(self) -> Trust:

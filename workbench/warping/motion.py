@@ -35,6 +35,7 @@ _BETWEEN = 0.35  # of the way to the next handle: less is carried where handles 
 _MERGED = 2.0  # cells: handles closer together than this say nothing about a turn
 _STEP = 0.1  # of colour (0..1) that leaves 1/e of what ties a piece to its ground
 _EDGE_STEP = 0.15  # the same at the mask's edge
+_HELD = 3.0  # tie to what lies beyond the mask, against 1 inside a piece
 _PLAIN = (0.25, 0.6)  # ties around: from here to there a tie counts
 _LOOSE = 0.03  # share of the rim below which ties are chance, and a piece is free
 _OPEN = 0.4  # tie or likeness across which the ground follows
@@ -241,7 +242,9 @@ def _body(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> _Body:
         is_open = [a > _OPEN for a in alike]
     cut = _across(grid.area)  # what reaches the mask's edge is tied to what lies beyond
     links = tuple(
-        np.where(c, 1, np.where(r, t, np.where(i > 0, i, np.float32(_SOFT) * a))).astype(np.float32)
+        np.where(c, _HELD, np.where(r, t, np.where(i > 0, i, np.float32(_SOFT) * a))).astype(
+            np.float32
+        )
         for c, r, t, i, a in zip(cut, rim, ties, inside, alike, strict=True)
     )
     return _Body(cells, (links[0], links[1]), _pinned(grid, piece, pairs))
