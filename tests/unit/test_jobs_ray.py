@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     token.write_text("0123456789abcdef" * 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-        connect(processors=4)
+        with ThreadPoolExecutor(1) as page:  # as a page does, whose thread ends with its run
+            page.submit(connect, processors=4).result()
         yield
         ray.shutdown()
     with warnings.catch_warnings():

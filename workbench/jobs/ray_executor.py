@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import ray
@@ -329,6 +330,9 @@ def connect(address: str | None = None, *, processors: int | None = None) -> Non
     A Ray that is started here asks for its token (RAY_AUTH_MODE=disabled turns that off) and uses
     `processors` (None: all).
 
+    It is started in a thread that lives as long as the process: Ray has Linux end its processes
+    with the *thread* that started them (PR_SET_PDEATHSIG), and a page's thread ends with its run.
+
     Raises:
         WorkbenchError: when the cluster cannot be reached.
     """
@@ -347,8 +351,20 @@ def connect(address: str | None = None, *, processors: int | None = None) -> Non
             "object_store_memory": _OBJECTS,
             "runtime_env": {"env_vars": {"PYTHONPATH": path}},
         }
+    started: Future[None] = Future()
+
+    def start() -> None:
+        try:
+            ray.init(address=address or "local", **options)
+        except BaseException as exc:
+            started.set_exception(exc)
+            return
+        started.set_result(None)
+        threading.Event().wait()
+
+    threading.Thread(target=start, name="ray", daemon=True).start()
     try:
-        ray.init(address=address or "local", **options)
+        started.result()
     except Exception as exc:  # Ray raises bare Exceptions, too: a node that is slow to start
         with contextlib.suppress(Exception):
             ray.shutdown()  # what was started half
