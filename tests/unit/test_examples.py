@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from training.make_examples import FOLDER, PHOTOS
+from workbench.app import App
 from workbench.canvas.drawing import Drawing
 from workbench.canvas.rasterize import rasterise
 from workbench.imaging.decode import decode
+from workbench.storage.settings import Settings
+from workbench.ui.shell.backend import Backend
+from workbench.ui.upload.intake import open_example
 
 LISTED = json.loads((FOLDER / "examples.json").read_text(encoding="utf-8"))
 
@@ -31,6 +35,15 @@ def test_an_example_has_a_drag_and_a_result_that_keeps_the_rest(entry: dict) -> 
             assert mask[round(p.y), round(p.x)]
     gap = np.abs(before.astype(int) - after).mean(axis=2)
     assert gap[mask].mean() > 3 * gap[~mask].mean()  # WebP alone changes what was left alone
+
+
+def test_a_photograph_opens_with_the_model_that_knows_photographs(tmp_path: Path) -> None:
+    app = App(Settings(folder=tmp_path))
+    backend = Backend(app)
+    models = {e["file"]: open_example(backend, e).get("model") for e in LISTED}
+    app.close()
+    assert models["otter.webp"] == models["cat.webp"] == "album"
+    assert models["robot-784.png"] == "storybook"
 
 
 def test_photographs_are_listed_with_their_sources_and_stay_small() -> None:

@@ -269,17 +269,17 @@ def open_example(backend: Backend, entry: Mapping[str, Any]) -> Workspace:
     for project in backend.store.projects.recent():
         if project.settings.get("example_file") == entry["file"]:
             return Workspace(backend.store, project)
-    raw = (_EXAMPLES / entry["file"]).read_bytes()
+    rgb = figures.decode((_EXAMPLES / entry["file"]).read_bytes())
     space = Workspace.create(
         backend.store,
-        backend.store.put_image(figures.decode(raw), entry["title"]),
+        backend.store.put_image(rgb, entry["title"]),
         title=entry["title"],
         prompt=entry["prompt"],
         drawing=entry["drawing"],
     )
     after = backend.store.put_image(figures.decode(_after(entry)), entry["title"])
     space.set(
-        **backend.defaults(),
+        **backend.defaults(rgb),
         hint=entry["hint"],
         example=entry["drawing"],
         example_file=entry["file"],
