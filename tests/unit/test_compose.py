@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from workbench.imaging.masks import blurred
 from workbench.warping.layers import agreement, composed, seams
 
 
@@ -38,6 +39,30 @@ def test_what_was_drawn_gets_the_grain_around_it() -> None:
     inside, around = grain(out[35:55, 35:55]), grain(out[5:25, 5:85])
     assert 0.6 < inside / around < 1.5
     assert grain(composed(ramp(), ramp(), square()).astype(float).mean(axis=2)[35:55, 35:55]) < 2
+
+
+def blades(side: int = 256) -> np.ndarray:
+    """A texture that is no noise: its pixels hang together."""
+    rough = np.random.default_rng(2).normal(0, 60, (side, side)).astype(np.float32)
+    return np.clip(np.rint(110 + np.repeat(blurred(rough)[..., None], 3, 2)), 0, 255).astype(
+        np.uint8
+    )
+
+
+def test_what_a_model_draws_smoothly_gets_the_moved_pictures_texture() -> None:
+    own, y = blades(), np.linspace(60, 150, 128, dtype=np.float32)[:, None, None]
+    drawn = np.broadcast_to(np.rint(y), (128, 128, 3)).astype(np.uint8)
+    doubt = np.zeros((256, 256), np.float32)
+    doubt[80:176, 80:176] = 1
+    made = composed(own, drawn, doubt)
+    inner = np.s_[96:160, 96:160]
+    fine, wanted = (p.astype(np.float32) - blurred(p.astype(np.float32), 4) for p in (made, own))
+    fine, wanted = fine[inner].ravel(), wanted[inner].ravel()
+    assert np.corrcoef(fine, wanted)[0, 1] > 0.9
+    assert fine.std() > 0.8 * wanted.std()
+    coarse = made[inner].mean(axis=(1, 2)) - np.linspace(60, 150, 256)[96:160]
+    assert np.abs(coarse).mean() < 6  # the model's colours
+    np.testing.assert_array_equal(made[:70], own[:70])
 
 
 def test_where_the_model_agrees_own_pixels_stay() -> None:

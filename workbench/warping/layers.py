@@ -342,6 +342,7 @@ AGREE = 0.2  # gap between the model's two pictures (of a range of 2) at which o
 _FEATHER = 2  # working px
 _NEAR = 9  # working px: around what the model drew, where colour and grain are compared
 _RING = 6
+_FINE = 2  # working px: what is finer is detail
 
 
 def agreement(drawn: U8, again: U8, tau: float = AGREE) -> F32:
@@ -374,29 +375,28 @@ def composed(own: U8, drawn: U8, doubt: F32, agreed: F32 | None = None) -> U8:
     if agreed is not None:
         share = 1 - (1 - share) * np.clip(enlarged(agreed, (height, width)), 0, 1)
     new = resize(drawn, (width, height), "bicubic").astype(np.float32)
-    new += _grain(own, new, doubt, k)
+    new += _detail(own, new, doubt, k)
     out = own + share[..., None] * (new - own)
     return np.clip(np.rint(out), 0, 255).astype(np.uint8)
 
 
-def _grain(own: U8, new: F32, doubt: F32, k: float) -> F32:
-    """Noise [H, W, 1] that what was drawn lacks against the pixels around it; 0 where there is none.
+def _detail(own: U8, new: F32, doubt: F32, k: float) -> F32:
+    """Detail [H, W, 3] of the moved picture that what was drawn lacks against the pixels around it.
 
-    The strength is Immerkaer's estimate (Computer Vision and Image Understanding 64, 1996), the noise
-    is drawn from a fixed seed.
+    A model draws at its own size and smoothly; the moved picture has texture there, drawn out or copied
+    from elsewhere. It is added by the share that is missing, by Immerkaer's estimate of both
+    (Computer Vision and Image Understanding 64, 1996).
     """
     inside = doubt > 0.5
-    if inside.sum() < 64:
-        return np.zeros((1, 1, 1), np.float32)
     ring = grown(inside, max(2, round(_RING * k))) & (doubt < 0.05)
-    if ring.sum() < 64:
-        return np.zeros((1, 1, 1), np.float32)
+    if min(inside.sum(), ring.sum()) < 64:
+        return np.zeros((1, 1, 3), np.float32)
     wanted, there = _noise(own.mean(axis=2), ring), _noise(new.mean(axis=2), inside)
-    missing = float(np.sqrt(max(wanted**2 - there**2, 0.0)))
-    if missing < 0.5:
-        return np.zeros((1, 1, 1), np.float32)
-    drawn = np.random.default_rng(0).normal(0, min(missing, 12.0), doubt.shape)
-    return drawn.astype(np.float32)[..., None]
+    if wanted <= max(there, 0.5):
+        return np.zeros((1, 1, 3), np.float32)
+    plain = own.astype(np.float32)
+    missing = np.float32(np.sqrt(1 - (there / wanted) ** 2))
+    return missing * (plain - blurred(plain, max(1, round(_FINE * k))))
 
 
 def _noise(grey: npt.NDArray[np.floating], where: Mask) -> float:
