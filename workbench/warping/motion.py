@@ -256,8 +256,8 @@ def _ties(grid: Grid, rim: tuple[Mask, Mask]) -> tuple[tuple[F32, F32], tuple[F3
     A tie counts where the rim around it looks alike, too: a spot in the ground's colour ties nothing.
     At the mask's edge, where a piece ends because it may not change, more is taken for alike.
     """
-    steps = [np.abs(np.diff(grid.rgb, axis=axis)).max(axis=2) for axis in (0, 1)]
-    alike = [np.exp(-((_farther(grid.rgb, s, i) / _STEP) ** 2)) for i, s in enumerate(steps)]
+    steps = [_step(grid.rgb, axis) for axis in (0, 1)]
+    alike = [np.exp(-((s / _STEP) ** 2)) for s in steps]
     plain = np.clip((_spread(alike, rim) - _PLAIN[0]) / (_PLAIN[1] - _PLAIN[0]), 0, 1)
     edge = grown(~grid.area, 1)
     ties = []
@@ -269,15 +269,16 @@ def _ties(grid: Grid, rim: tuple[Mask, Mask]) -> tuple[tuple[F32, F32], tuple[F3
     return (alike[0], alike[1]), (ties[0], ties[1])
 
 
-def _farther(rgb: F32, step: F32, axis: int) -> F32:
-    """Steps between neighbours, or to one cell beyond: an outline is often spread over two cells."""
+def _step(rgb: F32, axis: int) -> F32:
+    """Steps of colour between neighbours, or to one cell beyond: outlines are spread over two cells."""
     n = rgb.shape[axis]
+    step = np.abs(np.diff(rgb, axis=axis)).max(axis=2)
     far = np.abs(rgb.take(range(2, n), axis) - rgb.take(range(n - 2), axis)).max(axis=2)
     pad = [(0, 0), (0, 0)]
     for side in ((1, 0), (0, 1)):
         pad[axis] = side
         step = np.maximum(step, np.pad(far, pad))
-    return step
+    return np.asarray(step, np.float32)
 
 
 def _spread(values: Sequence[F32], rim: tuple[Mask, Mask]) -> F32:
