@@ -58,6 +58,13 @@ def test_background_is_not_taken_for_a_thing() -> None:
     assert mask.mean() < 0.1
 
 
+def test_an_arrow_may_hold_as_much_or_as_little_as_there_is() -> None:
+    rgb, _ = ball()
+    for grow in (-1.0, 1.0):
+        arrow = PointPair(Point(200, 200), Point(260, 200), grow=grow)
+        assert propose(rgb, [arrow])[200, 200:260].all()
+
+
 def test_no_arrows_no_mask() -> None:
     rgb, _ = ball()
     assert not propose(rgb, []).any()

@@ -66,7 +66,7 @@ def propose(rgb: U8, pairs: Sequence[PointPair], features: PictureFeatures | Non
 def _held(grid: Grid, pair: PointPair, features: PictureFeatures | None) -> Mask:
     """Mask of what an arrow's handle holds; empty when it is background at every `grow`."""
     for less in _SHRINK:
-        grown = dataclasses.replace(pair, grow=max(-1.0, pair.grow + less))
+        grown = dataclasses.replace(pair, grow=min(1.0, max(-1.0, pair.grow + less)))
         region = held(grid, [grown], features, open_ground=True)
         if region.sum() <= _BIGGEST * region.size and _bounded(grid, region):
             return region
