@@ -246,18 +246,24 @@ def _ground(motion: Motion, gap: Mask, part: U8, at: tuple[npt.NDArray[np.intp],
     offsets, weights = _offsets(small, lively, known, empty)
     if offsets:
         behind = blurred(behind, _COARSE)
-    low = np.stack([grid.full(np.ascontiguousarray(c)) for c in np.moveaxis(behind, 2, 0)], axis=2)
-    low *= 255
-    detail = np.zeros((len(at[0]), 3), np.float32)
-    total, power = np.zeros(len(at[0]), np.float32), np.full(len(at[0]), 1e-6, np.float32)
-    for (dy, dx), weight in zip(offsets, weights, strict=True):
-        w = half.full(weight)[at]
-        y = np.clip(at[0] + round(dy * half.scale[0]), 0, part.shape[0] - 1)
-        x = np.clip(at[1] + round(dx * half.scale[1]), 0, part.shape[1] - 1)
-        detail += w[:, None] * (part[y, x] - low[y, x])
-        total += w
-        power += w * w
-    return np.asarray(low[at] + detail * (total / np.sqrt(power))[:, None], np.float32)
+    shares = [half.full(weight)[at] for weight in weights]
+    places = [
+        tuple(
+            np.clip(i + round(d * k), 0, n - 1)
+            for i, d, k, n in zip(at, offset, half.scale, part.shape, strict=False)
+        )
+        for offset in offsets
+    ]
+    strength = sum(shares) / np.sqrt(sum(s * s for s in shares) + 1e-6) if shares else 0.0
+    ground = np.empty((len(at[0]), 3), np.float32)
+    for c in range(3):  # one plane of a large picture at a time
+        low = 255 * grid.full(np.ascontiguousarray(behind[..., c]))
+        detail = sum(
+            share * (part[..., c][place] - low[place])
+            for share, place in zip(shares, places, strict=True)
+        )
+        ground[:, c] = low[at] + strength * detail
+    return ground
 
 
 def _offsets(
