@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import unicodedata
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -171,7 +172,7 @@ def _stored(im: ImageFile.ImageFile) -> tuple[U8, U8 | None]:
 
 
 def encode_png(
-    rgb: U8, *, alpha: U8 | None = None, edit: Mapping[str, Any] | None = None, level: int = 6
+    rgb: U8, *, alpha: U8 | None = None, edit: Mapping[str, Any] | None = None, fast: bool = False
 ) -> bytes:
     """Write a PNG that carries pixels and, if given, our edit settings; nothing else.
 
@@ -180,7 +181,7 @@ def encode_png(
         alpha: [H, W]; the colours behind the white are recovered, and a pixel becomes as opaque
             as it must be to show `rgb` on white, so that decoding gives `rgb` back exactly.
         edit: JSON object for the iTXt chunk "workbench-edit".
-        level: zlib level, 0 to 9.
+        fast: by zlib's run-length strategy: a photograph in a quarter of the time, some percent larger.
 
     Raises:
         BadInput: when `edit` is not JSON or larger than 256 KiB.
@@ -190,7 +191,8 @@ def encode_png(
         info.add_itxt(EDIT_CHUNK, _edit_text(edit), zip=True)
     im = Image.fromarray(unflatten(rgb, alpha) if alpha is not None else rgb)
     out = io.BytesIO()
-    im.save(out, "PNG", pnginfo=info, compress_level=level)
+    zip_as = {"compress_level": 1, "compress_type": zlib.Z_RLE} if fast else {"compress_level": 6}
+    im.save(out, "PNG", pnginfo=info, **zip_as)
     return out.getvalue()
 
 

@@ -30,7 +30,6 @@ Kind = Literal["images", "masks", "blobs"]
 KINDS: tuple[Kind, ...] = ("images", "masks", "blobs")
 SUFFIXES = ("png", "jpg", "gif", "webp", "mp4", "json", "txt", "safetensors")  # never a pickle
 MOST_PIXELS = 64_000_000
-BIG = 4_000_000  # pixels from which on a picture is stored for speed
 # What Pillow raises for bytes that are no picture, or one that is far too large.
 UNDECODABLE = (
     OSError,
@@ -65,10 +64,7 @@ class Blobs:
             )
         height, width = rgb.shape[:2]
         name_id = image_id(rgb)
-        # Level 3: of a photograph no larger than 6 would be, in two fifths of the time. Level 1: an
-        # eighth more bytes than 6 in a quarter of its time, which for 24 MP are seconds.
-        level = 1 if width * height > BIG else 3
-        self._put("images", name_id, "png", lambda: encode_png(rgb, level=level))
+        self._put("images", name_id, "png", lambda: encode_png(rgb, fast=True))
         return ImageAsset(id=name_id, width=width, height=height, name=name)
 
     def put_mask(self, mask: NDArray[np.bool_]) -> MaskAsset:
