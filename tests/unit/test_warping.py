@@ -231,6 +231,15 @@ def test_what_runs_on_beyond_the_mask_is_stretched_and_not_torn_off() -> None:
     assert sharp > 0.62 * usual  # a filled gap would be smooth
 
 
+def test_a_thing_stays_on_what_has_its_colours_at_the_masks_edge() -> None:
+    """A bird behind a rock of another shade, not of the sky's: it does not leave the rock."""
+    before = wall()
+    before[90:200, 110:150] = fur(110, 40)
+    before[200:, 60:200] = (146, 42, 36)
+    out = moved_picture(before, box(60, 20, 200, 202), [pair(130, 110, 130, 75)])
+    assert red(out[60:200, 122:138]).all()
+
+
 def test_what_the_picture_cuts_off_stays_at_its_border() -> None:
     before = wall()
     before[120:, 100:160] = fur(136, 60)

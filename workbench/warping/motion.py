@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.core.request import PointPair
-from workbench.imaging.masks import bilinear, blurred, filled, grown
+from workbench.imaging.masks import bilinear, blurred, colour_evidence, filled, grown
 from workbench.warping.held import EDGE, Grid, conductance, seeds_of, solve
 
 Mask = npt.NDArray[np.bool_]
@@ -225,7 +225,7 @@ class _Body:
 def _body(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> _Body:
     """Find where a piece hangs on to its ground, and how much of the ground follows it there."""
     inside, rim = _within(piece), _across(piece)
-    alike, ties = _ties(grid, rim)
+    alike, ties = _ties(grid, piece, rim)
     share = sum(float(t.sum()) for t in ties) / max(1, sum(int(r.sum()) for r in rim))
     if share < _LOOSE:
         return _Body(piece, inside, _pinned(grid, piece, pairs))
@@ -250,12 +250,17 @@ def _body(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> _Body:
     return _Body(cells, (links[0], links[1]), _pinned(grid, piece, pairs))
 
 
-def _ties(grid: Grid, rim: tuple[Mask, Mask]) -> tuple[tuple[F32, F32], tuple[F32, F32]]:
+def _ties(
+    grid: Grid, piece: Mask, rim: tuple[Mask, Mask]
+) -> tuple[tuple[F32, F32], tuple[F32, F32]]:
     """How much neighbours look alike, 0..1, everywhere and, as ties of a piece, at its rim.
 
     A tie counts where the rim around it looks alike, too: a spot in the ground's colour ties nothing.
-    At the mask's edge, where a piece ends because it may not change, more is taken for alike.
+    At the mask's edge, where a piece ends because it may not change, more is taken for alike, and most
+    where what lies outside has colours of the piece (a bird behind a rock, and the sky around both).
     """
+    own = colour_evidence(grid.rgb, piece.astype(np.float32), (~piece).astype(np.float32))
+    foreign = 1 - np.minimum(own[1:], own[:-1]), 1 - np.minimum(own[:, 1:], own[:, :-1])
     steps = [_step(grid.rgb, axis) for axis in (0, 1)]
     alike = [np.exp(-((s / _STEP) ** 2)) for s in steps]
     plain = np.clip((_spread(alike, rim) - _PLAIN[0]) / (_PLAIN[1] - _PLAIN[0]), 0, 1)
@@ -264,7 +269,9 @@ def _ties(grid: Grid, rim: tuple[Mask, Mask]) -> tuple[tuple[F32, F32], tuple[F3
     for axis, (r, a, step) in enumerate(zip(rim, alike, steps, strict=True)):
         tie = a * _mid(plain, axis)
         outer = _mid(edge.astype(np.float32), axis) > 0
-        tie = np.where(outer, np.maximum(tie, np.exp(-((step / _EDGE_STEP) ** 2))), tie)
+        tie = np.where(
+            outer, np.maximum(tie, np.exp(-foreign[axis] * (step / _EDGE_STEP) ** 2)), tie
+        )
         ties.append(np.where(r, tie, 0).astype(np.float32))
     return (alike[0], alike[1]), (ties[0], ties[1])
 
