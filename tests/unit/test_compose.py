@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from workbench.editing.crop_plan import PARTLY, POORLY, UNFIT, level_of
+from workbench.editing.own_pixels import Candidates
 from workbench.imaging.masks import blurred
 from workbench.warping.layers import agreement, composed, seams
 
@@ -87,3 +90,29 @@ def test_a_visible_seam_is_told_from_none() -> None:
     flat[30:60, 30:60] = flat[30:60, 30:60].mean(axis=(0, 1)).astype(np.uint8)
     assert seams(flat, doubt).texture > seams(own, doubt).texture + 0.5
     assert seams(own, np.zeros_like(doubt)).step == 0
+
+
+@pytest.mark.parametrize(
+    ("noise", "name", "result", "why"),
+    [
+        (PARTLY, "draft", "draft", "fits"),
+        (PARTLY + 0.01, "draft", "moved", "own-better"),
+        (POORLY + 0.01, "draft", "moved", "own-better"),
+        (POORLY + 0.01, "refined", "refined", "fits"),  # by a model that was trained on the picture
+        (UNFIT + 0.01, "refined", "moved", "model-unfit"),
+    ],
+)
+def test_the_moved_picture_wins_where_the_model_does_not_know_the_picture_well(
+    noise: float, name: str, result: str, why: str
+) -> None:
+    moved, made = ramp(noise=12), ramp()
+    both = Candidates(moved, made, square(), name)
+    delivered, choice = both.judged({"level": level_of(noise), "noise": noise})
+    assert (choice["result"], choice["why"]) == (result, why)
+    assert choice["texture_moved"] < choice["texture"] + 0.5
+    np.testing.assert_array_equal(delivered, moved if result == "moved" else made)
+
+
+def test_three_levels_of_knowing() -> None:
+    noises = (0.1, PARTLY, PARTLY + 0.001, POORLY, POORLY + 0.001, 2.0)
+    assert [level_of(n) for n in noises] == ["well", "well", "partly", "partly", "poorly", "poorly"]

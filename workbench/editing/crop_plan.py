@@ -99,10 +99,9 @@ def names_of(request: EditRequest, image: str, crop: Crop, model: str) -> StageN
 
 LEVEL = 101  # timestep of the features: low noise, where they outline things
 NOISES = 4  # whose mean is taken
-PARTLY, POORLY = (
-    (33.0, 0.35),
-    (26.0, 0.6),
-)  # dB and error of the noise: beyond either, the level is lower
+# error of the noise: up to the first, a draft is no worse than moved pixels; beyond the second it is better
+# nowhere; beyond the last features mean nothing. docs/benchmarks.md, "Which of the two", says where from
+PARTLY, POORLY, UNFIT = 0.28, 0.32, 0.6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +119,8 @@ class Look:
     def knows(self, rgb: U8, where: Mask | None) -> dict[str, Any]:
         """Error of the model on the working picture [h, w, 3] where it may change [h, w].
 
-        Returns {"level": see `level_of`, "psnr": dB, "noise": error of the predicted noise}.
+        Returns {"level": see `level_of`, "psnr": dB of the round trip, "noise": error of the predicted
+        noise}.
         """
         gap = (self.again.astype(np.float32) - rgb) ** 2
         error = gap.mean(axis=2)
@@ -133,7 +133,7 @@ class Look:
             cells = decode.resize(where.astype(np.uint8) * 255, size, "box") > 32
             small = small[cells] if cells.any() else small
         noise = float(small.mean())
-        return {"level": level_of(psnr, noise), "psnr": round(psnr, 2), "noise": round(noise, 4)}
+        return {"level": level_of(noise), "psnr": round(psnr, 2), "noise": round(noise, 4)}
 
     def trusted(self, rgb: U8, where: Mask | None) -> PictureFeatures | None:
         """The features, unless the model knows too little of the picture for them to mean anything."""
@@ -142,15 +142,12 @@ class Look:
 
 def unfit(knows: dict[str, Any]) -> bool:
     """True if a model's noise error says that it would draw garbage."""
-    return float(knows["noise"]) > POORLY[1]
+    return float(knows["noise"]) > UNFIT
 
 
-def level_of(psnr: float, noise: float) -> str:
-    """ "well", "partly" or "poorly"; docs/benchmarks.md says what the limits come from."""
-    for name, (decibels, error) in (("poorly", POORLY), ("partly", PARTLY)):
-        if psnr < decibels or noise > error:
-            return name
-    return "well"
+def level_of(noise: float) -> str:
+    """ "well", "partly" or "poorly" by the error of the predicted noise; decibels say nothing of it."""
+    return "poorly" if noise > POORLY else "partly" if noise > PARTLY else "well"
 
 
 def look_key(image: str, model: str, prompt: str, size: tuple[int, int]) -> str:

@@ -151,6 +151,9 @@ class Candidates:
     def judged(self, knows: dict[str, Any]) -> tuple[U8, dict[str, Any]]:
         """The better one, chosen without knowing the truth, and why.
 
+        That is the model's, but a draft only where it knows the picture well, and a refined result only
+        where it is not unfit.
+
         Args:
             knows: see `Look.knows`.
 
@@ -165,13 +168,9 @@ class Candidates:
         }  # fmt: skip
         if unfit(knows):
             return self.moved, {"result": "moved", "why": "model-unfit", **figures}
-        if new.step > old.step + STEP and new.texture > old.texture - TEXTURE:
-            return self.moved, {"result": "moved", "why": "seams", **figures}
+        if self.name == "draft" and knows["level"] != "well":  # a LoRA teaches a refined one more
+            return self.moved, {"result": "moved", "why": "own-better", **figures}
         return self.made, {"result": self.name, "why": "fits", **figures}
-
-
-STEP = 12.0  # levels (0..255) of a seam that the moved picture does not have
-TEXTURE = 0.5  # octaves of detail that make up for it
 
 
 def found_in(image: WorkingImage, result: U8) -> tuple[tuple[float, float], ...]:

@@ -200,8 +200,8 @@ class EditView:
         why = self.result.choice.get("why")
         if why == "model-unfit":
             return say("results.own_pixels_unfit")
-        if why == "seams":
-            return say("results.own_pixels_seams")
+        if why == "own-better":
+            return say("results.own_pixels_better")
         return say("results.known_poorly") if self.result.knows.get("level") == "poorly" else ""
 
     def timings(self) -> list[tuple[str, float, bool]]:
