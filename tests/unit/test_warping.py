@@ -249,6 +249,20 @@ def test_what_the_picture_cuts_off_stays_at_its_border() -> None:
     assert red(aside[250:, 140:180]).mean() > 0.9  # along the border it may go
 
 
+def test_nothing_holds_a_thing_back_where_it_goes() -> None:
+    """One side fades into the ground; that may tie it where it would be torn off, not where it goes."""
+
+    def faded(cx: float) -> np.ndarray:
+        y, x = np.mgrid[:256, :256]
+        share = np.clip((cx + 34 - x) / 60, 0.1, 1) * ((x - cx) ** 2 + (y - 128) ** 2 <= 30**2)
+        return np.rint(wall() + share[..., None] * (np.array(BALL) - wall())).astype(np.uint8)
+
+    before, after = faded(90), faded(130)
+    out = moved_picture(before, box(50, 80, 200, 176), [pair(75, 128, 115, 128)])
+    left, all_of = (np.abs(p.astype(int) - after).sum() for p in (out, before))
+    assert left < 0.05 * all_of
+
+
 @pytest.mark.parametrize("soft", [1, 2])
 def test_a_free_thing_keeps_its_shape_near_the_masks_edge(soft: int) -> None:
     """Also where its outline is spread over two cells, each of them a smaller step."""

@@ -38,6 +38,7 @@ _EDGE_STEP = 0.15  # the same at the mask's edge
 _HELD = 3.0  # tie to what lies beyond the mask, against 1 inside a piece
 _PLAIN = (0.25, 0.6)  # ties around: from here to there a tie counts
 _LOOSE = 0.03  # share of the rim below which ties are chance, and a piece is free
+_AHEAD = 0.5  # cosine of a rim's normal with the way, from which on it lies ahead
 _OPEN = 0.4  # tie or likeness across which the ground follows
 _COLLAR = 1.5  # lengths of the arrow: how far the ground that hangs on to a piece follows it
 _SOFT = 0.3  # stiffness of that ground, against 1 inside the piece
@@ -226,10 +227,12 @@ def _body(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> _Body:
     """Find where a piece hangs on to its ground, and how much of the ground follows it there."""
     inside, rim = _within(piece), _across(piece)
     alike, ties = _ties(grid, piece, rim)
+    ways = np.array([_ends(grid, p)[1] for p in pairs])
+    ties = _behind(piece, ties, ways.sum(axis=0))
     share = sum(float(t.sum()) for t in ties) / max(1, sum(int(r.sum()) for r in rim))
     if share < _LOOSE:
         return _Body(piece, inside, _pinned(grid, piece, pairs))
-    longest = max(float(np.hypot(*_ends(grid, p)[1])) for p in pairs)
+    longest = float(np.hypot(*ways.T).max())
     near = grid.area & (_spread(ties, rim) > 0.5)
     cells, is_open = piece, [t > _OPEN for t in ties]
     for _ in range(round(max(2.0, _COLLAR * longest))):
@@ -242,9 +245,7 @@ def _body(grid: Grid, piece: Mask, pairs: Sequence[PointPair]) -> _Body:
         is_open = [a > _OPEN for a in alike]
     cut = _across(grid.area)  # what reaches the mask's edge is tied to what lies beyond
     links = tuple(
-        np.where(c, _HELD, np.where(r, t, np.where(i > 0, i, np.float32(_SOFT) * a))).astype(
-            np.float32
-        )
+        np.where(c, np.float32(_HELD), np.where(r, t, np.where(i > 0, i, np.float32(_SOFT) * a)))
         for c, r, t, i, a in zip(cut, rim, ties, inside, alike, strict=True)
     )
     return _Body(cells, (links[0], links[1]), _pinned(grid, piece, pairs))
@@ -274,6 +275,13 @@ def _ties(
         )
         ties.append(np.where(r, tie, 0).astype(np.float32))
     return (alike[0], alike[1]), (ties[0], ties[1])
+
+
+def _behind(piece: Mask, ties: tuple[F32, F32], way: npt.NDArray[np.float64]) -> tuple[F32, F32]:
+    """Ties but for those on the side to which a piece goes: nothing is torn there."""
+    here, (down, right) = piece.astype(np.float32), way / max(float(np.hypot(*way)), 1e-9)
+    ahead = (here[:-1] - here[1:]) * down > _AHEAD, (here[:, :-1] - here[:, 1:]) * right > _AHEAD
+    return ties[0] * ~ahead[0], ties[1] * ~ahead[1]
 
 
 def _step(rgb: F32, axis: int) -> F32:
