@@ -249,6 +249,18 @@ def test_what_the_picture_cuts_off_stays_at_its_border() -> None:
     assert red(aside[250:, 140:180]).mean() > 0.9  # along the border it may go
 
 
+def test_a_cut_thing_that_leaves_the_border_shows_its_texture_there_and_no_streaks() -> None:
+    before = np.full((160, 160, 3), 200, np.uint8)
+    before[90:, 60:100] = np.random.default_rng(0).integers(20, 90, (70, 40, 3))
+
+    def lively(p: np.ndarray) -> float:  # along the way it moved
+        return float(np.abs(np.diff(p[136:, 70:90].astype(int), axis=0)).mean())
+
+    out = moved_picture(before, None, [pair(80, 120, 80, 96)])
+    assert out[136:, 70:90].mean() < 90  # the thing, not the wall
+    assert lively(out) > 0.8 * lively(before)
+
+
 def test_nothing_holds_a_thing_back_where_it_goes() -> None:
     """One side fades into the ground; that may tie it where it would be torn off, not where it goes."""
 

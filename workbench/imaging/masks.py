@@ -127,6 +127,14 @@ def distance_inside(mask: Mask) -> F64:
     return np.sqrt(out)
 
 
+def mirrored(at: F32, size: int) -> F32:
+    """Coordinates [n] along an axis of `size` pixels, those outside reflected at its border.
+
+    What a thing that the border cuts leaves open shows its texture then; clamped, it shows streaks.
+    """
+    return np.where(at > size - 1, 2 * (size - 1) - at, np.abs(at))
+
+
 def sampled(rgb: U8, y: F32, x: F32) -> U8:
     """Bilinear colours at (y, x) [n], clamped to the picture, to 1/64 pixel.
 

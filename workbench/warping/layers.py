@@ -24,6 +24,7 @@ from workbench.imaging.masks import (
     enlarged,
     filled,
     grown,
+    mirrored,
     sampled,
 )
 from workbench.warping.held import CELLS, Grid, PictureFeatures, random_walker, reduced, rim, warm
@@ -334,7 +335,8 @@ def _lay(out: F32, part: U8, layer: Layer, grid: Grid, *, fine: bool) -> None:
             continue
         i += top
         share = cover[i, j][:, None]
-        y, x = (i - back[0][i, j]).astype(np.float32), (j - back[1][i, j]).astype(np.float32)
+        y = mirrored((i - back[0][i, j]).astype(np.float32), part.shape[0])
+        x = mirrored((j - back[1][i, j]).astype(np.float32), part.shape[1])
         own = cubic(part, y, x) if fine else sampled(part, y, x)
         out[i, j] += (own - out[i, j]) * share
 
