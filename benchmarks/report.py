@@ -244,10 +244,8 @@ def trusted(rows: Sequence[Record]) -> list[str]:
     return out
 
 
-VISIBLE, PLAIN = (
-    0.03,
-    0.1,
-)  # of doing nothing: candidates that differ by more differ visibly, plainly
+# of doing nothing: candidates whose errors differ by more than this differ visibly, or plainly
+VISIBLE, PLAIN = 0.03, 0.1
 LEVELS = ("well", "partly", "poorly")
 _OPEN = (
     Figure("open_mae", "MAE where the move cannot be trusted", 1),

@@ -161,10 +161,11 @@ def _edit(
                 pixels = functional.interpolate(pixels, size=image.size[::-1], mode="bilinear")
             edited, unedited = to_rgb(pixels), None
             choice: dict[str, Any] = {}
+            knows = known.knows(image.rgb, image.working_mask) if known is not None else {}
             if known is not None and moved is not None:
                 again = None if drafting else to_rgb(runtime.decode(moved_clean(problem)))
                 both = Candidates.of(moved, edited, again)
-                edited, choice = both.judged(known.knows(image.rgb, image.working_mask))
+                edited, choice = both.judged(knows)
                 if engine.on_candidates is not None:
                     engine.on_candidates(both.whole(image))
             elif image.scaled and not request.drag.parity and problem.reference is not None:
@@ -175,9 +176,12 @@ def _edit(
         whole = image.put_back(edited, unedited)
         result = _save(image, engine.store, report, outcome, whole, recorder.frames)
     result = dataclasses.replace(
-        result, seconds=dict(report.seconds), found=found_in(image, whole), choice=choice,
-        knows=known.knows(image.rgb, image.working_mask) if known is not None else {},
-    )  # fmt: skip
+        result,
+        seconds=dict(report.seconds),
+        found=found_in(image, whole),
+        choice=choice,
+        knows=knows,
+    )
     on_step(StepInfo(stage="save", step=1, total=1))
     return result, failure
 

@@ -254,7 +254,7 @@ class Bench:
         return self.page.locator("canvas.upper-canvas")
 
     def tool(self, name: str) -> None:
-        """Choose a drawing tool by its name; again, where the page was built anew under the click."""
+        """Choose a drawing tool by its name; click again if the page was rebuilt during the click."""
         radio = self.page.get_by_role("radio", name=name, exact=True)
 
         def chosen() -> bool:

@@ -210,10 +210,8 @@ def _load(app: App, model: str, on_step: OnStep, step: Step, facts: dict[str, An
 def _round_trip(rgb: U8, step: Step, facts: dict[str, Any]) -> None:
     photograph = decode.decode((EXAMPLE / _PHOTOGRAPH).read_bytes(), _PHOTOGRAPH).rgb
     found = {}
-    for name, source in (
-        ("photograph", photograph),
-        ("drawing", rgb),
-    ):  # the drawing is dragged later
+    # the drawing last: it is what the later steps go on with
+    for name, source in (("photograph", photograph), ("drawing", rgb)):
         facts["rgb"], got, facts["latent"] = _through(source, facts["runtime"])
         found[name] = psnr(got, facts["rgb"])
         step.pictures |= {f"The {name}": facts["rgb"], f"The {name} through the autoencoder": got}

@@ -183,8 +183,9 @@ class Stage {
     this.trigger = setTriggerValue;
     teachCanvas(data.eraser);
     this.log = this.log.filter((item) => item.number > (data.acked[this.id] ?? 0));
+    if (before?.target !== data.target) [this.sent, this.arrows] = [[], []]; // another picture's arrows stay with it
     const [by, taken] = data.taken ?? [];
-    this.sent = before && by === this.id ? this.sent.filter((s) => s.number >= taken) : this.sent;
+    if (by === this.id) this.sent = this.sent.filter((s) => s.number >= taken);
     if (before?.generation !== data.generation) this.rebase(copy(data.arrows));
     if (before && before.tool !== data.tool) this.corners = [];
     if (before?.view.join() !== data.view.join() || before?.target !== data.target) {
