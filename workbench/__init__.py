@@ -7,10 +7,12 @@ benchmarks. Importing this package is cheap: nothing here imports torch.
 import os
 from pathlib import Path
 
-# torch's threads wait for each other some thousand times in a pass. By default they spin meanwhile,
-# which beside any other busy program costs five times the pass (docs/benchmarks.md, Log). Read by
-# OpenMP when torch is loaded, so it stands here; the numbers computed do not depend on it.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# torch's threads wait for each other some thousand times in a pass. GNU's OpenMP has them spin for
+# 300,000 turns first, which takes the core from whoever they wait for when other programs are busy
+# (twice the time of an edit); no spinning at all (OMP_WAIT_POLICY=PASSIVE) costs as much on idle cores.
+# docs/benchmarks.md, Log, has the figures. Read when torch is loaded; the numbers do not depend on it.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.2.0"
 

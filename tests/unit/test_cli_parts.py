@@ -60,14 +60,21 @@ def test_help_of_everything_without_torch() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("own", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_torchs_threads_sleep_while_they_wait_unless_told_otherwise(
-    own: str | None, found: str
-) -> None:
-    """The policy is there before torch is: its OpenMP reads it once, when it is loaded."""
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": own} if own else {}
-    code = "import os, sys, workbench; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+    ],
+)
+def test_torchs_threads_spin_shortly_unless_told_otherwise(own: dict[str, str], found: str) -> None:
+    """The count is there before torch is: its OpenMP reads it once, when it is loaded."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {k: v for k, v in os.environ.items() if k not in names} | own
+    code = (
+        "import os, sys, workbench; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPO, env=environment, capture_output=True, text=True
     )
